@@ -1,0 +1,35 @@
+# setup, demo, test and check are the whole workflow; each makes what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+# torchrec's own requirements name the CUDA build of fbgemm, which overwrites fbgemm-gpu-cpu, so
+# torchrec comes last and without them; its real needs are in pyproject.toml.
+$(STAMP): pyproject.toml proto/embedcomp/v1/scoring.proto
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embedcomp needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0
+	$(BIN)/python -m proto.build
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m pipelines.demo --rows 300000 --out demo_out
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo_out build *.egg-info

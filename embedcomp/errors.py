@@ -1,0 +1,45 @@
+"""What a user can fix. Every message is one sentence with the numbers and the way out."""
+
+from __future__ import annotations
+
+
+class EmbedcompError(Exception):
+    """Base of every error that a user can mend; the command line prints it and exits with 2."""
+
+
+class BadSchema(EmbedcompError):
+    """schema.toml does not describe a click log."""
+
+
+class BadLog(EmbedcompError):
+    """The click log's files do not hold what its schema says."""
+
+
+class BadModel(EmbedcompError):
+    """A model, checkpoint or factory that cannot be used."""
+
+
+class BadArtifact(EmbedcompError):
+    """A folder that is not a readable artifact."""
+
+
+class BadSettings(EmbedcompError):
+    """Settings that cannot be met together."""
+
+
+class BadRequest(EmbedcompError):
+    """A request for scores that does not fit the artifact's features."""
+
+    def __init__(self, feature: str, message: str):
+        self.feature = feature
+        super().__init__(f"feature {feature!r}: {message}")
+
+
+class BudgetTooSmall(EmbedcompError):
+    """No plan fits the byte budget."""
+
+    def __init__(self, budget: int, smallest: int):
+        super().__init__(
+            f"the budget is {budget:,} bytes, but the smallest plan needs {smallest:,}; "
+            f"raise the budget by {smallest - budget:,} or allow more methods"
+        )

@@ -1,0 +1,128 @@
+"""Raw ids to row numbers.
+
+Rows 0 and 1 of every table belong to ids that are not known and to null; the others follow by
+falling count, so row order is frequency order: hot rows lie together, "the top tenth" is a slice
+and dropping rare ids is a cut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedcomp.log.counts import IdCounts
+
+UNKNOWN = 0  # also every id seen fewer than `min_count` times
+NULL = 1
+RESERVED = 2
+
+
+class WrongType(TypeError):
+    """A column of another type than the training log's."""
+
+
+class Vocabulary:
+    """The known ids of one column.
+
+    Args:
+        values: known ids, most frequent first (int64 or string, no nulls).
+        counts: int64 [rows]; times each row is looked up in the training split, the reserved
+            rows included.
+        dense_ids: ids are row numbers already; `values` is empty, and the rows for unknown and
+            null come last, so that id i stays row i.
+    """
+
+    def __init__(self, values: pa.Array, counts: np.ndarray, dense_ids: bool = False):
+        self.values, self.counts, self.dense_ids = values, counts, dense_ids
+        self._index: pd.Index | None = None  # built on first use
+
+    @classmethod
+    def from_counts(cls, found: IdCounts, min_count: int, dense_ids: bool = False) -> Vocabulary:
+        """Keep the ids seen at least `min_count` times."""
+        values, counts = found.sorted()
+        if dense_ids:
+            return cls._from_row_numbers(found, values.to_numpy(), counts)
+        kept = int(np.searchsorted(-counts, -min_count, side="right"))
+        reserved = [int(counts[kept:].sum()), found.nulls]
+        return cls(values[:kept], np.concatenate([reserved, counts[:kept]]).astype(np.int64))
+
+    @classmethod
+    def _from_row_numbers(
+        cls, found: IdCounts, ids: np.ndarray, counts: np.ndarray
+    ) -> Vocabulary:
+        valid = ids >= 0
+        rows = int(ids.max(initial=-1)) + 1
+        per_row = np.zeros(rows + RESERVED, np.int64)
+        per_row[ids[valid]] = counts[valid]
+        per_row[rows + UNKNOWN], per_row[rows + NULL] = counts[~valid].sum(), found.nulls
+        return cls(pa.array([], pa.int64()), per_row, dense_ids=True)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the column's table."""
+        return len(self.counts)
+
+    @property
+    def type(self) -> pa.DataType:
+        return self.values.type
+
+    @property
+    def unknown_row(self) -> int:
+        return self.rows - RESERVED + UNKNOWN if self.dense_ids else UNKNOWN
+
+    @property
+    def null_row(self) -> int:
+        return self.rows - RESERVED + NULL if self.dense_ids else NULL
+
+    def encode(self, column: pa.Array) -> np.ndarray:
+        """Row number of each value: int32 [len(column)].
+
+        Raises:
+            WrongType: the values are of another type than those of the training log.
+        """
+        if column.null_count == len(column):  # nulls may come without a type
+            return np.full(len(column), self.null_row, np.int32)
+        if column.type != self.type:
+            raise WrongType(f"holds {column.type} values, but the training log had {self.type}")
+        if self.dense_ids:
+            return self._encode_row_numbers(column)
+        distinct = column.dictionary_encode()
+        rows = self._known_rows(distinct.dictionary)
+        rows = np.append(rows, np.int32(NULL))  # the last entry stands for null
+        places = distinct.indices.fill_null(len(rows) - 1)
+        return rows[places.to_numpy()]
+
+    def _known_rows(self, values: pa.Array) -> np.ndarray:
+        if self._index is None:
+            self._index = pd.Index(self.values.to_numpy(zero_copy_only=False))
+        found = self._index.get_indexer(values.to_numpy(zero_copy_only=False))  # -1: not known
+        return np.where(found < 0, UNKNOWN, found + RESERVED).astype(np.int32)
+
+    def _encode_row_numbers(self, column: pa.Array) -> np.ndarray:
+        ids = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        known = (ids >= 0) & (ids < self.rows - RESERVED)
+        rows = np.where(known, ids, self.unknown_row)
+        if column.null_count:
+            rows[column.is_null().to_numpy(zero_copy_only=False)] = self.null_row
+        return rows.astype(np.int32)
+
+    def save(self, file: Path) -> None:
+        """Write to one Parquet file: a row a table row; reserved rows have a null value."""
+        known = pa.array([], self.type) if self.dense_ids else self.values
+        nulls = pa.nulls(self.rows - len(known), self.type)
+        values = pa.concat_arrays([nulls, known])
+        metadata = {b"dense_ids": str(int(self.dense_ids)).encode()}
+        table = pa.table([values, pa.array(self.counts)], names=["value", "count"])
+        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
+
+    @classmethod
+    def load(cls, file: Path) -> Vocabulary:
+        table = pq.read_table(file)
+        dense_ids = (table.schema.metadata or {}).get(b"dense_ids") == b"1"
+        column = table["value"].combine_chunks()
+        values = column[:0] if dense_ids else column[RESERVED:]
+        return cls(values, table["count"].to_numpy(), dense_ids)

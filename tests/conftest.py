@@ -1,0 +1,63 @@
+"""Small logs with known content, made once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.counts import count
+from embedcomp.log.features import Features
+from embedcomp.log.synth import synth
+
+SCHEMA = """\
+label = "label"
+[splits]
+train = "train.parquet"
+[categorical]
+user = { side = "user" }
+item = {}
+tags = {}
+[dense]
+price = { transform = "log1p" }
+"""
+
+COLUMNS = {
+    "label": [1, 0, 0, 1],
+    "user": ["a", "b", "a", None],
+    "item": [7, 8, 7, 7],
+    "tags": [["x", "y"], [], None, ["x"]],
+    "price": [0.0, 3.0, None, -3.0],
+}
+
+WriteLog = Callable[..., Path]
+
+
+@pytest.fixture
+def write_log(tmp_path: Path) -> WriteLog:
+    """Writes a log of four rows, with columns or the schema changed as asked."""
+
+    def write(schema: str = SCHEMA, **changes: object) -> Path:
+        columns = {name: values for name, values in {**COLUMNS, **changes}.items() if values}
+        pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+        (tmp_path / "schema.toml").write_text(schema)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def synth_log(tmp_path_factory: pytest.TempPathFactory) -> ClickLog:
+    """A made-up log of 12,000 rows."""
+    folder = tmp_path_factory.mktemp("synth") / "log"
+    synth(folder, 12_000, seed=1)
+    return ClickLog(str(folder))
+
+
+@pytest.fixture(scope="session")
+def synth_features(synth_log: ClickLog) -> Features:
+    return Features.from_counts(synth_log, count(synth_log, synth_log.pieces("train")), 2)

@@ -1,0 +1,176 @@
+"""Counting, vocabularies and batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedcomp.log.batches import Rows, in_order, read_rows, shuffled
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.counts import count
+from embedcomp.log.features import Features
+from embedcomp.log.profile import profile
+from embedcomp.log.vocabulary import NULL, RESERVED, UNKNOWN, Vocabulary
+from tests.conftest import SCHEMA, WriteLog
+
+
+def features_of(folder: Path, min_count: int = 1) -> tuple[ClickLog, Features]:
+    log = ClickLog(str(folder))
+    return log, Features.from_counts(log, count(log, log.pieces("train")), min_count)
+
+
+def all_rows(log: ClickLog, features: Features) -> Rows:
+    return Rows.concatenate(list(read_rows(log, features, log.pieces("train"))))
+
+
+def test_rows_follow_falling_counts_after_unknown_and_null(write_log: WriteLog) -> None:
+    _, features = features_of(write_log())
+    user, item, tags = (f.vocabulary for f in features.ids)
+    assert user.values.to_pylist() == ["a", "b"] and user.counts.tolist() == [0, 1, 2, 1]
+    assert item.values.to_pylist() == [7, 8] and item.counts.tolist() == [0, 0, 3, 1]
+    assert tags.values.to_pylist() == ["x", "y"] and tags.counts.tolist() == [0, 1, 2, 1]
+
+
+def test_rare_ids_share_the_unknown_row(write_log: WriteLog) -> None:
+    log, features = features_of(write_log(), min_count=2)
+    assert features.ids[0].vocabulary.counts.tolist() == [1, 1, 2]
+    assert all_rows(log, features).single[:, 0].tolist() == [2, UNKNOWN, 2, NULL]
+
+
+def test_lists_become_bags_and_a_null_list_is_one_null(write_log: WriteLog) -> None:
+    log, features = features_of(write_log())
+    (bag,) = all_rows(log, features).bags
+    assert bag.offsets.tolist() == [0, 2, 2, 3, 4]
+    assert bag.values.tolist() == [RESERVED, RESERVED + 1, NULL, RESERVED]
+
+
+def test_dense_columns_are_transformed_and_standardised(write_log: WriteLog) -> None:
+    log, features = features_of(write_log())
+    dense = all_rows(log, features).dense[:, 0]
+    known = np.array([0.0, np.log(4.0), -np.log(4.0)])  # log1p keeps the sign
+    np.testing.assert_allclose(dense[[0, 1, 3]], (known - known.mean()) / known.std(), rtol=1e-5)
+    assert dense[2] == 0.0
+
+
+def test_dense_ids_keep_their_numbers(write_log: WriteLog) -> None:
+    schema = SCHEMA.replace("item = {}", "item = { dense_ids = true }")
+    log, features = features_of(write_log(schema, item=[2, 0, 2, None]))
+    assert all_rows(log, features).single[:, 1].tolist() == [2, 0, 2, 4]
+    vocabulary = features.ids[1].vocabulary
+    assert vocabulary.counts.tolist() == [1, 0, 2, 0, 1]
+    assert vocabulary.encode(pa.array([-1, 3, 1])).tolist() == [3, 3, 1]
+
+
+def test_counts_of_shards_add_up_to_those_of_the_whole(synth_log: ClickLog) -> None:
+    pieces = synth_log.pieces("train") + synth_log.pieces("valid") + synth_log.pieces("test")
+    whole, shards = count(synth_log, pieces), count(synth_log, pieces[2:])
+    shards += count(synth_log, pieces[:1])
+    shards += count(synth_log, pieces[1:2])
+    assert (whole.rows, whole.positives) == (shards.rows, shards.positives)
+    for name, ids in whole.ids.items():
+        values, counts = ids.sorted()
+        assert shards.ids[name].sorted()[0].equals(values)
+        assert np.array_equal(shards.ids[name].sorted()[1], counts)
+    for name, sums in whole.dense.items():
+        assert shards.dense[name].mean_and_scale() == sums.mean_and_scale()  # to the last bit
+
+
+def test_counts_equal_a_plain_count_of_the_files(synth_log: ClickLog) -> None:
+    found = count(synth_log, synth_log.pieces("train"))
+    table = pq.read_table(f"{synth_log.path}/train.parquet")
+    for name, ids in found.ids.items():
+        column = table[name]
+        values = column.to_pylist()
+        if pa.types.is_list(column.type):
+            values = [x for bag in values if bag is not None for x in bag]
+        known = Counter(v for v in values if v is not None)
+        assert dict(zip(*(x.tolist() for x in ids.sorted()), strict=True)) == known
+
+
+@pytest.mark.parametrize("buffer_rows", [500, 3000, 1 << 20])
+def test_a_pass_gives_every_row_once_in_an_order_of_its_seed(
+    synth_log: ClickLog, synth_features: Features, buffer_rows: int
+) -> None:
+    pieces = synth_log.pieces("train")
+
+    def passed(seed: int, skip: int = 0) -> list[np.ndarray]:
+        stream = shuffled(
+            synth_log, synth_features, pieces, 256, (seed, 0), skip, buffer_rows=buffer_rows
+        )
+        return [np.column_stack([b.dense.numpy(), b.labels.numpy()]) for b in stream]
+
+    first, again, other = passed(1), passed(1), passed(2)
+    assert [len(b) for b in first[:-1]] == [256] * (len(first) - 1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(other))
+    ordered = np.concatenate(
+        [
+            np.column_stack([b.dense.numpy(), b.labels.numpy()])
+            for b in in_order(synth_log, synth_features, pieces, 1000)
+        ]
+    )
+    same = [np.sort(np.concatenate(x), axis=0) for x in (first, other, [ordered])]
+    assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
+    resumed = passed(1, skip=5)
+    assert all(np.array_equal(a, b) for a, b in zip(first[5:], resumed, strict=True))
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_behind(
+    synth_log: ClickLog, synth_features: Features
+) -> None:
+    import threading
+
+    before = threading.active_count()
+    for _ in range(5):
+        stream = in_order(synth_log, synth_features, synth_log.pieces("train"), 10)
+        next(stream)
+        stream.close()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(timeout=2)
+    assert threading.active_count() <= before
+
+
+def test_vocabularies_come_back_from_their_files(
+    tmp_path: Path, synth_log: ClickLog, synth_features: Features
+) -> None:
+    synth_features.save(tmp_path)
+    back = Features.load(tmp_path)
+    assert back.names == synth_features.names
+    for mine, theirs in zip(synth_features.ids, back.ids, strict=True):
+        assert theirs.vocabulary.values.equals(mine.vocabulary.values)
+        assert np.array_equal(theirs.vocabulary.counts, mine.vocabulary.counts)
+    first = all_rows(synth_log, synth_features)
+    assert np.array_equal(all_rows(synth_log, back).single, first.single)
+
+
+def test_row_numbers_come_back_as_row_numbers(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(pa.array([], pa.int64()), np.array([5, 4, 1, 2]), dense_ids=True)
+    vocabulary.save(tmp_path / "v.parquet")
+    back = Vocabulary.load(tmp_path / "v.parquet")
+    assert back.dense_ids and back.counts.tolist() == [5, 4, 1, 2]
+
+
+def test_splits_may_be_folders_and_globs(write_log: WriteLog) -> None:
+    folder = write_log(SCHEMA.replace("train.parquet", "parts"))
+    (folder / "parts").mkdir()
+    for name in ("b", "a"):
+        (folder / f"parts/{name}.parquet").write_bytes((folder / "train.parquet").read_bytes())
+    assert ClickLog(str(folder)).rows("train") == 8
+    assert ClickLog(f"file://{folder}").rows("train") == 8
+    (folder / "schema.toml").write_text(SCHEMA.replace("train.parquet", "parts/a*"))
+    assert ClickLog(str(folder)).rows("train") == 4
+
+
+def test_the_profile_tells_nulls_and_tail(write_log: WriteLog) -> None:
+    log = ClickLog(str(write_log()))
+    found = profile(log, count(log, log.pieces("train")), "train")
+    assert found["rows"] == 4 and found["positive_rate"] == 0.5
+    assert found["categorical"]["user"]["nulls"] == 1
+    assert found["categorical"]["tags"]["empty_bags"] == 1
+    assert found["categorical"]["item"]["tail_mass"] == 1.0
