@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml proto/embedcomp/v1/scoring.proto
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0
-	$(BIN)/python -m proto.build
+	$(BIN)/python proto/build.py
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
@@ -35,6 +36,8 @@ COLUMNS = {
 }
 
 WriteLog = Callable[..., Path]
+
+torch.set_num_threads(1)  # the models here are small; a second thread costs more than it brings
 
 
 @pytest.fixture

@@ -149,10 +149,10 @@ def _cut(source: Iterator[Rows], batch_rows: int, limit: int | None) -> Iterator
     """Whole batches, then what is left, of at most `limit` rows in all."""
     left = sys.maxsize if limit is None else limit
     held: Rows | None = None
-    for rows in source:
-        rows = rows.take(np.arange(min(left, len(rows))))
-        left -= len(rows)
-        rows = rows if held is None else Rows.concatenate([held, rows])
+    for read in source:
+        wanted = read.take(np.arange(min(left, len(read))))
+        left -= len(wanted)
+        rows = wanted if held is None else Rows.concatenate([held, wanted])
         whole = len(rows) - len(rows) % batch_rows
         for start in range(0, whole, batch_rows):
             yield rows.take(np.arange(start, start + batch_rows))

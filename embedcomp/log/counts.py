@@ -65,7 +65,7 @@ class IdCounts:
     def sorted(self) -> tuple[pa.Array, np.ndarray]:
         """Values and counts, most frequent first; equal counts by value."""
         table = self._merge().sort_by([("count", "descending"), ("value", "ascending")])
-        return table["value"].combine_chunks(), table["count"].to_numpy()
+        return table["value"].combine_chunks(), table["count"].to_numpy().copy()
 
     def __iadd__(self, other: IdCounts) -> IdCounts:
         self.nulls += other.nulls

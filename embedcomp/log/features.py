@@ -20,7 +20,6 @@ from embedcomp.log.counts import LogCounts, transformed
 from embedcomp.log.schema import Side
 from embedcomp.log.vocabulary import Vocabulary, WrongType
 
-
 T = TypeVar("T")
 
 
@@ -84,7 +83,7 @@ class Features:
 
     @property
     def names(self) -> list[str]:
-        return [f.name for f in (*self.ids, *self.dense)]
+        return [f.name for f in self.ids] + [f.name for f in self.dense]
 
     @property
     def keys(self) -> list[str]:
@@ -122,9 +121,7 @@ class Features:
     def save(self, folder: Path) -> None:
         """Write features.json and one Parquet file a vocabulary into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        ids = [
-            {"name": f.name, "side": f.side, "multi_valued": f.multi_valued} for f in self.ids
-        ]
+        ids = [{"name": f.name, "side": f.side, "multi_valued": f.multi_valued} for f in self.ids]
         dense = [f.__dict__ for f in self.dense]
         text = json.dumps({"ids": ids, "dense": dense}, indent=1)
         (folder / "features.json").write_text(text + "\n")
@@ -182,4 +179,3 @@ def _bag(vocabulary: Vocabulary, column: pa.Array) -> Bag:
 
 def _vocabulary_file(name: str) -> str:
     return f"vocabulary.{quote(name, safe='')}.parquet"
-

@@ -51,9 +51,7 @@ class Vocabulary:
         return cls(values[:kept], np.concatenate([reserved, counts[:kept]]).astype(np.int64))
 
     @classmethod
-    def _from_row_numbers(
-        cls, found: IdCounts, ids: np.ndarray, counts: np.ndarray
-    ) -> Vocabulary:
+    def _from_row_numbers(cls, found: IdCounts, ids: np.ndarray, counts: np.ndarray) -> Vocabulary:
         valid = ids >= 0
         rows = int(ids.max(initial=-1)) + 1
         per_row = np.zeros(rows + RESERVED, np.int64)
@@ -125,4 +123,4 @@ class Vocabulary:
         dense_ids = (table.schema.metadata or {}).get(b"dense_ids") == b"1"
         column = table["value"].combine_chunks()
         values = column[:0] if dense_ids else column[RESERVED:]
-        return cls(values, table["count"].to_numpy(), dense_ids)
+        return cls(values, table["count"].to_numpy().copy(), dense_ids)

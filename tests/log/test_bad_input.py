@@ -58,7 +58,7 @@ def test_two_files_of_one_split_must_agree_on_types(write_log: WriteLog) -> None
 
 
 def test_a_split_without_files_is_empty(write_log: WriteLog) -> None:
-    with pytest.raises(BadLog, match="split 'train' .* is empty: no Parquet file at .*none"):
+    with pytest.raises(BadLog, match=r"split 'train' .* is empty: no Parquet file at .*none"):
         read(write_log(SCHEMA.replace("train.parquet", "none/*.parquet")))
 
 
@@ -71,7 +71,7 @@ def test_a_split_without_rows_is_empty(write_log: WriteLog) -> None:
 
 
 def test_a_split_that_the_schema_does_not_name_lists_those_it_does(write_log: WriteLog) -> None:
-    with pytest.raises(BadLog, match="no split 'test'; schema.toml names: train"):
+    with pytest.raises(BadLog, match=r"no split 'test'; schema\.toml names: train"):
         ClickLog(str(write_log())).pieces("test")
 
 

@@ -1,0 +1,49 @@
+"""embedcomp compress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcomp.cli.options import Changes, Json, show
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")],
+    out: Annotated[Path, typer.Option(help="Folder for the artifact; a new version each time.")],
+    tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
+    methods: Annotated[str, typer.Option(help="Methods the plan may use, comma-separated.")] = "",
+    control: Annotated[
+        Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    changes: Changes = None,
+    json: Json = None,
+) -> None:
+    """Plan the best model within a byte budget, compress, tune, and write an artifact."""
+    from embedcomp import recipes
+    from embedcomp.artifact import Artifact
+    from embedcomp.compress.plan import render
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.progress import shown
+    from embedcomp.settings import CompressSettings, changed
+
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = CompressSettings(budget=budget, methods=names)
+    settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
+    original, clicks = Artifact.open(model), ClickLog(log)
+    measured = recipes.measure(original, clicks, settings)
+    plan = recipes.plan(original, measured, settings)
+    if dry_run:
+        show(plan.to_dict(), [render(plan)], json)
+        return
+    with shown("tuning") as watch:
+        made = recipes.compress(original, clicks, measured, plan, settings, out, watch=watch)
+    if control is not None:
+        with shown("control") as watch:
+            recipes.control(original, clicks, settings, control, watch=watch)
+    show(recipes.summary(made), [render(plan), recipes.summary_line(made)], json)

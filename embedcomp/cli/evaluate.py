@@ -1,0 +1,43 @@
+"""embedcomp evaluate and inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcomp.cli.options import Json, show
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Models or artifacts, to compare.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    json: Json = None,
+) -> None:
+    """AUC, log loss, calibration, bytes and speed on a split of a click log."""
+    from embedcomp.artifact import Artifact
+    from embedcomp.evaluate import evaluate as measured
+    from embedcomp.evaluate import render
+    from embedcomp.log.click_log import ClickLog
+
+    clicks = ClickLog(log)
+    opened = {str(path): Artifact.open(path) for path in models}
+    found = {
+        name: measured(a.model(), clicks, a.features, split, a.folder) for name, a in opened.items()
+    }
+    result = next(iter(found.values())) if len(found) == 1 else {"models": found}
+    show(result, [render(found)], json)
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Model or artifact.")], json: Json = None
+) -> None:
+    """Print what a model or artifact holds: features, layers, bytes and quality."""
+    from embedcomp.artifact import Artifact
+    from embedcomp.inspect import describe, render
+
+    opened = Artifact.open(model)
+    found = describe(opened)
+    show(found, render(found, opened), json)

@@ -1,0 +1,41 @@
+"""The `embedcomp` command. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from embedcomp.cli import compress, evaluate, log, serve, submit, train
+from embedcomp.errors import EmbedcompError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compress click-through-rate models, prove that quality held, and serve them.",
+)
+app.add_typer(log.app, name="log", help="Make and look at click logs.")
+app.command()(train.train)
+app.command()(compress.compress)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.inspect)
+app.command()(serve.serve)
+app.command()(serve.predict)
+app.command()(submit.submit)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except EmbedcompError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

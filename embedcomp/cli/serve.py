@@ -1,0 +1,43 @@
+"""embedcomp serve and predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcomp.cli.options import Json, show
+
+
+def serve(
+    artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    threads: Annotated[int, typer.Option(help="Requests scored at a time.")] = 4,
+) -> None:
+    """Serve an artifact over gRPC until SIGTERM."""
+    from embedcomp.scorer import Scorer
+    from serving.server import ServerSettings
+    from serving.server import serve as run
+
+    run(Scorer.open(artifact), ServerSettings(host=host, port=port, threads=threads))
+
+
+def predict(
+    target: Annotated[str, typer.Option(help="HOST:PORT of a server.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    split: Annotated[str, typer.Option(help="Split whose rows are sent.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Rows at most.")] = None,
+    batch_rows: Annotated[int, typer.Option(help="Rows a request.")] = 256,
+    in_flight: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
+    json: Json = None,
+) -> None:
+    """Send rows of a log to a server and print AUC, throughput and latency."""
+    from embedcomp.log.click_log import ClickLog
+    from serving.predict import predict_log, render
+
+    found = predict_log(
+        target, ClickLog(log), split, limit, batch_rows=batch_rows, in_flight=in_flight
+    )
+    show(found, [render(found)], json)

@@ -1,0 +1,105 @@
+"""Moments and leading directions, in float64 on the small side of a matrix.
+
+A table has millions of rows and tens of columns: its d x d Gram matrix holds all that a low-rank
+method needs, and one pass over the rows makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 1 << 16
+DAMPING = 0.03  # share of a measured gradient matrix that is replaced by its mean eigenvalue
+RIDGE = 1e-9
+
+
+def chunks(rows: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows [n, d] as float64 and their weights, a cache's worth at a time."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        yield rows[part].double(), None if weights is None else weights[part].double()
+
+
+def moments(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weighted mean [d] and covariance [d, d] of rows [n, d]; float64.
+
+    Sums are taken around a rough mean, so that a large mean does not drown a small covariance.
+    """
+    d = rows.shape[1]
+    shift = rows[: 1 << 10].double().mean(0)
+    total, first = 0.0, torch.zeros(d, dtype=torch.float64)
+    second = torch.zeros(d, d, dtype=torch.float64)
+    for part, w in chunks(rows, weights):
+        values = part - shift
+        weighted = values if w is None else values * w[:, None]
+        total += len(values) if w is None else float(w.sum())
+        first += weighted.sum(0)
+        second.addmm_(weighted.T, values)
+    mean = first / total
+    return shift + mean, second / total - mean.outer(mean)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """rows^T rows, float64 [d, d]."""
+    d = rows.shape[1]
+    total = torch.zeros(d, d, dtype=torch.float64)
+    for values, _ in chunks(rows, None):
+        total.addmm_(values.T, values)
+    return total
+
+
+def leading(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [d], largest first, and eigenvectors [d, d] in columns.
+
+    The largest entry of each vector is positive, which makes the answer unique.
+    """
+    values, vectors = torch.linalg.eigh(symmetric)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    peaks = vectors.abs().argmax(0, keepdim=True)
+    return values, vectors * vectors.gather(0, peaks).sign()
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Directions in order of what they are worth, each decoded with length 1.
+
+    encoder: [d, d]; its first k columns make codes of rows: (y - mean) @ encoder[:, :k].
+    decoder: [d, d]; its first k rows make rows of codes.
+    worth: [d], expected squared error (in the metric) of leaving a direction out.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    worth: Tensor
+
+
+def basis(covariance: Tensor, metric: Tensor | None) -> Basis:
+    """The basis whose first k directions lose least of E[e^T metric e], for every k.
+
+    Args:
+        covariance: [d, d] of what is to be approximated.
+        metric: [d, d], or None for plain squared error. It is damped, since a direction with no
+            measured gradient is not one that can be got wrong at will.
+    """
+    if metric is None:
+        worth, vectors = leading(covariance)
+        return Basis(vectors, vectors.T.contiguous(), worth)
+    mean_eigenvalue = metric.diagonal().mean()
+    scales, axes = leading((1 - DAMPING) * metric)
+    scales = scales + DAMPING * mean_eigenvalue
+    root, inverse = (axes * scales.sqrt()) @ axes.T, (axes * scales.rsqrt()) @ axes.T
+    worth, vectors = leading(root @ covariance @ root)
+    encoder, decoder = root @ vectors, vectors.T @ inverse
+    lengths = decoder.norm(dim=1)  # codes keep the units of what they encode
+    return Basis(encoder * lengths, decoder / lengths[:, None], worth)
+
+
+def solve(symmetric: Tensor, right: Tensor) -> Tensor:
+    """symmetric^-1 @ right for a positive semidefinite matrix [k, k], with a tiny ridge."""
+    scale = symmetric.diagonal().mean() * RIDGE + torch.finfo(torch.float64).tiny
+    eye = torch.eye(len(symmetric), dtype=torch.float64)
+    return torch.linalg.solve(symmetric + scale * eye, right)

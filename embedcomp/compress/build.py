@@ -1,0 +1,80 @@
+"""From a layer to the served modules that methods choose among."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
+from embedcomp.served.formats import Storage
+from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.rows import StoredRows
+from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
+
+FactorStorage = Literal["float32", "float16", "column_int8", "column_int4"]
+FACTOR_STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8", "column_int4")
+
+
+def table(spec: TableSpec, stored: StoredRows, decode: Affine | None) -> CompressedTable:
+    if spec.pooling == "none":
+        return CompressedEmbedding(spec.rows, spec.dim, stored, decode=decode)
+    return CompressedBag(
+        spec.rows, spec.dim, spec.pooling, stored, decode=decode, last_offset=spec.last_offset
+    )
+
+
+def plain(spec: Spec, storage: Storage) -> Served:
+    """The layer's own matrix in another storage."""
+    if isinstance(spec, TableSpec):
+        return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
+    return CompressedLinear(spec.inputs, spec.outputs, spec.bias, storage)
+
+
+def low_rank(
+    spec: Spec, rank: int, storage: Storage, *, bias: bool, activation: str | None = None
+) -> Served:
+    """Two factors with `rank` numbers in between.
+
+    Args:
+        bias: of the decoder or the layer.
+        activation: between the factors of a linear layer.
+    """
+    if isinstance(spec, LinearSpec):
+        return LowRankLinear(
+            spec.inputs, spec.outputs, rank, bias=bias, storage=storage, activation=activation
+        )
+    decode = Affine(rank, spec.dim, "float32" if storage == "float32" else "float16", bias)
+    return table(spec, StoredRows(spec.rows, rank, storage if rank else "float32"), decode)
+
+
+def ranks(spec: Spec) -> list[int]:
+    """Ranks worth trying: every one for narrow tables, else about four an octave.
+
+    A linear layer's end where two factors are as large as the product.
+    """
+    if isinstance(spec, TableSpec):
+        if spec.dim <= 16:
+            return list(range(spec.dim + 1))
+        return [0, *(k for k in _ladder(spec.dim) if k < spec.dim), spec.dim]
+    end = spec.inputs * spec.outputs / (spec.inputs + spec.outputs)
+    return [k for k in _ladder(spec.outputs) if k < end and k <= spec.inputs]
+
+
+def _ladder(most: int) -> list[int]:
+    """1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ... up to `most`."""
+    octaves = range(max(most.bit_length() - 2, 0))
+    steps = {1, 2, 3} | {quarter << octave for quarter in (4, 5, 6, 7) for octave in octaves}
+    return sorted(k for k in steps if k <= most)
+
+
+def rounded(layer: Layer, storage: Storage) -> Served:
+    """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
+    served = plain(layer.spec, storage)
+    if isinstance(served, CompressedTable):
+        served.fill(layer.weight, layer.counts)
+        return served
+    assert isinstance(served, CompressedLinear)
+    served.stored.fill(layer.weight, layer.output_weights)
+    if layer.bias is not None:
+        lost = (layer.weight - served.stored.to_float()).double() @ layer.inputs.mean
+        served.set_bias(layer.bias + lost)
+    return served

@@ -1,0 +1,168 @@
+"""What a compression method sees of a layer, and what it has to offer.
+
+A method is one file in `embedcomp/methods` with
+
+    Settings                               a frozen, keyword-only dataclass
+    candidates(spec) -> list[Settings]     worth trying on this shape; none: cannot take it
+    empty(spec, settings) -> Served        the served module, shapes and dtypes only
+    compress(layer, settings) -> Served    the same module, filled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.table import CompressedTable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """Shape of an embedding table."""
+
+    name: str  # of the module in the model
+    rows: int
+    dim: int
+    pooling: Literal["sum", "mean", "none"]  # "none": nn.Embedding
+    features: tuple[str, ...] = ()
+    last_offset: bool = True  # bags' offsets end with the number of ids, as torchrec's do
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSpec:
+    """Shape of a linear layer."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str | None = None  # that follows it, if it is known
+
+
+Spec = TableSpec | LinearSpec
+Served = CompressedTable | CompressedLinear | LowRankLinear
+
+
+@dataclass(frozen=True)
+class TableStatistics:
+    """Of the rows that are looked up.
+
+    counts: float64 [rows], times each row is looked up in the log; all 0: not known.
+    gradient: float64 [dim, dim], G with 1/2 E[e^T G e] the loss a sample gains when looked-up rows
+        are off by e; None: not measured.
+    """
+
+    counts: Tensor
+    gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LinearStatistics:
+    """Of a linear layer over the log.
+
+    mean, second: float64 [inputs] and [inputs, inputs], E[x] and E[x x^T].
+    gradient: float64 [outputs, outputs], as in TableStatistics, for the layer's output.
+    """
+
+    mean: Tensor
+    second: Tensor
+    gradient: Tensor | None = None
+
+    @property
+    def covariance(self) -> Tensor:
+        return self.second - self.mean.outer(self.mean)
+
+    @classmethod
+    def unmeasured(cls, inputs: int) -> LinearStatistics:
+        """Inputs of mean zero and unit covariance."""
+        eye = torch.eye(inputs, dtype=torch.float64)
+        return cls(torch.zeros(inputs, dtype=torch.float64), eye)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer to compress; its tensors are the model's own and are only read.
+
+    weight: float32 [rows, dim] of a table, [outputs, inputs] of a linear layer.
+    bias: float32 [outputs] or None.
+    """
+
+    spec: Spec
+    weight: Tensor
+    bias: Tensor | None
+    statistics: TableStatistics | LinearStatistics
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def bytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        return self.statistics.gradient
+
+    @property
+    def counts(self) -> Tensor | None:
+        """How much each row of a table matters, float64 [rows]; None: all the same."""
+        assert isinstance(self.statistics, TableStatistics)
+        counts = self.statistics.counts
+        return counts if bool(counts.any()) else None
+
+    @property
+    def output_weights(self) -> Tensor | None:
+        """How much an error of each output of a linear layer matters, float64 [outputs]."""
+        return None if self.gradient is None else self.gradient.diagonal()
+
+    @property
+    def inputs(self) -> LinearStatistics:
+        assert isinstance(self.statistics, LinearStatistics)
+        return self.statistics
+
+    def shared(self, what: str, make: Callable[[], T]) -> T:
+        """What the candidates of one layer have in common, made once."""
+        if what not in self._shared:
+            self._shared[what] = make()
+        return self._shared[what]
+
+    def sampled(self, most: int) -> Layer:
+        """A table with at most `most` rows: the most looked-up half, and every so many-th other.
+
+        The counts of the others are scaled up, so that weighted sums keep their expectation. It is
+        what predicted losses are measured on; a table that is small enough is given back as it is.
+        """
+        assert isinstance(self.spec, TableSpec)
+        return self if self.spec.rows <= most else self.shared(f"{most} rows", self._sample(most))
+
+    def _sample(self, most: int) -> Callable[[], Layer]:
+        def sample() -> Layer:
+            assert isinstance(self.spec, TableSpec)
+            weights = torch.ones(self.spec.rows).double() if self.counts is None else self.counts
+            order = torch.argsort(weights, descending=True, stable=True)
+            head, tail = order[: most // 2], order[most // 2 :]
+            step = -(-len(tail) // (most - most // 2))
+            kept = torch.cat([head, tail[step // 2 :: step]])
+            counts = weights[kept]
+            counts[len(head) :] *= step
+            spec = replace(self.spec, rows=len(kept))
+            return Layer(spec, self.weight[kept], None, TableStatistics(counts, self.gradient))
+
+        return sample
+
+
+class Method(Protocol):
+    """A file in `embedcomp/methods`."""
+
+    Settings: Callable[..., Any]
+
+    def candidates(self, spec: Spec) -> list[Any]: ...
+
+    def empty(self, spec: Spec, settings: Any) -> Served: ...
+
+    def compress(self, layer: Layer, settings: Any) -> Served: ...

@@ -1,0 +1,169 @@
+"""Finding the layers of a model that can be compressed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from embedcomp.compress.contract import (
+    Layer,
+    LinearSpec,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+
+_ACTIVATIONS = {
+    nn.ReLU: "relu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+}
+_PASSED_OVER = (nn.Dropout, nn.Identity)
+_TABLES = (nn.EmbeddingBag, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What can be compressed, by module name, and why the rest cannot."""
+
+    layers: dict[str, Layer]
+    refused: dict[str, str]
+
+
+def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
+    """The tables and linear layers of a model.
+
+    Args:
+        counts: by feature, times each row of its table is looked up in the log.
+    """
+    tied, features, activations = _tied(model), _features(model), _activations(model)
+    layers: dict[str, Layer] = {}
+    refused: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if not module._parameters or any(name.startswith(f"{other}.") for other in refused):
+            continue
+        reason = tied.get(id(module)) or _reason(module)
+        if reason:
+            refused[name] = reason
+        elif isinstance(module, nn.Linear):
+            layers[name] = _linear(name, module, activations.get(name))
+        else:
+            assert isinstance(module, _TABLES)
+            layers[name] = _table(name, module, features.get(name, ()), counts)
+    return Found(layers, refused)
+
+
+def _linear(name: str, module: nn.Linear, activation: str | None) -> Layer:
+    spec = LinearSpec(
+        name=name,
+        inputs=module.in_features,
+        outputs=module.out_features,
+        bias=module.bias is not None,
+        activation=activation,
+    )
+    bias = None if module.bias is None else module.bias.detach()
+    statistics = LinearStatistics.unmeasured(module.in_features)
+    return Layer(spec, module.weight.detach(), bias, statistics)
+
+
+def _table(
+    name: str,
+    module: nn.EmbeddingBag | nn.Embedding,
+    features: tuple[str, ...],
+    counts: Mapping[str, np.ndarray | Tensor],
+) -> Layer:
+    is_bag = isinstance(module, nn.EmbeddingBag)
+    spec = TableSpec(
+        name=name,
+        rows=module.num_embeddings,
+        dim=module.embedding_dim,
+        pooling=cast(Literal["sum", "mean"], module.mode) if is_bag else "none",
+        features=features,
+        last_offset=bool(module.include_last_offset) if is_bag else True,
+    )
+    total = torch.zeros(spec.rows, dtype=torch.float64)
+    for feature in features:
+        found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
+        if len(found) == spec.rows:
+            total += found
+    return Layer(spec, module.weight.detach(), None, TableStatistics(total))
+
+
+def _features(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Features that read a table of a torchrec collection, by the table's module name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if type(module) is EmbeddingBagCollection:
+            for config in module.embedding_bag_configs():
+                found[f"{prefix}embedding_bags.{config.name}"] = tuple(config.feature_names)
+        elif type(module) is EmbeddingCollection:
+            for table in module.embedding_configs():
+                found[f"{prefix}embeddings.{table.name}"] = tuple(table.feature_names)
+    return found
+
+
+def _activations(model: nn.Module) -> dict[str, str]:
+    """Activations that follow a linear layer within an nn.Sequential, by the layer's name."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Sequential):
+            children = [c for c in module.named_children() if not isinstance(c[1], _PASSED_OVER)]
+            for (child, linear), (_, follower) in pairwise(children):
+                if isinstance(linear, nn.Linear) and type(follower) in _ACTIVATIONS:
+                    found[f"{name}.{child}".lstrip(".")] = _ACTIVATIONS[type(follower)]
+    return found
+
+
+def _tied(model: nn.Module) -> dict[int, str]:
+    """Reasons for modules that are used under two names or share a weight, by the module's id."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    reasons = {
+        place: f"is the same module as {' and '.join(others[1:])}; one swap would not reach both"
+        for place, others in names.items()
+        if len(others) > 1
+    }
+    owners = Counter(id(weight) for _, weight in _owned(model))
+    for module, weight in _owned(model):
+        if owners[id(weight)] > 1:
+            reasons[id(module)] = "shares its weight with another module; swapping would untie them"
+    return reasons
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                yield module, parameter
+
+
+def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reason
+    """Why a module that owns parameters cannot be swapped; None if it can."""
+    kind, weight = type(module).__name__, module._parameters.get("weight")
+    if type(module) not in (nn.Linear, *_TABLES):
+        return f"is a {kind}, which is neither a table nor a linear layer"
+    if weight is None:
+        return "computes its weight from other parameters"
+    if weight.dtype != torch.float32:
+        return f"holds {str(weight.dtype).removeprefix('torch.')}, and only float32 is read"
+    if isinstance(module, _TABLES) and module.padding_idx is not None:
+        return f"has padding_idx {module.padding_idx}, which a compressed table does not skip"
+    if isinstance(module, _TABLES) and module.max_norm is not None:
+        return f"has max_norm {module.max_norm}, which changes rows when they are looked up"
+    if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
+        return "takes the maximum of its rows, which does not commute with decoding"
+    if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+        return "holds values that are not finite"
+    return None

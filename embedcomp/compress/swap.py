@@ -1,0 +1,107 @@
+"""Putting compressed layers where a model's own were."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from embedcomp import methods
+from embedcomp.compress.choices import empty_on_meta, module_bytes
+from embedcomp.compress.contract import Layer
+from embedcomp.compress.folding import narrowed
+from embedcomp.compress.layers import Found, find
+from embedcomp.compress.statistics import Statistics
+from embedcomp.served.embedded import fold, readers
+from embedcomp.served.rows import StoredRows
+
+if TYPE_CHECKING:
+    from embedcomp.compress.plan import Plan, Planned
+
+Make = Callable[["Planned", nn.Module], nn.Module]
+
+
+def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> nn.Module:
+    """A copy of the model with the plan carried out; what stays as it is is copied too.
+
+    Args:
+        found, measured: the layers and statistics that the plan was made of.
+
+    Raises:
+        CannotStore: a layer's values do not fit the planned storage.
+    """
+    layers, around = measured.measured(found).layers, readers(model)
+    tables: dict[str, tuple[Layer, nn.Module]] = {}
+
+    def make(planned: Planned, inside: nn.Module) -> nn.Module:
+        layer = layers[planned.layer]
+        if planned.layer in around:
+            reader, single = around[planned.layer], set(plan.single_valued)
+            layer = narrowed(layer, reader, tables, single)
+        served = methods.get(planned.method).compress(layer, planned.typed_settings)
+        if planned.kind == "table":
+            tables[planned.layer] = layer, served
+        return served
+
+    replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
+    swapped = _swapped(copy.deepcopy(model, dict(replaced)), plan, make)
+    assert module_bytes(swapped) == plan.bytes_after, (module_bytes(swapped), plan.bytes_after)
+    return swapped
+
+
+def empty_like(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model that `apply` gives, without memory for the planned layers' tensors.
+
+    Args:
+        model: of the original's structure, usually on the meta device; not changed.
+    """
+
+    def make(planned: Planned, inside: nn.Module) -> nn.Module:
+        spec = find(inside, {}).layers[planned.layer].spec
+        return empty_on_meta(planned.method, spec, planned.typed_settings)
+
+    return _swapped(copy.deepcopy(model), plan, make)
+
+
+def _swapped(model: nn.Module, plan: Plan, make: Make) -> nn.Module:
+    """Tables first, then their decoders into the layers that read them, then linear layers."""
+    for planned in plan.tables:
+        _replace(model, planned.layer, make(planned, model))
+    fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
+    for planned in plan.linears:
+        _replace(model, planned.layer, make(planned, model))
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    module.train(model.training)
+    setattr(model.get_submodule(parent), child, module)
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model without memory for its parameters."""
+    empty = {
+        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, dict(empty))
+
+
+def thaw(model: nn.Module) -> None:
+    """Make every stored tensor of a compressed model trainable, in place."""
+    for module in model.modules():
+        if isinstance(module, StoredRows):
+            module.thaw()
+
+
+def freeze(model: nn.Module) -> None:
+    """Store what was trained, in place; the model's scores do not change by a bit.
+
+    Raises:
+        CannotStore: training went beyond what a storage holds.
+    """
+    for module in model.modules():
+        if isinstance(module, StoredRows):
+            module.freeze()

@@ -1,0 +1,62 @@
+"""What an artifact holds, for a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from embedcomp.artifact import Artifact
+from embedcomp.compress.plan import render as render_plan
+from embedcomp.evaluate import disk_bytes
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Everything about an artifact but its tensors' values."""
+    manifest, features = artifact.manifest, artifact.features
+    return {
+        "path": str(artifact.folder),
+        "created": manifest.created,
+        "embedcomp": manifest.embedcomp,
+        "model": manifest.source.model_dump(),
+        "bytes": {**manifest.bytes, "disk": disk_bytes(artifact.folder)},
+        "metrics": manifest.metrics,
+        "features": [
+            {
+                "name": f.name,
+                "type": str(features.column_type(f.name)),
+                "side": f.side,
+                "rows": f.rows,
+            }
+            for f in features.ids
+        ]
+        + [{"name": f.name, "type": "float", "side": f.side} for f in features.dense],
+        "plan": manifest.plan,
+        "tensors": {
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            for name, tensor in artifact.model().state_dict().items()
+        },
+    }
+
+
+def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
+    """The description as tables."""
+    sizes = found["bytes"]
+    features = Table("feature", "type", "side", "rows")
+    for feature in found["features"]:
+        rows = f"{feature['rows']:,}" if "rows" in feature else ""
+        features.add_row(feature["name"], feature["type"], feature["side"], rows)
+    tensors = Table("tensor", "type", "shape")
+    for name, (dtype, shape) in found["tensors"].items():
+        tensors.add_row(name, dtype, " x ".join(str(n) for n in shape) or "1")
+    head = (
+        f"{found['path']}: {found['model']['model']}, {sizes['total']:,} bytes resident "
+        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
+    )
+    quality = [
+        f"{split}: AUC {m['auc']:.5f}, log loss {m['logloss']:.5f}"
+        for split, m in found["metrics"].items()
+    ]
+    last = render_plan(artifact.plan) if artifact.plan is not None else tensors
+    return [head, *quality, features, last]

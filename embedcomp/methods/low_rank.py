@@ -1,0 +1,76 @@
+"""Low rank by what a layer puts out, not by its weight (output-feature mimicking, AFM).
+
+Source: arXiv 2405.18146. Features are of low rank even where weights are not: the mean and
+covariance of a layer's output over the log give the affine map of rank k with the smallest expected
+squared error, which is the sum of the eigenvalues left out. For a table the output is the rows that
+are looked up, so counts are all it takes. With measured gradients the error is weighed by what it
+costs in the loss, E[e^T G e]. Factors stored in few bits are followed by a refit of the second
+factor to what is left of the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedcomp.compress import build
+from embedcomp.compress.algebra import Basis, basis, moments
+from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
+from embedcomp.compress.factors import centre_linear, fill_linear, fill_table
+from embedcomp.errors import BadSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    rank: int  # numbers a row or an output is described by; 0 makes every row the mean row
+    storage: build.FactorStorage = "float32"
+    weighting: Literal["loss", "output"] = "loss"  # "loss" without gradients is "output"
+    activation: bool = False  # the one that follows a linear layer also between its factors:
+    # as published, not exact, so only worth it when tuned afterwards
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    storages = build.FACTOR_STORAGES
+    return [
+        Settings(rank=k, storage=storage)
+        for k in build.ranks(spec)
+        for storage in (storages if k else storages[:1])
+    ]
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    activation = _activation(spec) if settings.activation else None
+    rank, storage = settings.rank, settings.storage
+    return build.low_rank(spec, rank, storage, bias=True, activation=activation)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    served = empty(layer.spec, settings)
+    found = layer.shared(f"low_rank {settings.weighting}", lambda: _basis(layer, settings))
+    refit = settings.storage.startswith("column") and not settings.activation
+    if isinstance(layer.spec, LinearSpec):
+        fill_linear(served, layer, found, settings.rank, refit=refit)
+        centre_linear(served, layer, found.encoder[:, : settings.rank])
+    else:
+        mean = layer.shared("moments", lambda: moments(layer.weight, layer.counts))[0]
+        fill_table(served, layer, found, settings.rank, mean, refit=refit)
+    return served
+
+
+def _basis(layer: Layer, settings: Settings) -> Basis:
+    metric = layer.gradient if settings.weighting == "loss" else None
+    if isinstance(layer.spec, LinearSpec):
+        weight = layer.weight.double()
+        covariance = weight @ layer.inputs.covariance @ weight.T  # of the output, [o, o]
+    else:
+        covariance = layer.shared("moments", lambda: moments(layer.weight, layer.counts))[1]
+    return basis(covariance, metric)
+
+
+def _activation(spec: Spec) -> str:
+    if not isinstance(spec, LinearSpec) or spec.activation is None:
+        raise BadSettings(
+            f"{spec.name} has no known activation after it to put between its factors; "
+            "set activation to false"
+        )
+    return spec.activation

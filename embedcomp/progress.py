@@ -1,0 +1,64 @@
+"""Progress of long runs on standard error: a bar on a terminal, a line an evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from embedcomp.train.fit import Report, Watch
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def shown(title: str) -> Iterator[Watch]:
+    """A function to hand to `fit`; what it is told appears under `title`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        yield _Shown(title, bar)
+
+
+class _Shown:
+    def __init__(self, title: str, bar: Progress):
+        self._title, self._bar = title, bar
+        self._task = bar.add_task(title, total=None, note="")
+        self._epoch, self._began, self._began_rows = -1, 0.0, 0
+        self._auc = ""
+
+    def __call__(self, report: Report) -> None:
+        if report.epoch != self._epoch:
+            self._epoch, self._began, self._began_rows = (
+                report.epoch,
+                perf_counter(),
+                report.rows_done,
+            )
+        seconds = perf_counter() - self._began
+        speed = (report.rows_done - self._began_rows) / seconds if seconds > 0 else 0.0
+        if report.valid is not None:
+            self._auc = f"AUC {report.valid.auc:.5f}, log loss {report.valid.logloss:.5f}"
+            console.print(
+                f"{self._title}: epoch {report.epoch}, {self._auc}, "
+                f"learning rate x {report.factor:.2g}",
+                highlight=False,
+            )
+        note = f"{speed:,.0f} rows/s  {self._auc}"
+        self._bar.update(
+            self._task,
+            description=f"{self._title}, epoch {report.epoch + 1}",
+            completed=report.rows_done,
+            total=report.rows_total,
+            note=note,
+        )

@@ -1,0 +1,206 @@
+"""What the commands and the Ray steps do: the library's functions in the order of the data path.
+
+count -> train -> measure -> plan -> compress (and control) -> evaluate. Counting, measuring and
+evaluating go a piece at a time and their results are sums, so shards of them can run anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from embedcomp import artifact, methods
+from embedcomp.artifact import Artifact
+from embedcomp.compress import plan as planning
+from embedcomp.compress import statistics, swap, tune
+from embedcomp.compress.layers import Found, find
+from embedcomp.compress.plan import Plan, model_bytes
+from embedcomp.compress.statistics import Statistics
+from embedcomp.files import remove
+from embedcomp.log.batches import in_order
+from embedcomp.log.click_log import ClickLog, Piece
+from embedcomp.log.features import Features
+from embedcomp.settings import CompressSettings
+from embedcomp.source import ModelSource, load_weights
+from embedcomp.train.fit import Data, TrainSettings, Watch, fit
+
+MEASURE_BATCH_ROWS = 2048
+
+
+def quiet(report: object) -> None:
+    """A watch that shows nothing."""
+
+
+def train(
+    log: ClickLog,
+    features: Features,
+    source: ModelSource,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    start: Path | None = None,
+    watch: Watch = quiet,
+) -> Artifact:
+    """Train (or with no epochs only load) a model and write it to `out`.
+
+    Args:
+        start: checkpoint with the weights to start from.
+    """
+    model = source.build(features, settings.seed)
+    if start is not None:
+        load_weights(model, start)
+    scratch = _scratch(out)
+    history = fit(model, Data(log, features), settings, scratch, watch=watch)
+    made = artifact.save(
+        out,
+        model,
+        features,
+        source,
+        bytes=model_bytes(model),
+        training={"settings": asdict(settings), "history": history},
+        metrics=_best(history),
+    )
+    remove(scratch)
+    return made
+
+
+def layers_of(original: Artifact, model: nn.Module) -> Found:
+    """The model's layers that can be compressed, with the log's id counts."""
+    counts = {f.name: f.vocabulary.counts for f in original.features.ids}
+    return find(model, counts)
+
+
+def measure_pieces(log: ClickLog) -> list[Piece]:
+    """The pieces that statistics are gathered on."""
+    return log.pieces("train")
+
+
+def measure_piece(
+    original: Artifact, model: nn.Module, log: ClickLog, piece: Piece, share: float
+) -> Statistics:
+    """Statistics of every layer over the first `share` of one piece's rows."""
+    rows = max(1, round(piece.rows * share))
+    batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
+    return statistics.measure(model, batches, layers_of(original, model))
+
+
+def measure(original: Artifact, log: ClickLog, settings: CompressSettings) -> Statistics:
+    """Statistics of every layer over about `measure_rows` rows spread over the whole log."""
+    model, pieces = original.model(), measure_pieces(log)
+    share = measure_share(pieces, settings)
+    return total(measure_piece(original, model, log, piece, share) for piece in pieces)
+
+
+def measure_share(pieces: Sequence[Piece], settings: CompressSettings) -> float:
+    """The share of each piece that is read, so that about `measure_rows` rows are."""
+    return min(1.0, settings.measure_rows / sum(piece.rows for piece in pieces))
+
+
+def total(parts: Iterable[Statistics]) -> Statistics:
+    """The sum of the pieces' statistics; in the order of the pieces it is the same bit for bit."""
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
+
+
+def plan(original: Artifact, measured: Statistics, settings: CompressSettings) -> Plan:
+    """The best choices within the budget; nothing is compressed yet."""
+    model = original.model()
+    found = layers_of(original, model)
+    budget = planning.parse_budget(settings.budget, model_bytes(model)["total"])
+    chosen = settings.methods or tuple(methods.names())
+    single = {f.name for f in original.features.single}
+    return planning.plan(model, found, measured, budget, chosen, single)
+
+
+def compress(
+    original: Artifact,
+    log: ClickLog,
+    measured: Statistics,
+    plan: Plan,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch = quiet,
+) -> Artifact:
+    """Carry out a plan, tune the result if asked, and write it to `out`."""
+    model = original.model()
+    compressed = swap.apply(model, plan, layers_of(original, model), measured)
+    history: list[dict[str, Any]] = []
+    scratch = _scratch(out)
+    if settings.tune.epochs:
+        data = Data(log, original.features)
+        history = tune.tune(compressed, model, data, settings.tune, scratch, watch)
+    made = artifact.save(
+        out,
+        compressed,
+        original.features,
+        original.manifest.source,
+        plan=plan,
+        bytes=model_bytes(compressed),
+        training={"settings": asdict(settings), "history": history},
+        metrics=_best(history),
+    )
+    remove(scratch)
+    return made
+
+
+def control(
+    original: Artifact,
+    log: ClickLog,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch = quiet,
+) -> Artifact:
+    """Train the original on as a compressed model is tuned, and write it to `out`."""
+    model, scratch = original.model(), _scratch(out)
+    history = tune.control(model, Data(log, original.features), settings.tune, scratch, watch)
+    made = artifact.save(
+        out,
+        model,
+        original.features,
+        original.manifest.source,
+        bytes=model_bytes(model),
+        training={"settings": asdict(settings.tune), "history": history},
+        metrics=_best(history),
+    )
+    remove(scratch)
+    return made
+
+
+def summary(made: Artifact) -> dict[str, Any]:
+    """What a command prints of an artifact that it made."""
+    manifest = made.manifest
+    return {
+        "path": str(made.folder),
+        "bytes": manifest.bytes,
+        "metrics": manifest.metrics,
+        "history": manifest.training.get("history", []),
+        "plan": manifest.plan,
+    }
+
+
+def summary_line(made: Artifact) -> str:
+    found = made.manifest.metrics.get("valid")
+    quality = (
+        f", validation AUC {found['auc']:.5f}, log loss {found['logloss']:.5f}" if found else ""
+    )
+    return f"{made.folder}: {made.manifest.bytes['total']:,} bytes{quality}"
+
+
+def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
+    if not history:
+        return {}
+    best = max(history, key=lambda entry: float(entry["auc"]))
+    return {"valid": {"auc": best["auc"], "logloss": best["logloss"]}}
+
+
+def _scratch(out: Path) -> Path:
+    """Where a run that makes `out` keeps its checkpoints until it is done."""
+    return out / ".checkpoints"

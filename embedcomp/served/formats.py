@@ -1,0 +1,243 @@
+"""How numbers are stored: plain floats, integers with a scale a row, integers with one a column.
+
+A format turns float32 rows into stored rows and back, each row by itself, so that rounding some
+rows of a table gives what rounding the whole table gives. What all rows share (the columns' scales
+and offsets) is its `grid`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from embedcomp.errors import EmbedcompError
+
+Storage = Literal["float32", "float16", "row_int8", "row_int4", "column_int8", "column_int4"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+FP16_MAX = 65504.0
+BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
+SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
+REFINEMENTS = 4
+
+
+class CannotStore(EmbedcompError):
+    """Values that a storage would turn into something that is not a number."""
+
+    def __init__(self, largest: float, storage: str):
+        super().__init__(
+            f"values up to {largest:.3g} do not fit {storage}, whose 16-bit floats end at "
+            f"{FP16_MAX:,.0f}; use float32 or a column_* storage"
+        )
+
+
+class Format(Protocol):
+    """Float32 rows [n, width] to stored rows [n, ...] and back."""
+
+    def empty(self, rows: int, width: int) -> Tensor: ...
+
+    def empty_grid(self, width: int) -> Tensor | None: ...
+
+    def fit(self, weight: Tensor, row_weights: Tensor | None) -> Tensor | None:
+        """The grid for these rows, or None for a format without one. Raises CannotStore."""
+        ...
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor: ...
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor: ...
+
+
+def format_of(storage: Storage) -> Format:
+    kind, _, bits = storage.rpartition("_int")
+    if kind == "row":
+        return RowWise(int(bits))
+    if kind == "column":
+        return ColumnWise(int(bits))
+    return Plain(torch.float16 if storage == "float16" else torch.float32)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Floats as they are."""
+
+    dtype: torch.dtype
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=self.dtype)
+
+    def empty_grid(self, width: int) -> None:
+        return None
+
+    def fit(self, weight: Tensor, row_weights: Tensor | None) -> None:
+        if self.dtype == torch.float16 and _largest(weight) > FP16_MAX:
+            raise CannotStore(_largest(weight), "float16")
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        return weight.to(self.dtype)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        return stored.float()
+
+
+@dataclass(frozen=True)
+class RowWise:
+    """fbgemm's rows: fp16 scale and bias, then the codes; d + 4 bytes (8 bits) or d/2 + 4 (4 bits).
+
+    fbgemm takes widths of whole 16-bit words only; a narrower row repeats its last column, which
+    leaves its range as it is.
+    """
+
+    bits: int
+
+    def _padded(self, width: int) -> int:
+        step = 16 // self.bits
+        return -(-width // step) * step
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        assert width > 0, "a row without columns has no scale"
+        return torch.empty(rows, self._padded(width) * self.bits // 8 + 4, dtype=torch.uint8)
+
+    def empty_grid(self, width: int) -> None:
+        return None
+
+    def fit(self, weight: Tensor, row_weights: Tensor | None) -> None:
+        if _largest(weight) > FP16_MAX:  # the smallest of a row is stored in fp16
+            raise CannotStore(_largest(weight), f"row_int{self.bits}")
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        missing = self._padded(weight.shape[1]) - weight.shape[1]
+        if not len(weight):
+            return self.empty(0, weight.shape[1])
+        padded = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1)
+        return torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(padded, self.bits)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        if not len(stored):
+            return torch.empty(0, width)
+        rows = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloatOrHalf(stored, self.bits, 0)
+        return rows[:, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class ColumnWise:
+    """Unsigned codes with a float32 scale and offset a column; nothing is kept per row.
+
+    A row takes `width` bytes (8 bits) or half of that, rounded up (4 bits). The grid is
+    [2, width]: scales, then offsets.
+    """
+
+    bits: int
+
+    @property
+    def levels(self) -> int:
+        """Steps between the lowest and the highest code."""
+        return (1 << self.bits) - 1
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, -(-width * self.bits // 8), dtype=torch.uint8)
+
+    def empty_grid(self, width: int) -> Tensor:
+        return torch.ones(2, width)
+
+    def fit(self, weight: Tensor, row_weights: Tensor | None) -> Tensor:
+        return fit_grid(*_histogram(weight, row_weights), self.levels)
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        assert grid is not None
+        codes = _codes(weight, grid, self.levels).to(torch.uint8)
+        if self.bits == 8:
+            return codes
+        if codes.shape[1] % 2:
+            codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)
+        return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        assert grid is not None
+        if self.bits == 4:
+            stored = torch.stack([stored & 15, stored >> 4], -1).flatten(1)[:, :width]
+        return stored.float() * grid[0] + grid[1]
+
+
+def _largest(weight: Tensor) -> float:
+    """The largest magnitude; NaN counts as infinite."""
+    return weight.abs().max().nan_to_num(torch.inf).item() if weight.numel() else 0.0
+
+
+def _codes(values: Tensor, grid: Tensor, levels: int) -> Tensor:
+    return ((values - grid[1]) / grid[0]).round().clamp(0, levels)
+
+
+def _histogram(weight: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Values [n, width] and their weights of the same shape; many rows become BINS bin centres."""
+    n, width = weight.shape
+    w = torch.ones(n) if row_weights is None else row_weights.float()
+    if not w.any():
+        w = torch.ones(n)
+    weight, w = weight[w > 0], w[w > 0]
+    if len(weight) <= BINS or not width:
+        return weight, w[:, None].expand(weight.shape)
+    low, high = weight.amin(0), weight.amax(0)
+    step = ((high - low) / BINS).clamp_min(torch.finfo(torch.float32).tiny)
+    bins = torch.zeros(width, BINS, dtype=torch.float64)
+    for rows, mass in zip(
+        torch.split(weight, 1 << 18), torch.split(w.double(), 1 << 18), strict=True
+    ):
+        places = ((rows - low) / step).long().clamp(0, BINS - 1)
+        bins.scatter_add_(1, places.T, mass.expand(width, -1))
+    centres = low + step * (torch.arange(BINS)[:, None] + 0.5)
+    return centres, bins.T.float()
+
+
+def fit_grid(values: Tensor, weights: Tensor, levels: int) -> Tensor:
+    """Scales and offsets [2, width] of small weighted squared error, each column by itself.
+
+    Codes have heavy tails: rare ids barely move from zero, frequent ones are large. So several
+    clipped ranges are tried, and the best one is refined by turns of rounding to the grid and
+    fitting the grid to the rounded codes (least squares).
+
+    Args:
+        values: float32 [n, width].
+        weights: of the same shape, at least one positive in a column.
+        levels: steps between the lowest and the highest code.
+    """
+    best = torch.ones(2, values.shape[1])
+    if not values.numel():
+        return best
+    weights = weights / weights.sum(0)
+    mean = (values * weights).sum(0)
+    seen = torch.where(weights > 0, values, mean)
+    low, high = seen.amin(0) - mean, seen.amax(0) - mean
+    tried = torch.tensor(SHRINKS)[:, None]
+    grids = _ranges(mean + tried * low, mean + tried * high, levels)  # [tried, 2, width]
+    best = _best(grids, values, weights, levels)
+    for _ in range(REFINEMENTS):
+        refined = _least_squares(_codes(values, best, levels), values, weights, best)
+        best = _best(torch.stack([refined, best]), values, weights, levels)
+    return best
+
+
+def _ranges(low: Tensor, high: Tensor, levels: int) -> Tensor:
+    """Grids [tried, 2, width] from the lowest to the highest values [tried, width]."""
+    scale = (high - low) / levels
+    return torch.stack([torch.where(scale > 0, scale, 1.0), low], 1)
+
+
+def _best(grids: Tensor, values: Tensor, weights: Tensor, levels: int) -> Tensor:
+    """The best of several grids [tried, 2, width] for each column: [2, width]."""
+    scale, offset = grids[:, 0, None], grids[:, 1, None]  # [tried, 1, width]
+    off = ((values - offset) / scale).round_().clamp_(0, levels).mul_(scale).add_(offset)
+    error = off.sub_(values).square_().mul_(weights).sum(1)  # [tried, width]
+    return grids.gather(0, error.argmin(0).expand(1, 2, -1))[0]
+
+
+def _least_squares(codes: Tensor, values: Tensor, weights: Tensor, current: Tensor) -> Tensor:
+    """The grid that maps these codes best onto the values."""
+    code_mean, value_mean = (codes * weights).sum(0), (values * weights).sum(0)
+    centred = (codes - code_mean) * weights
+    variance = (centred * codes).sum(0)
+    scale = (centred * values).sum(0) / variance
+    scale = torch.where((variance > 0) & (scale > 0), scale, current[0])
+    return torch.stack([scale, value_mean - scale * code_mean])

@@ -1,0 +1,106 @@
+"""Stored rows: the tensor that a compressed layer keeps, in any storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedcomp.served.formats import Format, Storage, format_of
+
+
+class StoredRows(nn.Module):
+    """A matrix [rows, width] in some storage.
+
+    Frozen, it holds `stored` (and `grid`, where the storage has one). Thawed, it holds the float32
+    parameter `master` [rows, width] instead of `stored`; whatever is read goes through the rounding
+    of the storage, whose gradient is taken to be the identity. Scales of rows are refitted with
+    every rounding; scales and offsets of columns stay as they were fitted by `fill`, so that rows
+    can be rounded one by one.
+    """
+
+    stored: Tensor | None
+    grid: Tensor | None
+    master: nn.Parameter | None
+
+    def __init__(self, rows: int, width: int, storage: Storage):
+        super().__init__()
+        self.rows, self.width, self.storage = rows, width, storage
+        self.format: Format = format_of(storage)
+        self.register_buffer("stored", self.format.empty(rows, width))
+        self.register_buffer("grid", self.format.empty_grid(width))
+        self.register_parameter("master", None)
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.width}, {self.storage}"
+
+    @property
+    def thawed(self) -> bool:
+        return self.master is not None
+
+    def fill(self, weight: Tensor, row_weights: Tensor | None = None) -> None:
+        """Store `weight` [rows, width].
+
+        Args:
+            row_weights: [rows], how much a row's squared error matters to the columns' scales.
+
+        Raises:
+            CannotStore: a value is not finite in this storage.
+        """
+        assert weight.shape == (self.rows, self.width), (weight.shape, self.rows, self.width)
+        weight = weight.detach().float()
+        self.grid = self.format.fit(weight, row_weights)
+        self.stored = self.format.encode(weight, self.grid).clone()
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
+        if self.master is not None:
+            return self._rounded(F.embedding(ids, self.master, sparse=True))
+        assert self.stored is not None
+        return self.format.decode(self.stored.index_select(0, ids), self.grid, self.width)
+
+    def to_float(self) -> Tensor:
+        """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
+        if self.master is not None:
+            return self._rounded(self.master)
+        assert self.stored is not None
+        return self.format.decode(self.stored, self.grid, self.width)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        if self.storage == "float32":
+            return values
+        return _StraightThrough.apply(values, self.format, self.grid)  # type: ignore[no-untyped-call]
+
+    def thaw(self) -> None:
+        """Make it trainable."""
+        if self.master is None:
+            self.master = nn.Parameter(self.to_float().clone())
+            self.stored = None
+
+    def freeze(self) -> None:
+        """Store what was trained; what is read does not change by a bit.
+
+        Raises:
+            CannotStore: training went beyond what the storage holds.
+        """
+        if self.master is None:
+            return
+        master = self.master.detach()
+        if self.grid is None:
+            self.format.fit(master, None)  # refuses what does not fit
+        self.stored = self.format.encode(master, self.grid)
+        self.master = None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounding to a format, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rounding: Format, grid: Tensor | None) -> Tensor:
+        return rounding.decode(rounding.encode(values, grid), grid, values.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None

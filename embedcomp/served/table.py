@@ -1,0 +1,148 @@
+"""Compressed tables: stored rows and, where the rows are codes, an affine decoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedcomp.served.formats import Storage
+from embedcomp.served.rows import StoredRows
+
+Pooling = Literal["sum", "mean", "none"]  # "none": a sequence of rows, as nn.Embedding gives
+
+
+class Affine(nn.Module):
+    """Codes [n, k] to rows [n, dim]: codes @ weight + bias.
+
+    Args:
+        bias: False for a decoder that is linear.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, k: int, dim: int, storage: Storage, bias: bool):
+        super().__init__()
+        self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more
+        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
+
+    def fill(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take weight [k, dim] and bias [dim] (None for a linear decoder)."""
+        self.stored.fill(weight)
+        if self.bias is not None:
+            assert bias is not None
+            self.bias = nn.Parameter(bias.float().clone())
+
+    def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
+        """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
+        decoded = codes @ self.stored.to_float()
+        return decoded if self.bias is None else decoded + constant * self.bias
+
+    def shift(self) -> Tensor:
+        """What the code 0 decodes to: [dim]."""
+        return torch.zeros(self.stored.width) if self.bias is None else self.bias
+
+
+class CompressedTable(nn.Module):
+    """What bags and sequences have in common: rows that are looked up and decoded.
+
+    Args:
+        rows, dim: shape of the table that it stands for.
+        stored: its rows; k wide if there is a decoder, else `dim` wide. k may be 0: then every row
+            is the decoder's bias.
+    """
+
+    def __init__(self, rows: int, dim: int, stored: StoredRows, *, decode: Affine | None):
+        super().__init__()
+        assert decode is not None or stored.width == dim
+        self.rows, self.dim = rows, dim
+        self.stored, self.decode = stored, decode
+
+    def fill(self, codes: Tensor, row_weights: Tensor | None = None) -> None:
+        """Store codes [rows, k], which are the rows themselves without a decoder."""
+        self.stored.fill(codes, row_weights)
+
+    def decoded(self, codes: Tensor, constant: Tensor) -> Tensor:
+        """Pooled codes [B, k] to [B, dim]; `constant` [B, 1] is how often a bag has the bias."""
+        return codes if self.decode is None else self.decode(codes, constant)
+
+    def to_float(self) -> Tensor:
+        """The table that it stands for: [rows, dim]."""
+        codes = self.stored.to_float()
+        return self.decoded(codes, torch.ones(1, 1))
+
+
+class CompressedEmbedding(CompressedTable):
+    """Stands for an nn.Embedding: ids of any shape to rows [..., dim]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes = self.stored.gather(input.reshape(-1))
+        return self.decoded(codes, codes.new_ones(1, 1)).view(*input.shape, self.dim)
+
+
+class CompressedBag(CompressedTable):
+    """Stands for an nn.EmbeddingBag.
+
+    Pooling commutes with an affine decoder, so the k-wide codes are pooled and every bag is decoded
+    once; an empty bag gives zeros.
+
+    Args:
+        pooling: "sum" or "mean".
+        last_offset: offsets end with the number of ids, as torchrec's do.
+    """
+
+    folded = False  # a reader of `Embedded` takes the codes as they are
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        pooling: Pooling,
+        stored: StoredRows,
+        *,
+        decode: Affine | None,
+        last_offset: bool = True,
+    ):
+        super().__init__(rows, dim, stored, decode=decode)
+        self.pooling, self.last_offset = pooling, last_offset
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Ids [n] and offsets, or ids [B, L], to pooled rows [B, dim]."""
+        return self.decoded(*self.codes(input, offsets, per_sample_weights))
+
+    def codes(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled codes [B, k] and how often each bag has the decoder's bias, [B, 1]."""
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        bounds = bag_bounds(input, offsets, self.last_offset)
+        rows = self.stored.gather(input.reshape(-1))
+        return pooled(rows, bounds, self.pooling, weights), self._constant(bounds, weights)
+
+    def _constant(self, bounds: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None:
+            return pooled(weights[:, None], bounds, "sum", None)
+        lengths = bounds.diff()[:, None].float()
+        return lengths.clamp_max(1) if self.pooling == "mean" else lengths
+
+
+def bag_bounds(input: Tensor, offsets: Tensor | None, last_offset: bool) -> Tensor:
+    """Bounds of the bags, int [B + 1]: bag i holds ids bounds[i] to bounds[i + 1]."""
+    if offsets is None:
+        length = input.shape[1]
+        return torch.arange(len(input) + 1, device=input.device) * length
+    return offsets if last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])])
+
+
+def pooled(rows: Tensor, bounds: Tensor, pooling: str, weights: Tensor | None) -> Tensor:
+    """Rows [n, k] to the bags' sums or means [B, k]."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(bounds) - 1, 0)
+    places = torch.arange(len(rows), dtype=bounds.dtype, device=rows.device)
+    return F.embedding_bag(
+        places, rows, bounds, mode=pooling, per_sample_weights=weights, include_last_offset=True
+    )

@@ -1,0 +1,114 @@
+"""Every setting of a compression job: the keys of JOB.toml and of `--set` are these fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from embedcomp.compress.tune import TuneSettings
+from embedcomp.errors import BadSettings
+from embedcomp.log.schema import first_problem
+from embedcomp.train.fit import TrainSettings
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings:
+    """How a model is compressed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    budget: str  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
+    methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
+    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    tune: TuneSettings = field(default_factory=TuneSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """A whole job: a log goes in, an evaluated artifact comes out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    log: str  # folder or URL of the click log
+    out: str  # folder for the job's steps, the model and the artifact
+    model: str = "dcnv2"  # a model of embedcomp, or package.module:factory
+    model_settings: dict[str, Any] = field(default_factory=dict)
+    min_count: int = 2  # ids seen fewer times share one row
+    train: TrainSettings = field(default_factory=TrainSettings)
+    compress: CompressSettings
+    shards: int = 0  # parallel tasks of the counting, measuring and evaluating steps; 0: one a CPU
+    workers: int = 1  # of the training step
+    retries: int = 3  # of a worker that dies
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
+        if self.workers < 1:
+            raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
+
+
+def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:
+    """The job in a TOML file, with `changes` such as "train.epochs=3" applied.
+
+    Raises:
+        BadSettings: the file cannot be read, or a key or value is not one of JobSettings'.
+    """
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(f"{file} is not a readable job file: {error}") from error
+    return validated(JobSettings, _changed(values, changes), str(file))
+
+
+def changed(settings: S, changes: Sequence[str]) -> S:
+    """`settings` with changes such as "learning_rate=0.01" or "tune.epochs=2" applied."""
+    assert dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+    values = dataclasses.asdict(settings)
+    return validated(type(settings), _changed(values, changes), "--set")
+
+
+def read_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """Changes such as "width=32" as values."""
+    return _changed({}, changes)
+
+
+def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Plain values as the dataclass `kind`; `where` names their origin in errors."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise BadSettings(f"{where}: {first_problem(error)}") from error
+
+
+def _changed(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    result = _copied(values)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise BadSettings(f"--set {change}: write it as name=value")
+        *path, last = key.strip().split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = _value(text.strip())
+    return result
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is not one is a string, so that quotes may be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

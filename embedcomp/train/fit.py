@@ -1,0 +1,242 @@
+"""Training: one loop for a new model, for a compressed one that is tuned, and for the control."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from embedcomp.evaluate import quality
+from embedcomp.log.batches import Batch, shuffled
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.metrics import Quality
+from embedcomp.train import checkpoint, workers
+from embedcomp.train.optim import optimizers, set_learning_rate
+from embedcomp.train.plateau import Plateau
+from embedcomp.train.tables import FastTables, FlatTables, FusedAdagradTables, fast_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a model is trained. The defaults are tuned (docs/training.md)."""
+
+    epochs: int = 40  # at most; the plateau usually stops the run earlier
+    batch_rows: int = 4096
+    learning_rate: float = 1e-3
+    table_learning_rate: float = 1e-3
+    embedding_l2: float = 0.005  # on looked-up rows; see optim.chance
+    table_optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
+    schedule: Literal["plateau", "linear"] = "plateau"  # linear: falls to zero over `epochs`
+    patience: int = 1  # evaluations without a better AUC before the learning rate is cut
+    cuts: int = 1  # times that the learning rate is cut by ten before the run stops
+    evaluations_per_epoch: int = 1
+    checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
+    distil: float = 0.5  # weight of the original's scores against the labels, where there is one
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """Names the checkpoints of runs that may go on from one another."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    log: ClickLog
+    features: Features
+    train: str = "train"
+    valid: str = "valid"
+
+
+@dataclass(frozen=True)
+class Report:
+    """State of a run, told after each step and each evaluation."""
+
+    epoch: int
+    rows_done: int  # of this epoch, all workers
+    rows_total: int
+    loss: float
+    factor: float  # of the learning rates
+    valid: Quality | None = None  # after an evaluation
+
+
+Watch = Callable[[Report], None]
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    teacher: nn.Module | None = None,
+    watch: Watch = lambda report: None,
+) -> list[dict[str, Any]]:
+    """Train `model` in place and leave it with the weights of its best validation AUC.
+
+    A run that was killed goes on from its last checkpoint in `folder` when it is called again
+    with the same settings. In a process group every worker trains its share of the pieces.
+
+    Args:
+        folder: where checkpoints are kept; the caller removes it once the model is saved.
+        teacher: the original model, whose scores the run also imitates.
+
+    Returns:
+        One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
+    """
+    forms: dict[str, Callable[[Any], FastTables]] = {
+        "adam": FlatTables,
+        "rowwise_adagrad": partial(
+            FusedAdagradTables, lr=settings.table_learning_rate, l2=settings.embedding_l2
+        ),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(fast_tables(model, forms[settings.table_optimizer]))
+        if teacher is not None:
+            stack.enter_context(fast_tables(teacher))
+        run = _Run(model, data, settings, folder, teacher)
+        run.resume()
+        run.train(watch)
+        run.take_best()
+    return run.plateau.history
+
+
+class _Run:
+    """One training run; checkpoint.py says which of its fields outlive the process."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        settings: TrainSettings,
+        folder: Path,
+        teacher: nn.Module | None,
+    ):
+        self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
+        pieces = data.log.pieces(data.train)
+        self.pieces, self.valid = workers.share(pieces), workers.share(data.log.pieces(data.valid))
+        self.rows = sum(piece.rows for piece in pieces)
+        self.batches = workers.batches(pieces, settings.batch_rows)
+        self.plateau = _plateau(settings)
+        self.optimizers = optimizers(model, settings, data.features, self.rows)
+        self.epoch = self.batch = 0
+        self.loss = math.nan  # of the last batch
+        self._trained, self._began = 0, perf_counter()  # since the last evaluation
+        name = settings.fingerprint()
+        self._last, self._best = folder / f"{name}.last.pt", folder / f"{name}.best.pt"
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if self._last.exists():
+            checkpoint.restore(self, self._last)
+
+    def train(self, watch: Watch) -> None:
+        if self.settings.schedule == "linear" and not self.plateau.history:
+            self._evaluate(watch)  # a model that is trained on may be best as it came
+        while self.epoch < self.settings.epochs and not self.plateau.finished:
+            self._train_epoch(watch)
+            self.epoch, self.batch = self.epoch + 1, 0
+            self._evaluate(watch)
+
+    def take_best(self) -> None:
+        """Leave the model with the weights of its best evaluation."""
+        if self._best.exists():
+            checkpoint.restore_weights(self, self._best)
+
+    def _train_epoch(self, watch: Watch) -> None:
+        settings = self.settings
+        every = -(-self.batches // settings.evaluations_per_epoch)
+        save_every = max(1, settings.checkpoint_rows // settings.batch_rows)
+        for batch in self._stream():
+            self._set_learning_rate()
+            self.loss = self._step(batch)
+            self.batch += 1
+            self._trained += len(batch) * workers.count()
+            watch(self._report())
+            if self.batch == self.batches:
+                return
+            if self.batch % every == 0:
+                self._evaluate(watch)
+            elif self.batch % save_every == 0:
+                self._save(self._last)
+            if self.plateau.finished:
+                return
+
+    def _stream(self) -> Iterator[Batch]:
+        data, settings = self.data, self.settings
+        seed = (settings.seed, self.epoch)
+        return shuffled(
+            data.log, data.features, self.pieces, settings.batch_rows, seed, skip=self.batch
+        )
+
+    def _step(self, batch: Batch) -> float:
+        self.model.train()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch)
+        loss.backward()
+        workers.average_gradients(self.model)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return float(loss.detach())
+
+    def _loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch.dense, batch.sparse).view(-1)
+        target = batch.labels
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher.eval()(batch.dense, batch.sparse).view(-1).sigmoid()
+            target = torch.lerp(target, taught, self.settings.distil)
+        return binary_cross_entropy_with_logits(logits, target)
+
+    def _evaluate(self, watch: Watch) -> None:
+        data = self.data
+        speed = self._trained / max(perf_counter() - self._began, 1e-9)
+        valid = workers.total(quality(self.model, data.log, data.features, self.valid))
+        better, cut = self.plateau.see(self.epoch, valid, rows_per_second=round(speed))
+        if better:
+            self._save(self._best)
+        if cut:
+            self.take_best()
+        self._save(self._last)
+        self._trained, self._began = 0, perf_counter()
+        watch(replace(self._report(), valid=valid))
+
+    def _set_learning_rate(self) -> None:
+        set_learning_rate(self.model, self.optimizers, self._factor())
+
+    def _factor(self) -> float:
+        """Of the learning rates, now."""
+        if self.settings.schedule == "plateau":
+            return self.plateau.learning_rate_factor
+        done = self.epoch + self.batch / self.batches
+        return max(0.0, 1 - done / self.settings.epochs)
+
+    def _save(self, file: Path) -> None:
+        if workers.rank() == 0:
+            checkpoint.save(self, file)
+        workers.wait()
+
+    def _report(self) -> Report:
+        done = min(self.rows, self.batch * self.settings.batch_rows * workers.count())
+        return Report(self.epoch, done, self.rows, self.loss, self._factor())
+
+
+def _plateau(settings: TrainSettings) -> Plateau:
+    """A linear schedule ends with its epochs, whatever the AUC does on the way."""
+    patience = settings.patience if settings.schedule == "plateau" else settings.epochs + 2
+    return Plateau(patience=patience, cuts=settings.cuts)

@@ -1,0 +1,46 @@
+"""When to cut the learning rate, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedcomp.metrics import Quality
+
+
+@dataclass
+class Plateau:
+    """Follows the validation AUC: cuts the learning rate when it stops rising, then ends the run.
+
+    patience: evaluations without a better AUC before a cut; cuts: how many before the end.
+    """
+
+    patience: int
+    cuts: int
+    best_auc: float = float("-inf")
+    waited: int = 0
+    cuts_made: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def see(self, epoch: int, valid: Quality, **also: float) -> tuple[bool, bool]:
+        """Take in one evaluation; tells whether it is the best yet and whether to cut now.
+
+        Args:
+            also: what else the history's entry records.
+        """
+        better = not valid.auc <= self.best_auc  # NaN (one kind of label only) counts as better
+        self.history.append({"epoch": epoch, "auc": valid.auc, "logloss": valid.logloss, **also})
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.best_auc = valid.auc
+        if self.waited < self.patience:
+            return better, False
+        self.waited = 0
+        self.finished = self.cuts_made == self.cuts
+        self.cuts_made += not self.finished
+        return better, not self.finished
+
+    @property
+    def learning_rate_factor(self) -> float:
+        return 0.1**self.cuts_made

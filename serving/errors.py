@@ -1,0 +1,43 @@
+"""What goes wrong between a client and a server, as sentences."""
+
+from __future__ import annotations
+
+import grpc
+
+from embedcomp.errors import EmbedcompError
+
+
+class CannotListen(EmbedcompError):
+    """The server's address is taken, not this machine's, or not allowed."""
+
+    def __init__(self, host: str, port: int):
+        super().__init__(
+            f"cannot listen on {host}:{port}: the port is in use or not allowed, or the address "
+            "is not this machine's; choose another with --port (0 takes a free one) or --host"
+        )
+
+
+class Refused(EmbedcompError):
+    """A request that the server does not answer; `code` is the status the client gets."""
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        self.code = code
+        super().__init__(message)
+
+
+class Unreachable(EmbedcompError):
+    """No server answers at the client's target."""
+
+    def __init__(self, target: str, reason: str):
+        super().__init__(
+            f"no server answers at {target} ({reason}); start one with `embedcomp serve ARTIFACT` "
+            "or correct the address"
+        )
+
+
+class CallFailed(EmbedcompError):
+    """The server did not answer a call with scores; `code` is the call's status."""
+
+    def __init__(self, target: str, code: grpc.StatusCode, message: str):
+        self.code = code
+        super().__init__(f"{target} answered {code.name}: {message}")

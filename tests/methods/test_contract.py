@@ -1,0 +1,184 @@
+"""What every compression method keeps to. It finds the methods by itself."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, fields, is_dataclass, replace
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from embedcomp import methods
+from embedcomp.compress.choices import empty_on_meta, module_bytes
+from embedcomp.compress.contract import (
+    Layer,
+    LinearSpec,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+from embedcomp.compress.swap import freeze, thaw
+from embedcomp.errors import BadSettings
+
+TABLES = [
+    TableSpec(name="mean", rows=50, dim=6, pooling="mean"),
+    TableSpec(name="sum", rows=12, dim=32, pooling="sum", last_offset=False),
+    TableSpec(name="sequence", rows=20, dim=5, pooling="none"),
+    TableSpec(name="narrow", rows=9, dim=1, pooling="mean"),
+]
+LINEARS = [
+    LinearSpec(name="wide", inputs=21, outputs=14, bias=True, activation="relu"),
+    LinearSpec(name="plain", inputs=8, outputs=17, bias=False),
+    LinearSpec(name="single", inputs=10, outputs=1, bias=True),
+]
+
+
+def candidates():
+    for name in methods.names():
+        method = methods.get(name)
+        for spec in (*TABLES, *LINEARS):
+            found = method.candidates(spec)
+            found += [replace(c, storage="float32") for c in found[-1:] if hasattr(c, "storage")]
+            if getattr(spec, "activation", None):
+                found += [replace(c, activation=True) for c in found[:3] if hasattr(c, "activation")]
+            for settings in found:
+                label = "-".join(str(v) for v in asdict(settings).values())
+                yield pytest.param(name, spec, settings, id=f"{name}-{spec.name}-{label}")
+
+
+every_candidate = pytest.mark.parametrize(("name", "spec", "settings"), list(candidates()))
+
+
+def layer_of(spec):
+    """A layer with random weights and statistics."""
+    generator = torch.manual_seed(4)
+
+    def psd(n):
+        root = torch.randn(n, n, generator=generator, dtype=torch.float64)
+        return root @ root.T / n
+
+    if isinstance(spec, TableSpec):
+        weight = torch.randn(spec.rows, spec.dim, generator=generator)
+        counts = torch.randint(0, 9, (spec.rows,), generator=generator).double()
+        return Layer(spec, weight, None, TableStatistics(counts, psd(spec.dim)))
+    weight = torch.randn(spec.outputs, spec.inputs, generator=generator)
+    bias = torch.randn(spec.outputs, generator=generator) if spec.bias else None
+    mean = torch.randn(spec.inputs, generator=generator, dtype=torch.float64)
+    second = psd(spec.inputs) + mean.outer(mean)
+    return Layer(spec, weight, bias, LinearStatistics(mean, second, psd(spec.outputs)))
+
+
+def inputs_of(spec):
+    """Arguments of the served module, and the shape of what it gives."""
+    generator = torch.manual_seed(5)
+    if isinstance(spec, LinearSpec):
+        return (torch.randn(3, spec.inputs, generator=generator),), (3, spec.outputs)
+    ids = torch.randint(0, spec.rows, (6,), generator=generator)
+    if spec.pooling == "none":
+        return (ids.view(3, 2),), (3, 2, spec.dim)
+    bounds = torch.tensor([0, 2, 2, 5, 6])  # one empty bag
+    return (ids, bounds if spec.last_offset else bounds[:-1]), (4, spec.dim)
+
+
+def compressed(name, spec, settings):
+    return methods.get(name).compress(layer_of(spec), settings).eval()
+
+
+def tensors(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_settings_are_frozen_and_by_keyword():
+    for name in methods.names():
+        settings = methods.get(name).Settings
+        assert is_dataclass(settings) and settings.__dataclass_params__.frozen
+        assert all(field.kw_only for field in fields(settings))
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(BadSettings, match="no method 'svdd'; the methods are: float16, keep"):
+        methods.get("svdd")
+
+
+@every_candidate
+@torch.no_grad()
+def test_it_keeps_shape_and_dtype(name, spec, settings):
+    arguments, shape = inputs_of(spec)
+    output = compressed(name, spec, settings)(*arguments)
+    assert output.shape == shape and output.dtype == torch.float32
+    assert output.isfinite().all()
+
+
+@every_candidate
+@torch.no_grad()
+def test_it_takes_empty_bags_and_an_empty_batch(name, spec, settings):
+    served = compressed(name, spec, settings)
+    if isinstance(spec, LinearSpec):
+        assert served(torch.empty(0, spec.inputs)).shape == (0, spec.outputs)
+    elif spec.pooling == "none":
+        assert served(torch.empty(0, dtype=torch.long)).shape == (0, spec.dim)
+    else:
+        arguments, _ = inputs_of(spec)
+        assert served(*arguments)[1].eq(0).all()
+        none = torch.empty(0, dtype=torch.long)
+        bounds = torch.zeros(1 if spec.last_offset else 0, dtype=torch.long)
+        assert served(none, bounds).shape == (0, spec.dim)
+
+
+@every_candidate
+def test_it_is_as_large_as_it_said(name, spec, settings):
+    said, made = empty_on_meta(name, spec, settings), compressed(name, spec, settings)
+    shapes = [{n: (t.shape, t.dtype) for n, t in m.state_dict().items()} for m in (said, made)]
+    assert shapes[0] == shapes[1]
+    assert module_bytes(said) == module_bytes(made)
+
+
+@every_candidate
+def test_the_same_input_twice_gives_the_same_tensors(name, spec, settings):
+    once, again = compressed(name, spec, settings), compressed(name, spec, settings)
+    assert same(tensors(once), tensors(again))
+
+
+@every_candidate
+@torch.no_grad()
+def test_it_comes_back_from_its_file_bit_for_bit(name, spec, settings):
+    made, back = compressed(name, spec, settings), empty_on_meta(name, spec, settings)
+    stored = {n: t.clone() for n, t in load(save(tensors(made))).items()}
+    back.load_state_dict(stored, assign=True)
+    arguments, _ = inputs_of(spec)
+    assert torch.equal(back.eval()(*arguments), made(*arguments))
+
+
+@every_candidate
+def test_it_leaves_the_original_alone(name, spec, settings):
+    layer = layer_of(spec)
+    before = copy.deepcopy((layer.weight, layer.bias))
+    served = methods.get(name).compress(layer, settings)
+    thaw(served)
+    with torch.no_grad():
+        for parameter in served.parameters():
+            parameter.add_(1)
+    assert torch.equal(layer.weight, before[0])
+    assert layer.bias is None or torch.equal(layer.bias, before[1])
+
+
+@every_candidate
+def test_it_trains_thawed_and_serves_what_was_trained(name, spec, settings):
+    served, (arguments, _) = compressed(name, spec, settings), inputs_of(spec)
+    before = served(*arguments).detach()
+    thaw(served)
+    served(*arguments).square().sum().backward()
+    with torch.no_grad():
+        for parameter in served.parameters():
+            assert parameter.grad is not None
+            gradient = parameter.grad.to_dense()
+            parameter -= gradient / gradient.norm().clamp_min(1e-9)
+        trained = served(*arguments)
+        freeze(served)
+        assert torch.equal(served(*arguments), trained)
+    assert not torch.equal(trained, before)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embedcomp.served.formats import STORAGES, CannotStore, fit_grid
+from embedcomp.served.rows import StoredRows
+
+ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
+
+
+def filled(storage, width=7, rows=ROWS, scale=1.0):
+    stored = StoredRows(rows, width, storage)
+    weight = torch.randn(rows, width, generator=torch.manual_seed(3)) * scale
+    stored.fill(weight)
+    return stored, weight
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_read_is_close_to_what_was_stored(storage, width):
+    stored, weight = filled(storage, width)
+    step = {"float32": 0, "float16": 4e-3, "8": 0.05, "4": 0.8}
+    bound = step[storage if storage in step else storage[-1]]
+    assert (stored.to_float() - weight).abs().max() <= bound
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gathered_rows_are_rows_of_the_whole_bit_for_bit(storage):
+    stored, _ = filled(storage)
+    ids = torch.tensor([5, 5, 0, 39])
+    assert torch.equal(stored.gather(ids), stored.to_float()[ids])
+    assert stored.gather(ids[:0]).shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("storage", "width", "expected"),
+    [
+        ("float32", 16, 64),
+        ("float16", 16, 32),
+        ("row_int8", 16, 20),
+        ("row_int4", 16, 12),
+        ("column_int8", 16, 16),
+        ("column_int4", 16, 8),
+        ("column_int4", 7, 4),
+        ("row_int4", 5, 8),
+    ],
+)
+def test_a_row_takes_the_bytes_it_is_said_to(storage, width, expected):
+    assert StoredRows(10, width, storage).stored.nbytes == 10 * expected
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_freezing_changes_nothing_that_is_read(storage):
+    stored, _ = filled(storage)
+    stored.thaw()
+    with torch.no_grad():
+        stored.master += 0.1 * torch.randn_like(stored.master)
+    ids = torch.tensor([1, 2, 1])
+    thawed, whole = stored.gather(ids).detach(), stored.to_float().detach()
+    stored.freeze()
+    assert stored.master is None
+    assert torch.equal(stored.gather(ids), thawed)
+    assert torch.equal(stored.to_float(), whole)
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES if not s.startswith("row")])
+def test_thawing_changes_nothing_that_is_read(storage):
+    stored, _ = filled(storage)
+    before = stored.to_float()
+    stored.thaw()
+    assert torch.allclose(stored.to_float(), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gradients_pass_through_the_rounding(storage):
+    stored, _ = filled(storage)
+    stored.thaw()
+    stored.gather(torch.tensor([1, 1, 4])).sum().backward()
+    assert stored.master.grad.is_sparse
+    gradient = stored.master.grad.to_dense()
+    assert gradient[1].eq(2).all() and gradient[4].eq(1).all() and gradient[0].eq(0).all()
+
+
+@pytest.mark.parametrize("storage", ["float16", "row_int8", "row_int4"])
+@pytest.mark.parametrize("value", [1e6, float("nan"), float("inf")])
+def test_values_beyond_16_bit_floats_are_refused(storage, value):
+    with pytest.raises(CannotStore, match="use float32 or a column_"):
+        StoredRows(2, 4, storage).fill(torch.full((2, 4), value))
+
+
+def test_large_values_fit_a_scale_per_column():
+    stored, weight = filled("column_int8", scale=1e6)
+    assert (stored.to_float() - weight).abs().max() < 3e4
+
+
+def test_a_table_without_columns_is_stored():
+    stored = StoredRows(5, 0, "float32")
+    stored.fill(torch.empty(5, 0))
+    assert stored.gather(torch.tensor([4, 1])).shape == (2, 0)
+
+
+@pytest.mark.parametrize("storage", ["column_int8", "column_int4"])
+def test_a_constant_column_is_exact(storage):
+    stored = StoredRows(6, 2, storage)
+    stored.fill(torch.tensor([0.3, -7.0]).expand(6, 2))
+    assert torch.equal(stored.to_float(), torch.tensor([0.3, -7.0]).expand(6, 2))
+
+
+def test_values_on_a_grid_are_found_exactly():
+    weight = torch.arange(16.0)[:, None] * torch.tensor([0.25, 3.0]) - 1
+    stored = StoredRows(16, 2, "column_int4")
+    stored.fill(weight)
+    assert torch.allclose(stored.to_float(), weight, atol=1e-5)
+
+
+def test_rows_that_matter_more_are_stored_better():
+    weight = torch.cat([torch.linspace(-0.1, 0.1, 30), torch.tensor([8.0, -9.0])])[:, None]
+    heavy = torch.cat([torch.ones(30), torch.full((2,), 1e-6)])
+    even, weighted = StoredRows(32, 1, "column_int4"), StoredRows(32, 1, "column_int4")
+    even.fill(weight)
+    weighted.fill(weight, heavy)
+    head = slice(0, 30)
+    error = [(s.to_float() - weight)[head].square().sum() for s in (even, weighted)]
+    assert error[1] < 0.1 * error[0]
+
+
+def test_a_grid_with_clipping_beats_the_plain_range_on_heavy_tails():
+    values = torch.randn(3000, 1, generator=torch.manual_seed(0)) ** 3
+    weights = torch.ones_like(values)
+    low, high = values.min(), values.max()
+    step = (high - low) / 15
+    plain = ((values - low) / step).round() * step + low
+    grid = fit_grid(values, weights, 15)
+    fitted = ((values - grid[1]) / grid[0]).round().clamp(0, 15) * grid[0] + grid[1]
+    assert (fitted - values).square().sum() < 0.6 * (plain - values).square().sum()
+
+
+def test_many_rows_get_the_grid_of_their_histogram():
+    weight = torch.randn(20_000, 3, generator=torch.manual_seed(1))
+    many = StoredRows(20_000, 3, "column_int8")
+    many.fill(weight)
+    exact = fit_grid(weight, torch.ones_like(weight), 255)
+    rounded = ((weight - exact[1]) / exact[0]).round().clamp(0, 255) * exact[0] + exact[1]
+    error = (many.to_float() - weight).square().mean()
+    assert error < 1.05 * (rounded - weight).square().mean()

@@ -1,0 +1,58 @@
+"""A small model and a server of it."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+ROOT = Path(__file__).parents[2]
+runpy.run_path(str(ROOT / "proto" / "build.py"))["build"]()
+
+from toy_scorer import ToyScorer  # noqa: E402
+
+from serving.client import Client  # noqa: E402
+from serving.server import ScoringServer, ServerSettings  # noqa: E402
+
+
+@pytest.fixture
+def scorer() -> ToyScorer:
+    return ToyScorer()
+
+
+@pytest.fixture
+def server(scorer: ToyScorer) -> Iterator[ScoringServer]:
+    with ScoringServer(scorer, ServerSettings(port=0, max_rows=100, max_ids=1000)) as running:
+        yield running
+
+
+@pytest.fixture
+def target(server: ScoringServer) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def client(target: str) -> Iterator[Client]:
+    with Client(target) as connected:
+        yield connected
+
+
+@pytest.fixture
+def columns() -> dict[str, pa.Array]:
+    """Three candidates with a value of every type, a null of every type and unknown ids."""
+    return {
+        "user_id": pa.array([10, None, 999]),
+        "city": pa.array(["Zürich", "nowhere", None]),
+        "genres": pa.array([[1, 2, None], [], None], pa.list_(pa.int64())),
+        "tags": pa.array([None, ["a", "b"], ["never seen"]], pa.list_(pa.string())),
+        "age": pa.array([31.5, None, float("nan")], pa.float32()),
+        "price": pa.array([7, 0, None], pa.int64()),
+    }
+
+
+@pytest.fixture
+def items(columns: dict[str, pa.Array]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(columns)

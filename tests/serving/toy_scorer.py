@@ -1,0 +1,72 @@
+"""A scorer over real features whose model is a sum, so that every value of a request counts.
+
+Run as a program it serves itself, slowly: `python toy_scorer.py SECONDS_A_CALL`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from threading import Event
+
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.log.features import DenseFeature, Features, IdFeature
+from embedcomp.log.vocabulary import Vocabulary
+
+
+def _vocabulary(*values: int | str) -> Vocabulary:
+    return Vocabulary(pa.array(values), np.ones(len(values) + 2, np.int64))
+
+
+FEATURES = Features(
+    ids=(
+        IdFeature("user_id", "user", False, _vocabulary(10, 20, 30)),
+        IdFeature("city", "user", False, _vocabulary("Zürich", "Basel")),
+        IdFeature("genres", "item", True, _vocabulary(1, 2, 3, 4)),
+        IdFeature("tags", "item", True, _vocabulary("a", "b")),
+    ),
+    dense=(
+        DenseFeature("age", "user", "none", 30.0, 10.0),
+        DenseFeature("price", "item", "log1p", 1.0, 2.0),
+    ),
+)
+
+
+class ToyScorer:
+    """Has the interface of embedcomp.scorer.Scorer."""
+
+    name, version, features = "toy", 7, FEATURES
+
+    def __init__(self, seconds: float = 0.0):
+        self._seconds = seconds
+        self.entered = Event()  # set as soon as a call is being scored
+        self.go_on = Event()  # calls wait for it
+        self.go_on.set()
+        self.fault: Exception | None = None
+
+    def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
+        self.entered.set()
+        self.go_on.wait(30)
+        if self._seconds:
+            print("scoring", flush=True)
+            time.sleep(self._seconds)
+        if self.fault is not None:
+            raise self.fault
+        columns = dict(zip(items.schema.names, items.columns, strict=True))
+        if user is not None:
+            columns |= dict(zip(user.schema.names, user.columns, strict=True))
+        rows = self.features.encode(columns, items.num_rows)
+        total = rows.dense @ np.array([0.3, -0.7], np.float32)
+        total += rows.single @ np.array([0.11, 0.37], np.float32)
+        for bag in rows.bags:
+            sums = np.concatenate([[0], np.cumsum((bag.values + 1) * 0.13)])
+            total += np.diff(sums[bag.offsets]).astype(np.float32)
+        return (1 / (1 + np.exp(-total))).astype(np.float32)
+
+
+if __name__ == "__main__":
+    from serving.server import ServerSettings, serve
+
+    serve(ToyScorer(float(sys.argv[1])), ServerSettings(port=0, grace_s=20))

@@ -1,0 +1,170 @@
+"""Training: optimizers, fast tables, plateau, resuming."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from embedcomp import models
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.metrics import Quality
+from embedcomp.train.fit import Data, Report, TrainSettings, fit
+from embedcomp.train.optim import LazyAdam
+from embedcomp.train.plateau import Plateau
+from embedcomp.train.tables import FlatTables, fast_tables
+
+
+class Killed(Exception):
+    """Stands for kill -9 in the middle of a run."""
+
+
+def small_model(features: Features, name: str = "dcnv2") -> nn.Module:
+    torch.manual_seed(0)
+    file = models.get(name)
+    model: nn.Module = file.build(features, file.Settings(width=4, hidden=(16, 8)))
+    return model
+
+
+def trained(
+    log: ClickLog, features: Features, folder: Path, settings: TrainSettings, kill_after: int = -1
+) -> tuple[nn.Module, list[dict[str, object]]]:
+    model = small_model(features)
+    steps = 0
+
+    def watch(report: Report) -> None:
+        nonlocal steps
+        steps += report.valid is None
+        if steps == kill_after:
+            raise Killed
+
+    history = fit(model, Data(log, features), settings, folder, watch=watch)
+    return model, [{k: v for k, v in e.items() if k != "rows_per_second"} for e in history]
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_learns_something(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path, name: str
+) -> None:
+    model = small_model(synth_features, name)
+    settings = TrainSettings(epochs=3, batch_rows=256, learning_rate=3e-3)
+    history = fit(model, Data(synth_log, synth_features), settings, tmp_path)
+    assert max(entry["auc"] for entry in history) > 0.55
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+def test_a_killed_run_goes_on_as_if_it_had_never_stopped(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path, optimizer: str
+) -> None:
+    settings = TrainSettings(
+        epochs=2, batch_rows=512, checkpoint_rows=1024, table_optimizer=optimizer
+    )
+    whole, history = trained(synth_log, synth_features, tmp_path / "whole", settings)
+    with pytest.raises(Killed):
+        trained(synth_log, synth_features, tmp_path / "killed", settings, kill_after=25)
+    resumed, again = trained(synth_log, synth_features, tmp_path / "killed", settings)
+    assert history == again
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_equal_seeds_give_equal_models_and_others_do_not(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    def losses(seed: int, folder: str) -> list[dict[str, object]]:
+        settings = TrainSettings(epochs=1, batch_rows=512, seed=seed)
+        return trained(synth_log, synth_features, tmp_path / folder, settings)[1]
+
+    assert losses(1, "a") == losses(1, "b") != losses(2, "c")
+
+
+def test_the_best_weights_are_kept(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=3, batch_rows=256, learning_rate=3e-3)
+    model, _ = trained(synth_log, synth_features, tmp_path, settings)
+    before = copy.deepcopy(model.state_dict())
+    settings = TrainSettings(epochs=1, batch_rows=512, learning_rate=10.0, schedule="linear")
+    history = fit(model, Data(synth_log, synth_features), settings, tmp_path)
+    assert history[0]["auc"] > history[-1]["auc"]  # so large a step can only harm
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_lazy_adam_is_adam_where_every_row_is_looked_up() -> None:
+    torch.manual_seed(0)
+    dense = nn.Parameter(torch.randn(5, 3))
+    sparse = nn.Parameter(dense.detach().clone())
+    adam = torch.optim.Adam([dense], lr=0.1, betas=(0.9, 0.99))
+    lazy = LazyAdam([sparse], lr=0.1)
+    for _ in range(4):
+        ids = torch.cat([torch.arange(5), torch.randint(5, (7,))])
+        weights = torch.randn(12, 1)
+        for parameter, optimizer, is_sparse in ((dense, adam, False), (sparse, lazy, True)):
+            optimizer.zero_grad()
+            rows = nn.functional.embedding(ids, parameter, sparse=is_sparse)
+            (weights * rows.square()).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(sparse, dense)
+
+
+def test_lazy_adam_leaves_other_rows_alone_and_pulls_looked_up_rows_to_zero() -> None:
+    table = nn.Parameter(torch.ones(4, 2))
+    optimizer = LazyAdam([table], lr=0.1, l2=1.0)
+    nn.functional.embedding(torch.tensor([1, 1]), table, sparse=True).sum().mul(0.0).backward()
+    optimizer.step()
+    assert torch.equal(table[[0, 2, 3]], torch.ones(3, 2))
+    assert torch.all(table[1] < 1.0)
+
+
+def test_fast_tables_give_what_the_collection_gives() -> None:
+    torch.manual_seed(0)
+    tables = [
+        EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=6, feature_names=["a", "b"]),
+        EmbeddingBagConfig(name="s", embedding_dim=4, num_embeddings=9, feature_names=["c"]),
+    ]
+    model = nn.Sequential(EmbeddingBagCollection(tables=tables))
+    ids = KeyedJaggedTensor(
+        keys=["c", "b", "a"],
+        values=torch.tensor([8, 0, 1, 5, 5, 2, 3]),
+        lengths=torch.tensor([1, 2, 0, 2, 1, 1]),
+    )
+    wanted = model(ids)
+    with fast_tables(model):
+        assert isinstance(model[0], FlatTables)
+        found = model(ids)
+        model[0].flat.data.add_(1.0)
+    assert found.keys() == wanted.keys()
+    torch.testing.assert_close(found.values(), wanted.values())
+    assert isinstance(model[0], EmbeddingBagCollection)
+    lengths = torch.tensor([[1.0, 0.0, 1.0], [1.0, 2.0, 2.0]])  # ids of a, b and c in each row
+    torch.testing.assert_close(
+        model(ids).values(), wanted.values() + lengths.repeat_interleave(4, dim=1)
+    )
+
+
+def test_the_plateau_cuts_then_stops() -> None:
+    plateau = Plateau(patience=2, cuts=1)
+    told = [plateau.see(i, _auc(a)) for i, a in enumerate([0.6, 0.7, 0.7, 0.6, 0.65, 0.65])]
+    assert told == [
+        (True, False),
+        (True, False),
+        (False, False),
+        (False, True),
+        (False, False),
+        (False, False),
+    ]
+    assert plateau.finished and plateau.learning_rate_factor == pytest.approx(0.1)
+
+
+def _auc(value: float) -> Quality:
+    class Fixed(Quality):
+        auc = value  # type: ignore[assignment]
+
+    return Fixed()
