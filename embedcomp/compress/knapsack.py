@@ -43,16 +43,26 @@ def total_loss(chosen: Mapping[str, Choice]) -> float:
 
 
 def _solve_at(options: Options, limit: int, scale: float) -> Chosen:
-    """The knapsack with losses in units of `scale`; some choice of it fits."""
-    flat = [(name, choice) for name, found in options.items() for choice in found]
+    """The knapsack with losses in units of `scale`; some choice of it fits.
+
+    Bytes are counted beyond each layer's smallest choice, so that their sum is exact in a float.
+    """
+    smallest = {name: min(choice.bytes for choice in found) for name, found in options.items()}
+    spare = limit - sum(smallest.values())
+    flat = [
+        (name, choice)
+        for name, found in options.items()
+        for choice in found
+        if choice.bytes - smallest[name] <= spare
+    ]
     rows = {name: row for row, name in enumerate(options)}
-    sizes = np.array([choice.bytes for _, choice in flat], dtype=np.float64)
     owner = csr_array(
         (np.ones(len(flat)), ([rows[name] for name, _ in flat], range(len(flat)))),
         shape=(len(options), len(flat)),
     )
+    extra = np.array([[choice.bytes - smallest[name] for name, choice in flat]], np.float64)
     losses = np.array([choice.loss for _, choice in flat]) / scale
-    allowed = limit
+    allowed = spare
     while True:
         answer = milp(
             losses,
@@ -60,7 +70,7 @@ def _solve_at(options: Options, limit: int, scale: float) -> Chosen:
             bounds=Bounds(0, 1),
             constraints=[
                 LinearConstraint(owner, 1, 1),
-                LinearConstraint(sizes[None] / limit, ub=allowed / limit),
+                LinearConstraint(extra / max(spare, 1), ub=allowed / max(spare, 1)),
             ],
             options={"mip_rel_gap": 0},
         )

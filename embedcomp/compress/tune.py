@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
 from torch import nn
 
 from embedcomp.compress.swap import freeze, thaw
@@ -15,6 +16,8 @@ from embedcomp.train.fit import Data, TrainSettings, Watch, fit
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
     """How a compressed model is tuned, and how the control is trained on."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int = 0  # 0: not tuned
     learning_rate: float = 3e-4  # at the start; falls linearly to zero

@@ -50,7 +50,7 @@ class StoredRows(nn.Module):
             CannotStore: a value is not finite in this storage.
         """
         assert weight.shape == (self.rows, self.width), (weight.shape, self.rows, self.width)
-        weight = weight.detach().float()
+        weight = weight.detach().float().contiguous()
         self.grid = self.format.fit(weight, row_weights)
         self.stored = self.format.encode(weight, self.grid).clone()
 
@@ -87,7 +87,7 @@ class StoredRows(nn.Module):
         """
         if self.master is None:
             return
-        master = self.master.detach()
+        master = self.master.detach().contiguous()
         if self.grid is None:
             self.format.fit(master, None)  # refuses what does not fit
         self.stored = self.format.encode(master, self.grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,6 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise BadModel(f"{file} cannot be read as tensors: {str(error).splitlines()[0]}") from error
     return state

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -32,15 +33,17 @@ from embedcomp.train.tables import FastTables, FlatTables, FusedAdagradTables, f
 class TrainSettings:
     """How a model is trained. The defaults are tuned (docs/training.md)."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     epochs: int = 40  # at most; the plateau usually stops the run earlier
     batch_rows: int = 4096
     learning_rate: float = 1e-3
-    table_learning_rate: float = 1e-3
-    embedding_l2: float = 0.005  # on looked-up rows; see optim.chance
+    table_learning_rate: float = 4e-4
+    embedding_l2: float = 0.01  # on looked-up rows, scaled to stand for all rows (optim.chance)
     table_optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
     schedule: Literal["plateau", "linear"] = "plateau"  # linear: falls to zero over `epochs`
     patience: int = 1  # evaluations without a better AUC before the learning rate is cut
-    cuts: int = 1  # times that the learning rate is cut by ten before the run stops
+    cuts: int = 2  # times that the learning rate is cut by ten before the run stops
     evaluations_per_epoch: int = 1
     checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
     distil: float = 0.5  # weight of the original's scores against the labels, where there is one

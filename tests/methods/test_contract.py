@@ -22,14 +22,14 @@ from embedcomp.compress.swap import freeze, thaw
 from embedcomp.errors import BadSettings
 
 TABLES = [
-    TableSpec(name="mean", rows=50, dim=6, pooling="mean"),
-    TableSpec(name="sum", rows=12, dim=32, pooling="sum", last_offset=False),
-    TableSpec(name="sequence", rows=20, dim=5, pooling="none"),
+    TableSpec(name="mean", rows=50, dim=4, pooling="mean"),
+    TableSpec(name="sum", rows=12, dim=18, pooling="sum", last_offset=False),
+    TableSpec(name="sequence", rows=20, dim=3, pooling="none"),
     TableSpec(name="narrow", rows=9, dim=1, pooling="mean"),
 ]
 LINEARS = [
-    LinearSpec(name="wide", inputs=21, outputs=14, bias=True, activation="relu"),
-    LinearSpec(name="plain", inputs=8, outputs=17, bias=False),
+    LinearSpec(name="wide", inputs=13, outputs=9, bias=True, activation="relu"),
+    LinearSpec(name="plain", inputs=5, outputs=12, bias=False),
     LinearSpec(name="single", inputs=10, outputs=1, bias=True),
 ]
 
@@ -41,7 +41,9 @@ def candidates():
             found = method.candidates(spec)
             found += [replace(c, storage="float32") for c in found[-1:] if hasattr(c, "storage")]
             if getattr(spec, "activation", None):
-                found += [replace(c, activation=True) for c in found[:3] if hasattr(c, "activation")]
+                found += [
+                    replace(c, activation=True) for c in found[:3] if hasattr(c, "activation")
+                ]
             for settings in found:
                 label = "-".join(str(v) for v in asdict(settings).values())
                 yield pytest.param(name, spec, settings, id=f"{name}-{spec.name}-{label}")
@@ -174,10 +176,10 @@ def test_it_trains_thawed_and_serves_what_was_trained(name, spec, settings):
     thaw(served)
     served(*arguments).square().sum().backward()
     with torch.no_grad():
-        for parameter in served.parameters():
+        for parameter in (p for p in served.parameters() if p.numel()):
             assert parameter.grad is not None
             gradient = parameter.grad.to_dense()
-            parameter -= gradient / gradient.norm().clamp_min(1e-9)
+            parameter.sub_(gradient / gradient.norm().clamp_min(1e-9))
         trained = served(*arguments)
         freeze(served)
         assert torch.equal(served(*arguments), trained)

@@ -1,0 +1,74 @@
+"""Writes settings.md from the settings themselves: `python docs/build_settings.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from embedcomp import models
+from embedcomp.compress.tune import TuneSettings
+from embedcomp.settings import CompressSettings, JobSettings
+from embedcomp.train.fit import TrainSettings
+
+HEAD = """\
+# Settings
+
+Written by docs/build_settings.py from the dataclasses in the code. A job file has the keys of the first
+table, with the others as sub-tables; `--set name=value` of `embedcomp train` takes those of `[train]`, of
+`embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of `embedcomp submit` all of
+them with dots; `--model-set` of `embedcomp train` takes the model's.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        ("The job", JobSettings),
+        ("`[train]`", TrainSettings),
+        ("`[compress]`", CompressSettings),
+        ("`[compress.tune]`", TuneSettings),
+        *(
+            (f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()
+        ),
+    ]
+    return "\n".join([HEAD, *(_section(title, settings) for title, settings in parts)])
+
+
+def _section(title: str, settings: Any) -> str:
+    meanings = _meanings(settings)
+    rows = [
+        f"| `{field.name}` | `{_type(field)}` | {_default(field)} | {meanings[field.name]} |"
+        for field in dataclasses.fields(settings)
+    ]
+    head = ["| name | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([f"## {title}", "", *head, *rows, ""])
+
+
+def _meanings(settings: Any) -> dict[str, str]:
+    """The comment beside each field; one that goes on stands alone on the lines below."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.getsource(settings).splitlines():
+        if match := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            name = match[1]
+            found[name] = match[2] or ""
+        elif match := re.match(r"    # (.*)", line):
+            found[name] += f" {match[1]}"
+    return found
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    return str(field.type).replace("|", "or")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    return "required" if field.default_factory is dataclasses.MISSING else "its own defaults"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("settings.md").write_text(page())

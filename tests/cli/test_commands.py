@@ -1,0 +1,185 @@
+"""The command line, as the README shows it and as other programs use it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from embedcomp.cli import main
+from embedcomp.layers import embedding_bags
+from embedcomp.log.features import Features
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+QUICK = ["--set", "batch_rows=1024"]
+
+
+class Plain(nn.Module):
+    """A model that embedcomp has never seen."""
+
+    def __init__(self, features: Features):
+        super().__init__()
+        self.bags = embedding_bags(features, 4)
+        self.out = nn.Linear(4 * len(features.ids) + len(features.dense), 1)
+
+    def forward(self, dense: torch.Tensor, sparse: Any) -> torch.Tensor:
+        logits: torch.Tensor = self.out(torch.cat([self.bags(sparse).values(), dense], 1))
+        return logits
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["embedcomp", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+def commands() -> list[list[str]]:
+    """The README's one-by-one commands that need no server."""
+    found = re.findall(r"^    embedcomp (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    doable = ("log", "train clicks --model dcnv2", "compress model --log clicks --budget 5x")
+    return [shlex.split(c) for c in found if c.startswith((*doable, "evaluate", "inspect"))]
+
+
+def test_the_readmes_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = commands()
+    assert [c[0] for c in listed] == ["log", "log", "train", "compress", "evaluate", "inspect"]
+    for command in listed:
+        smaller = [part.replace("100000", "4000") for part in command]
+        more = ["--epochs", "2", *QUICK] if command[0] == "train" else []
+        assert run(monkeypatch, *smaller, *more) == 0, command
+    assert "clicks" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log, a model and an artifact."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(patch, "log", "synth", "log", "--rows", 6000, "--seed", 3) == 0
+        train = ["train", "log", "--model", "deepfm", "--out", "model", "--epochs", 1, *QUICK]
+        assert run(patch, *train) == 0
+        compress = ["compress", "model", "--log", "log", "--budget", "20%", "--out", "small"]
+        assert run(patch, *compress) == 0
+    return folder
+
+
+def test_json_on_standard_output_is_alone_there(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    assert run(monkeypatch, "evaluate", "small", "--log", "log", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"auc", "logloss", "calibration", "rows", "bytes", "rows_per_second"} <= set(found)
+    assert set(found["bytes"]) == {"total", "tables", "dense", "disk"}
+    assert set(found["rows_per_second"]) == {"1", "64", "1024"}
+    assert found["rows"] == 600
+
+
+def test_the_artifact_keeps_to_its_budget(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    run(monkeypatch, "evaluate", "model", "small", "--log", "log", "--json", "-")
+    found = json.loads(capsys.readouterr().out)["models"]
+    assert found["small"]["bytes"]["total"] <= 0.2 * found["model"]["bytes"]["total"]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    command = ["compress", "model", "--log", "log", "--budget", "4x", "--out", "dry", "--dry-run"]
+    assert run(monkeypatch, *command) == 0
+    assert "predicted log loss" in capsys.readouterr().out
+    assert not Path("dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "model", "--log", "log", "--budget", "1000000x", "--out", "o"], "raise the"),
+        (["compress", "model", "--log", "log", "--budget", "big", "--out", "o"], "not a positive"),
+        (
+            ["compress", "model", "--log", "log", "--budget", "5x", "--out", "o", "--methods", "x"],
+            "no method 'x'",
+        ),
+        (["evaluate", "nothing", "--log", "log"], "is not a model or artifact"),
+        (["evaluate", "model", "--log", "nowhere"], "no readable schema.toml"),
+        (["evaluate", "model", "--log", "log", "--split", "later"], "no split 'later'"),
+        (["train", "log", "--model", "gpt", "--out", "o"], "no model 'gpt'"),
+        (["train", "log", "--model", "no.such:model", "--out", "o"], "cannot be imported"),
+        (["train", "log", "--model", "dlrm", "--out", "o", "--set", "bacht=1"], "bacht"),
+        (["train", "log", "--model", "dlrm", "--out", "o", "--model-set", "widht=1"], "widht"),
+        (["log", "synth", "log", "--rows", 5000], "holds a log already"),
+        (["log", "synth", "tiny", "--rows", 10], "too small"),
+        (["predict", "--target", "127.0.0.1:1", "--log", "log"], "127.0.0.1:1"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    message: str,
+) -> None:
+    monkeypatch.chdir(made)
+    assert run(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
+    assert not Path("o").exists()
+
+
+def test_a_users_own_model_is_loaded_and_compressed(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    from embedcomp.artifact import Artifact
+
+    features = Artifact.open("model").features
+    weights = Plain(features)
+    torch.save(weights.state_dict(), "weights.pt")
+    factory = "tests.cli.test_commands:Plain"
+    load = ["train", "log", "--model", factory, "--checkpoint", "weights.pt", "--out", "own"]
+    assert run(monkeypatch, *load) == 0
+    found = Artifact.open("own").model().state_dict()
+    assert all(torch.equal(t, found[name]) for name, t in weights.state_dict().items())
+    small = ["compress", "own", "--log", "log", "--budget", "3x", "--out", "own_small"]
+    assert run(monkeypatch, *small) == 0
+
+
+def test_a_damaged_artifact_is_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(made / "small", tmp_path / "damaged")
+    file = tmp_path / "damaged/1/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert run(monkeypatch, "inspect", tmp_path / "damaged") == 2
+    assert "checksum differs" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    Path("bad.pt").write_bytes(b"not tensors")
+    torch.save({"out.weight": torch.zeros(2, 2)}, "other.pt")
+    for file, message in (("bad.pt", "cannot be read"), ("other.pt", "does not fit")):
+        load = ["train", "log", "--model", "deepfm", "--checkpoint", file, "--out", "o"]
+        assert run(monkeypatch, *load) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import io
+import json
+from functools import cache
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from embedcomp import methods
+from embedcomp.compress.choices import choices, module_bytes
+from embedcomp.compress.plan import Plan, model_bytes, parse_budget, plan, render
+from embedcomp.compress.swap import apply, empty_like, freeze, on_meta, thaw
+from embedcomp.errors import BadSettings, BudgetTooSmall
+from tests.compress import small
+
+WHOLE = model_bytes(small.model())["total"]
+SHARES = (0.9, 0.5, 0.2, 0.08, 0.04)
+
+
+@cache
+def planned(share, names=None):
+    model, found, measured = small.measured()
+    names = names or tuple(methods.names())
+    return plan(model, found, measured, int(WHOLE * share), names, small.SINGLE)
+
+
+def applied(share):
+    model, found, measured = small.measured()
+    return model, apply(model, planned(share), found, measured)
+
+
+def scores(model):
+    with torch.no_grad():
+        return torch.cat([model(b.dense, b.sparse) for b in small.batches()])
+
+
+def shapes(model):
+    return {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5x", 200_000),
+        ("20%", 200_000),
+        ("0.5%", 5_000),
+        ("4MiB", 4 * 2**20),
+        ("300kB", 300_000),
+        ("1.5 kib", 1536),
+        ("123,456", 123_456),
+        ("7b", 7),
+    ],
+)
+def test_budgets_are_read(text, expected):
+    assert parse_budget(text, 1_000_000) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "0x", "-5x", "5 apples", "x5", "nan", "1e9"])
+def test_what_is_not_a_budget_is_refused(text):
+    with pytest.raises(BadSettings, match="is not a positive size; write 5x, 20%, 4MiB"):
+        parse_budget(text, 1_000_000)
+
+
+def test_every_tensor_of_a_model_is_counted():
+    sizes = model_bytes(small.model())
+    tables = sum(small.ROWS.values()) * small.DIM * 4
+    inputs = small.DIM * 3 + small.DENSE
+    dense = 4 * (24 * inputs + 24 + 20 * 24 + 20 + 20 + 1 + inputs + 1)
+    assert sizes == {"total": tables + dense, "tables": tables, "dense": dense}
+    assert model_bytes(on_meta(small.model())) == sizes
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
+    found = planned(share)
+    _, compressed = applied(share)
+    assert model_bytes(compressed)["total"] == found.bytes_after <= found.budget_bytes
+    assert found.bytes_after > 0.7 * found.budget_bytes
+
+
+def test_more_bytes_never_predict_more_loss():
+    losses = [planned(share).loss for share in SHARES]
+    assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.08])
+def test_the_predicted_loss_is_about_the_real_one(share):
+    model, compressed = applied(share)
+    z, off = scores(model).double(), (scores(compressed) - scores(model)).double()
+    p = torch.sigmoid(z)
+    real = float((0.5 * p * (1 - p) * off**2).mean())
+    assert 0.4 < planned(share).loss / real < 2.5
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_an_empty_model_takes_the_tensors_of_the_compressed_one(share):
+    model, compressed = applied(share)
+    stored = Plan.from_dict(json.loads(json.dumps(planned(share).to_dict())))
+    assert stored == planned(share)
+    empty = empty_like(on_meta(model), stored)
+    assert shapes(empty) == shapes(compressed)
+    empty.load_state_dict(compressed.state_dict(), assign=True)
+    assert torch.equal(scores(empty.eval()), scores(compressed))
+
+
+def test_decoders_are_folded_where_that_is_exact():
+    _, compressed = applied(0.08)
+    widths = [bag.stored.width for bag in compressed.embeddings.embedding_bags.values()]
+    folded = [bag.folded for bag in compressed.embeddings.embedding_bags.values()]
+    assert compressed.first.folded and any(folded)
+    assert not folded[2]  # bags of c may be empty
+    kept = [w if f else small.DIM for w, f in zip(widths, folded, strict=True)]
+    layer = compressed.first.linear
+    inputs = layer.stored.width if hasattr(layer, "stored") else layer.first.rows
+    assert inputs == sum(kept) + small.DENSE
+
+
+def test_the_original_is_left_alone():
+    model, found, measured = small.measured()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    compressed = apply(model, planned(0.2), found, measured)
+    thaw(compressed)
+    with torch.no_grad():
+        for parameter in compressed.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert type(model.wide) is nn.Linear
+
+
+def test_a_generous_budget_keeps_everything_as_it_is():
+    model, compressed = applied(1.0)
+    assert planned(1.0).loss == 0
+    assert torch.allclose(scores(compressed), scores(model), atol=1e-6)
+
+
+def test_tuned_weights_are_served_bit_for_bit():
+    _, compressed = applied(0.08)
+    thaw(compressed)
+    optimizer = torch.optim.SGD(compressed.parameters(), lr=0.05)
+    b = small.batches()[0]
+    loss = nn.functional.binary_cross_entropy_with_logits(compressed(b.dense, b.sparse), b.labels)
+    loss.backward()
+    optimizer.step()
+    trained = scores(compressed)
+    freeze(compressed)
+    assert torch.equal(scores(compressed), trained)
+    assert model_bytes(compressed)["total"] == planned(0.08).bytes_after
+
+
+def test_a_budget_that_nothing_fits_names_the_smallest():
+    model, found, measured = small.measured()
+    with pytest.raises(BudgetTooSmall, match="but the smallest plan needs") as error:
+        plan(model, found, measured, 100, methods.names(), small.SINGLE)
+    smallest = int(str(error.value).split("needs ")[1].split(";")[0].replace(",", ""))
+    fits = plan(model, found, measured, smallest, methods.names(), small.SINGLE)
+    assert fits.bytes_after <= smallest
+
+
+def test_a_plan_uses_only_the_methods_it_may():
+    assert {p.method for p in planned(0.4, ("row_int8",)).layers} <= {"keep", "row_int8"}
+
+
+def test_what_is_not_compressed_is_listed_with_its_reason():
+    model, found, measured = small.measured()
+    found.refused["norm"] = "is a LayerNorm"
+    made = plan(model, found, measured, WHOLE, ["keep"])
+    out = io.StringIO()
+    Console(file=out, width=200).print(render(made))
+    assert "is a LayerNorm" in out.getvalue() and "embeddings.embedding_bags.t_a" in out.getvalue()
+
+
+def test_values_that_a_storage_cannot_hold_are_left_out_of_the_choices(caplog):
+    model = nn.ModuleDict({"l": nn.Linear(4, 4)})
+    model["l"].weight.data *= 1e7
+    from embedcomp.compress.layers import find
+
+    layer = find(model, {}).layers["l"]
+    assert [c.method for c in choices(layer, ["row_int8"])] == []
+    assert "l: " in caplog.text and "do not fit row_int8" in caplog.text
+
+
+def test_large_tables_are_judged_on_a_sample(monkeypatch):
+    from embedcomp.compress import choices as module
+
+    _, found, _ = small.measured()
+    layer = found.layers["embeddings.embedding_bags.t_a"]
+    whole = choices(layer, ["row_int4", "low_rank"])
+    monkeypatch.setattr(module, "SAMPLED_ROWS", 100)
+    sampled = {c.settings: c for c in choices(layer, ["row_int4", "low_rank"])}
+    common = [c for c in whole if c.settings in sampled]
+    assert len(common) > 5
+    for choice in common:
+        assert choice.bytes == sampled[choice.settings].bytes
+        assert sampled[choice.settings].loss == pytest.approx(choice.loss, rel=0.5)
+    assert module_bytes(nn.Linear(2, 3)) == 36

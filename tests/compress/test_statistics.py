@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from embedcomp.compress.layers import find
+from embedcomp.compress.statistics import Statistics, measure
+from embedcomp.log.batches import Batch
+from tests.compress import small
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_statistics_of_shards_add_up():
+    model, found, whole = small.measured()
+    total = measure(model, small.batches()[:1], found)
+    total += measure(model, small.batches()[1:], found)
+    assert total.sums.keys() == whole.sums.keys()
+    assert all(torch.equal(total.sums[name], whole.sums[name]) for name in whole.sums)
+    assert whole.samples == 4 * small.BATCH_ROWS
+
+
+def test_inputs_and_gradients_of_a_linear_layer():
+    model, found, statistics = small.measured()
+    x, gradients = [], []
+    for b in small.batches():
+        embedded = torch.cat([model.embeddings(b.sparse).values(), b.dense], 1)
+        x.append(embedded.detach().double())
+        p = torch.sigmoid(model(b.dense, b.sparse)).detach().double()
+        gradients.append(0.3 * (p * (1 - p)).sqrt()[:, None])  # dz/dy is 0.3 for `wide`
+    x, g = torch.cat(x), torch.cat(gradients)
+    layer = statistics.measured(found).layers["wide"]
+    assert close(layer.inputs.mean, x.mean(0))
+    assert close(layer.inputs.second, x.T @ x / len(x))
+    assert close(layer.gradient, g.T @ g / len(g))
+
+
+def test_gradients_of_a_pooled_table_are_shared_among_its_rows():
+    """One batch, rows perturbed at random: the prediction is the mean change it causes."""
+    model, found, _ = small.measured()
+    b = small.batches()[0]
+    statistics = measure(model, [b], found)
+    layer = statistics.measured(found).layers["embeddings.embedding_bags.t_c"]
+    weight = model.embeddings.embedding_bags["t_c"].weight
+    z = model(b.dense, b.sparse).detach().double()
+    p = torch.sigmoid(z)
+    generator, costs = torch.manual_seed(0), []
+    with torch.no_grad():
+        for _ in range(300):
+            noise = 1e-3 * torch.randn(weight.shape, generator=generator)
+            weight += noise
+            off = model(b.dense, b.sparse).double() - z
+            weight -= noise
+            costs.append(float((0.5 * p * (1 - p) * off**2).mean()))
+    predicted = 0.5 * float(layer.gradient.trace()) * 1e-6
+    assert predicted == pytest.approx(sum(costs) / len(costs), rel=0.15)
+
+
+def test_measuring_leaves_the_model_as_it_was():
+    model = small.model().train()
+    model.wide.weight.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    measure(model, small.batches()[:1], find(model, {}))
+    assert model.training and model.deep[2].training
+    assert not model.wide.weight.requires_grad and model.wide.bias.requires_grad
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, another on a sequence, and a third never."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.sequence = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.never, self.useless = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, dense, sparse):
+        self.useless(dense)
+        both = torch.stack([self.twice(dense), self.twice(self.twice(dense))], 1)  # [B, 2, 2]
+        return self.sequence(both).sum((1, 2))
+
+
+def test_layers_may_be_called_several_times_or_never():
+    model, found = Twice(), find(Twice(), {})
+    b = Batch(torch.randn(10, 2), small.batches()[0].sparse, torch.zeros(10))
+    statistics = measure(model, [b], found)
+    assert statistics.sums["twice|rows"] == 30 and statistics.sums["sequence|rows"] == 20
+    measured = statistics.measured(found)
+    assert list(measured.layers) == ["twice", "sequence"]
+    assert set(measured.refused) == {"never", "useless"}
+    assert "does not change the score, on any row" in measured.refused["never"]
+
+
+def test_statistics_come_back_from_their_tensors():
+    _, _, statistics = small.measured()
+    back = Statistics.from_tensors(statistics.to_tensors())
+    assert back.samples == statistics.samples
+    assert all(torch.equal(back.sums[name], value) for name, value in statistics.sums.items())
+    assert all(value.dtype == torch.float64 for value in statistics.sums.values())
+
+
+def test_without_a_log_the_layers_stay_as_they_are():
+    found = find(small.model(), {})
+    assert Statistics().measured(found) is found

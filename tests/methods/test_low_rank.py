@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embedcomp.compress.algebra import DAMPING, basis, moments
+from embedcomp.compress.choices import predicted_loss
+from embedcomp.compress.contract import (
+    Layer,
+    LinearSpec,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+from embedcomp.errors import BadSettings
+from embedcomp.methods import low_rank, svd
+
+ROWS, DIM, INPUTS, OUTPUTS = 200, 8, 12, 9
+
+
+def psd(n, seed):
+    root = torch.randn(n, n, generator=torch.manual_seed(seed), dtype=torch.float64)
+    return root @ root.T / n
+
+
+def table(gradient=None, offset=3.0):
+    """Rows around a mean, a few of them looked up far more often than the others."""
+    generator = torch.manual_seed(0)
+    scales = 2.0 ** -torch.arange(DIM)
+    weight = torch.randn(ROWS, DIM, generator=generator) * scales + offset
+    counts = (1000 / torch.arange(1, ROWS + 1)).long().double()
+    spec = TableSpec(name="t", rows=ROWS, dim=DIM, pooling="mean")
+    return Layer(spec, weight, None, TableStatistics(counts, gradient))
+
+
+def linear(gradient=None, activation=None):
+    """A layer, and inputs [n, i] that its statistics are those of."""
+    generator = torch.manual_seed(1)
+    inputs = torch.randn(500, INPUTS, generator=generator) * 2.0 ** -torch.arange(INPUTS) + 1
+    x = inputs.double()
+    statistics = LinearStatistics(x.mean(0), x.T @ x / len(x), gradient)
+    weight = torch.randn(OUTPUTS, INPUTS, generator=generator)
+    bias = torch.randn(OUTPUTS, generator=generator)
+    spec = LinearSpec(name="l", inputs=INPUTS, outputs=OUTPUTS, bias=True, activation=activation)
+    return Layer(spec, weight, bias, statistics), inputs
+
+
+def weighted_error(layer, served):
+    error = (served.to_float() - layer.weight).double().square().sum(1)
+    return float(layer.counts @ error / layer.counts.sum())
+
+
+def output_error(layer, served, inputs):
+    wanted = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+    return float((served(inputs) - wanted).double().square().sum(1).mean())
+
+
+@pytest.mark.parametrize("method", [low_rank, svd])
+def test_full_rank_in_float32_is_the_original(method):
+    layer = table()
+    served = method.compress(layer, method.Settings(rank=DIM))
+    assert torch.allclose(served.to_float(), layer.weight, atol=1e-5)
+    layer, _ = linear()
+    served = method.compress(layer, method.Settings(rank=OUTPUTS))
+    weight, bias = served.to_float()
+    assert torch.allclose(weight, layer.weight, atol=1e-5)
+    assert torch.allclose(bias, layer.bias, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [0, 1, 3, 7])
+def test_a_table_loses_exactly_the_eigenvalues_left_out(rank):
+    layer = table()
+    _, covariance = moments(layer.weight, layer.counts)
+    dropped = torch.linalg.eigvalsh(covariance).flip(0)[rank:].sum()
+    served = low_rank.compress(layer, low_rank.Settings(rank=rank, weighting="output"))
+    assert weighted_error(layer, served) == pytest.approx(float(dropped), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_a_linear_layer_loses_exactly_the_eigenvalues_left_out(rank):
+    layer, inputs = linear()
+    covariance = layer.weight.double() @ layer.inputs.covariance @ layer.weight.double().T
+    dropped = torch.linalg.eigvalsh(covariance).flip(0)[rank:].sum()
+    served = low_rank.compress(layer, low_rank.Settings(rank=rank, weighting="output"))
+    assert output_error(layer, served, inputs) == pytest.approx(float(dropped), rel=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", range(1, 8))
+def test_mimicking_outputs_is_never_worse_than_svd(rank):
+    layer = table()
+    ours = low_rank.compress(layer, low_rank.Settings(rank=rank, weighting="output"))
+    theirs = svd.compress(layer, svd.Settings(rank=rank))
+    assert weighted_error(layer, ours) <= weighted_error(layer, theirs) + 1e-9
+    layer, inputs = linear()
+    ours = low_rank.compress(layer, low_rank.Settings(rank=rank, weighting="output"))
+    theirs = svd.compress(layer, svd.Settings(rank=rank))
+    assert output_error(layer, ours, inputs) <= output_error(layer, theirs, inputs) + 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [table, lambda g: linear(g)[0]])
+def test_gradients_lower_the_predicted_loss(make):
+    scales = torch.diag(4.0 ** torch.arange(DIM if make is table else OUTPUTS).double())
+    gradient = scales @ psd(len(scales), 2) @ scales
+    layer = make(gradient)
+    by = {
+        weighting: predicted_loss(
+            layer, low_rank.compress(layer, low_rank.Settings(rank=2, weighting=weighting))
+        )
+        for weighting in ("loss", "output")
+    }
+    assert by["loss"] < 0.5 * by["output"]
+
+
+def test_without_gradients_the_loss_is_the_output():
+    layer = table()
+    by_loss, by_output = (
+        low_rank.compress(layer, low_rank.Settings(rank=2, weighting=w)) for w in ("loss", "output")
+    )
+    assert torch.equal(by_loss.to_float(), by_output.to_float())
+
+
+def test_svd_is_the_truncated_decomposition():
+    layer = table()
+    u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
+    served = svd.compress(layer, svd.Settings(rank=3))
+    assert torch.allclose(served.to_float(), u[:, :3] * s[:3] @ v[:3], atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_decoder_makes_up_for_rounded_codes():
+    layer = table()
+    plain = low_rank.compress(layer, low_rank.Settings(rank=DIM, storage="float16"))
+    served = low_rank.compress(layer, low_rank.Settings(rank=DIM, storage="column_int4"))
+    unfitted = plain.decode(served.stored.to_float(), torch.ones(1, 1)) - layer.weight
+    before = float(layer.counts @ unfitted.double().square().sum(1) / layer.counts.sum())
+    assert weighted_error(layer, served) < before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("storage", ["float32", "column_int8", "column_int4"])
+def test_the_mean_output_of_a_linear_layer_is_kept(storage):
+    layer, inputs = linear()
+    served = low_rank.compress(layer, low_rank.Settings(rank=2, storage=storage))
+    wanted = torch.nn.functional.linear(inputs, layer.weight, layer.bias).mean(0)
+    assert torch.allclose(served(inputs).mean(0), wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_activation_between_the_factors_is_the_one_that_follows():
+    layer, inputs = linear(activation="relu")
+    served = low_rank.compress(layer, low_rank.Settings(rank=3, activation=True))
+    codes = torch.relu(inputs @ served.first.to_float() + served.middle)
+    assert torch.allclose(served(inputs), codes @ served.second.to_float().T + served.bias)
+    layer, _ = linear()
+    with pytest.raises(BadSettings, match="l has no known activation"):
+        low_rank.compress(layer, low_rank.Settings(rank=3, activation=True))
+
+
+def test_a_large_mean_does_not_drown_a_small_covariance():
+    rows = torch.randn(5000, 3, generator=torch.manual_seed(0), dtype=torch.float64) + 1e6
+    mean, covariance = moments(rows, None)
+    assert torch.allclose(mean, rows.mean(0))
+    assert torch.allclose(covariance, torch.cov(rows.T, correction=0), rtol=1e-6)
+
+
+def test_a_basis_decodes_what_it_encodes():
+    found = basis(psd(6, 3), psd(6, 4))
+    assert torch.allclose(found.encoder @ found.decoder, torch.eye(6).double(), atol=1e-9)
+    assert torch.allclose(found.decoder.norm(dim=1), torch.ones(6).double())
+    assert (found.worth.diff() <= 0).all()
+
+
+def test_a_basis_is_worth_what_leaving_it_out_costs():
+    covariance, metric = psd(6, 3), psd(6, 4)
+    found = basis(covariance, metric)
+    damped = (1 - DAMPING) * metric + DAMPING * metric.diagonal().mean() * torch.eye(6).double()
+    lost = torch.eye(6).double() - found.encoder[:, :2] @ found.decoder[:2]
+    error = (lost.T @ covariance @ lost @ damped).trace()
+    assert float(error) == pytest.approx(float(found.worth[2:].sum()))
