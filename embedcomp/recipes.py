@@ -26,6 +26,7 @@ from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
+from embedcomp.train import workers
 from embedcomp.train.fit import Data, TrainSettings, Watch, fit
 
 MEASURE_BATCH_ROWS = 2048
@@ -53,19 +54,9 @@ def train(
     model = source.build(features, settings.seed)
     if start is not None:
         load_weights(model, start)
-    scratch = _scratch(out)
-    history = fit(model, Data(log, features), settings, scratch, watch=watch)
-    made = artifact.save(
-        out,
-        model,
-        features,
-        source,
-        bytes=model_bytes(model),
-        training={"settings": asdict(settings), "history": history},
-        metrics=_best(history),
-    )
-    remove(scratch)
-    return made
+    history = fit(model, Data(log, features), settings, _scratch(out), watch=watch)
+    training = {"settings": asdict(settings), "history": history}
+    return _saved(out, model, features, source, training, None)
 
 
 def layers_of(original: Artifact, model: nn.Module) -> Found:
@@ -132,22 +123,11 @@ def compress(
     model = original.model()
     compressed = swap.apply(model, plan, layers_of(original, model), measured)
     history: list[dict[str, Any]] = []
-    scratch = _scratch(out)
     if settings.tune.epochs:
         data = Data(log, original.features)
-        history = tune.tune(compressed, model, data, settings.tune, scratch, watch)
-    made = artifact.save(
-        out,
-        compressed,
-        original.features,
-        original.manifest.source,
-        plan=plan,
-        bytes=model_bytes(compressed),
-        training={"settings": asdict(settings), "history": history},
-        metrics=_best(history),
-    )
-    remove(scratch)
-    return made
+        history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
+    training = {"settings": asdict(settings), "history": history}
+    return _saved(out, compressed, original.features, original.manifest.source, training, plan)
 
 
 def control(
@@ -159,19 +139,10 @@ def control(
     watch: Watch = quiet,
 ) -> Artifact:
     """Train the original on as a compressed model is tuned, and write it to `out`."""
-    model, scratch = original.model(), _scratch(out)
-    history = tune.control(model, Data(log, original.features), settings.tune, scratch, watch)
-    made = artifact.save(
-        out,
-        model,
-        original.features,
-        original.manifest.source,
-        bytes=model_bytes(model),
-        training={"settings": asdict(settings.tune), "history": history},
-        metrics=_best(history),
-    )
-    remove(scratch)
-    return made
+    model = original.model()
+    history = tune.control(model, Data(log, original.features), settings.tune, _scratch(out), watch)
+    training = {"settings": asdict(settings.tune), "history": history}
+    return _saved(out, model, original.features, original.manifest.source, training, None)
 
 
 def summary(made: Artifact) -> dict[str, Any]:
@@ -192,6 +163,31 @@ def summary_line(made: Artifact) -> str:
         f", validation AUC {found['auc']:.5f}, log loss {found['logloss']:.5f}" if found else ""
     )
     return f"{made.folder}: {made.manifest.bytes['total']:,} bytes{quality}"
+
+
+def _saved(
+    out: Path,
+    model: nn.Module,
+    features: Features,
+    source: ModelSource,
+    training: dict[str, Any],
+    plan: Plan | None,
+) -> Artifact:
+    """Write the model once, whatever the number of workers that trained it."""
+    if workers.rank() == 0:
+        artifact.save(
+            out,
+            model,
+            features,
+            source,
+            bytes=model_bytes(model),
+            plan=plan,
+            training=training,
+            metrics=_best(training["history"]),
+        )
+        remove(_scratch(out))
+    workers.wait()
+    return Artifact.open(out)
 
 
 def _best(history: list[dict[str, Any]]) -> dict[str, Any]:

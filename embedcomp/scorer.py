@@ -45,6 +45,8 @@ class Scorer:
         if user is not None:
             columns |= _user_columns(user, columns)
         rows = self.features.encode(columns, items.num_rows)
+        if not len(rows):  # torchrec cannot split an empty KeyedJaggedTensor
+            return rows.labels
         batch = to_batch(rows, self.features.keys)
         with torch.inference_mode():
             logits = self._model(batch.dense, batch.sparse).view(-1)

@@ -1,12 +1,19 @@
-"""One choice a layer, of the smallest total loss within a number of bytes: exactly."""
+"""One choice a layer, of the smallest total loss within a number of bytes: exactly.
+
+The multiple-choice knapsack, solved by dynamic programming over the layers: of all choices for the
+first layers only those are kept that no other beats in both bytes and loss, and whose loss with the
+best that the rest could do, in fractions of choices, does not exceed a whole solution that is known
+already. That bound is close, so few are kept. An integer-programming solver does the same, but its
+tolerances are absolute, and losses span ten orders of magnitude.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from embedcomp.compress.choices import Choice, front
 
@@ -15,23 +22,22 @@ Chosen = dict[str, Choice]
 
 
 def solve(options: Options, limit: int) -> Chosen | None:
-    """The multiple-choice knapsack, by integer programming (HiGHS); None if nothing fits.
-
-    The solver's tolerances are absolute, and losses span many orders of magnitude. So what is found
-    is solved again at its own scale, without the choices that alone lose more.
-    """
-    kept = {name: front(found) for name, found in options.items()}
-    chosen = {name: found[0] for name, found in kept.items()}
-    if total_bytes(chosen) > limit:
+    """The choices with the smallest total loss in at most `limit` bytes; None if nothing fits."""
+    kept = [front(found) for found in options.values()]
+    rests = [_rest(kept[layer:]) for layer in range(len(kept) + 1)]
+    if rests[0].sizes[0] > limit:
         return None
-    largest = sum(found[0].loss for found in kept.values())
-    while largest > 0:
-        kept = {n: [c for c in found if c.loss <= largest] for n, found in kept.items()}
-        better = _solve_at(kept, limit, largest)
-        if total_loss(better) >= total_loss(chosen):
-            break
-        chosen, largest = better, total_loss(better)
-    return chosen
+    states = _States(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64))
+    steps, known = [], np.inf  # the smallest loss of a whole solution so far
+    for found, rest in zip(kept, rests[1:], strict=True):
+        states = _extended(states, found)
+        room = limit - states.sizes
+        states, room = _taken(states, room >= rest.sizes[0]), room[room >= rest.sizes[0]]
+        known = min(known, float((states.losses + rest.whole(room)).min()))
+        possible = states.losses + rest.fractional(room) <= known * (1 + 1e-12)
+        states = _undominated(_taken(states, possible))
+        steps.append(states)
+    return dict(zip(options, _traced(kept, steps), strict=True))
 
 
 def total_bytes(chosen: Mapping[str, Choice]) -> int:
@@ -42,41 +48,77 @@ def total_loss(chosen: Mapping[str, Choice]) -> float:
     return sum(choice.loss for choice in chosen.values())
 
 
-def _solve_at(options: Options, limit: int, scale: float) -> Chosen:
-    """The knapsack with losses in units of `scale`; some choice of it fits.
+class _States(NamedTuple):
+    """Choices for the first layers: their total bytes and loss, and where they come from."""
 
-    Bytes are counted beyond each layer's smallest choice, so that their sum is exact in a float.
+    sizes: np.ndarray  # int64 [n]
+    losses: np.ndarray  # float64 [n]
+    origins: np.ndarray  # int64 [n], state before * choices of the last layer + choice
+
+
+def _extended(states: _States, found: Sequence[Choice]) -> _States:
+    """Every state with every choice of the next layer."""
+    sizes = np.add.outer(states.sizes, [choice.bytes for choice in found]).ravel()
+    losses = np.add.outer(states.losses, [choice.loss for choice in found]).ravel()
+    return _States(sizes, losses, np.arange(len(sizes)))
+
+
+def _taken(states: _States, which: np.ndarray) -> _States:
+    return _States(*(values[which] for values in states))
+
+
+def _undominated(states: _States) -> _States:
+    """The states that are better than every smaller one, by size."""
+    states = _taken(states, np.lexsort((states.losses, states.sizes)))
+    best = np.minimum.accumulate(states.losses)
+    return _taken(states, np.concatenate([[True], states.losses[1:] < best[:-1]]))
+
+
+def _traced(kept: Sequence[Sequence[Choice]], steps: Sequence[_States]) -> Iterable[Choice]:
+    """The choices behind the last step's best state, first layer first."""
+    place, chosen = -1, []
+    for found, states in zip(reversed(kept), reversed(steps), strict=True):
+        place, last = divmod(int(states.origins[place]), len(found))
+        chosen.append(found[last])
+    return reversed(chosen)
+
+
+class _Rest(NamedTuple):
+    """What the layers that are left can do: solutions of ever more bytes and less loss.
+
+    Between two of them lies the best that fractions of choices could do.
     """
-    smallest = {name: min(choice.bytes for choice in found) for name, found in options.items()}
-    spare = limit - sum(smallest.values())
-    flat = [
-        (name, choice)
-        for name, found in options.items()
-        for choice in found
-        if choice.bytes - smallest[name] <= spare
-    ]
-    rows = {name: row for row, name in enumerate(options)}
-    owner = csr_array(
-        (np.ones(len(flat)), ([rows[name] for name, _ in flat], range(len(flat)))),
-        shape=(len(options), len(flat)),
-    )
-    extra = np.array([[choice.bytes - smallest[name] for name, choice in flat]], np.float64)
-    losses = np.array([choice.loss for _, choice in flat]) / scale
-    allowed = spare
-    while True:
-        answer = milp(
-            losses,
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(owner, 1, 1),
-                LinearConstraint(extra / max(spare, 1), ub=allowed / max(spare, 1)),
-            ],
-            options={"mip_rel_gap": 0},
-        )
-        assert answer.success, answer.message
-        chosen = dict(pair for pair, taken in zip(flat, answer.x, strict=True) if taken > 0.5)
-        over = total_bytes(chosen) - limit
-        if over <= 0:
-            return chosen
-        allowed -= over  # within the solver's tolerance of the limit, but not within the limit
+
+    sizes: np.ndarray  # float64 [n], rising
+    losses: np.ndarray
+
+    def whole(self, room: np.ndarray) -> np.ndarray:
+        """Loss of the best of these solutions in so many bytes."""
+        return self.losses[np.searchsorted(self.sizes, room, "right") - 1]
+
+    def fractional(self, room: np.ndarray) -> np.ndarray:
+        """A loss that no solution in so many bytes is below."""
+        return np.interp(room, self.sizes, self.losses)
+
+
+def _rest(kept: Sequence[Sequence[Choice]]) -> _Rest:
+    """From the smallest choice of every layer upwards, the best loss a byte first."""
+    steps = [step for found in kept for step in _hull_steps(found)]
+    steps.sort(key=lambda step: step[1] / step[0])
+    start = np.array([[sum(c[0].bytes for c in kept), sum(c[0].loss for c in kept)]], np.float64)
+    sizes, losses = np.cumsum(np.concatenate([start, np.reshape(steps, (-1, 2))]), 0).T
+    return _Rest(sizes, losses)
+
+
+def _hull_steps(found: Sequence[Choice]) -> list[tuple[int, float]]:
+    """Steps in bytes and loss along the lower convex hull of a layer's choices."""
+    hull: list[Choice] = []
+    for choice in found:
+        while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(choice)
+    return [(b.bytes - a.bytes, b.loss - a.loss) for a, b in pairwise(hull)]
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    return (b.loss - a.loss) / (b.bytes - a.bytes)

@@ -1,0 +1,162 @@
+"""Artifacts: what is loaded is what was saved, and half a version is never seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from embedcomp import artifact, recipes
+from embedcomp.artifact import Artifact
+from embedcomp.compress import swap
+from embedcomp.compress.plan import model_bytes
+from embedcomp.compress.tune import TuneSettings
+from embedcomp.errors import BadArtifact, BadRequest
+from embedcomp.evaluate import disk_bytes, quality
+from embedcomp.files import replacing
+from embedcomp.log.batches import in_order
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.scorer import Scorer
+from embedcomp.settings import CompressSettings
+from embedcomp.source import ModelSource
+from embedcomp.train.fit import TrainSettings
+
+SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
+
+
+@pytest.fixture(scope="module")
+def original(
+    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    out = tmp_path_factory.mktemp("original") / "model"
+    settings = TrainSettings(epochs=2, batch_rows=512, learning_rate=5e-3)
+    return recipes.train(synth_log, synth_features, SOURCE, settings, out)
+
+
+def requests(log: ClickLog) -> Iterator[pa.RecordBatch]:
+    for piece in log.pieces("test"):
+        yield from log.read(piece)
+
+
+@pytest.mark.parametrize("budget", ["3x", "10x"])
+def test_the_artifact_scores_as_the_compressed_model_in_memory(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path, budget: str
+) -> None:
+    settings = CompressSettings(budget=budget)
+    measured = recipes.measure(original, synth_log, settings)
+    plan = recipes.plan(original, measured, settings)
+    model = original.model()
+    wanted = swap.apply(model, plan, recipes.layers_of(original, model), measured).eval()
+    made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
+    assert made.manifest.bytes == model_bytes(wanted)
+    found = Artifact.open(tmp_path / "small").model()
+    with torch.no_grad():
+        for batch in in_order(synth_log, original.features, synth_log.pieces("test"), 512):
+            assert torch.equal(
+                found(batch.dense, batch.sparse), wanted(batch.dense, batch.sparse)
+            )
+
+
+def test_a_tuned_model_is_served_as_it_was_tuned(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    settings = CompressSettings(budget="8x", tune=TuneSettings(epochs=1, batch_rows=512))
+    measured = recipes.measure(original, synth_log, settings)
+    plan = recipes.plan(original, measured, settings)
+    made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
+    pieces = synth_log.pieces("valid")
+    found = quality(made.model(), synth_log, made.features, pieces)
+    best = max(e["auc"] for e in made.manifest.training["history"])
+    assert found.auc == pytest.approx(best, abs=1e-9)
+    assert not (tmp_path / "small/.checkpoints").exists()
+
+
+def test_each_save_is_a_new_version_and_the_newest_is_opened(
+    original: Artifact, tmp_path: Path
+) -> None:
+    model = original.model()
+    for wanted in (1, 2, 3):
+        made = artifact.save(
+            tmp_path / "m", model, original.features, SOURCE, bytes=model_bytes(model)
+        )
+        assert made.version == wanted
+    assert Artifact.open(tmp_path / "m").version == 3
+    assert Artifact.open(tmp_path / "m/2").version == 2
+    assert disk_bytes(made.folder) > model_bytes(model)["total"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "whole") as fresh:
+        fresh.mkdir()
+        (fresh / "half").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_format_is_refused(original: Artifact, tmp_path: Path) -> None:
+    manifest = json.loads((original.folder / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(BadArtifact, match="format 99.*install a newer embedcomp"):
+        Artifact.open(tmp_path)
+
+
+def test_one_user_with_many_items_scores_as_the_rows_written_out(
+    synth_log: ClickLog, original: Artifact
+) -> None:
+    scorer = Scorer(original)
+    rows = next(requests(synth_log)).slice(0, 50)
+    sides = {f.name: f.side for f in (*original.features.ids, *original.features.dense)}
+    user = rows.slice(3, 1).select([n for n in rows.schema.names if sides.get(n) == "user"])
+    items = rows.select([n for n in rows.schema.names if sides.get(n) == "item"])
+    written_out = {name: pa.concat_arrays([user[name]] * 50) for name in user.schema.names}
+    whole = pa.RecordBatch.from_pydict(written_out | {n: items[n] for n in items.schema.names})
+    assert np.array_equal(scorer.score(items, user), scorer.score(whole))
+
+
+def test_scores_do_not_depend_on_unknown_columns_and_unknown_ids_score(
+    synth_log: ClickLog, original: Artifact
+) -> None:
+    scorer, rows = Scorer(original), next(requests(synth_log)).slice(0, 5)
+    more = rows.append_column("extra", pa.array(range(5)))
+    assert np.array_equal(scorer.score(rows), scorer.score(more))
+    place = rows.schema.get_field_index("item_id")
+    unknown = rows.set_column(place, "item_id", pa.array([-1] * 5))
+    assert np.isfinite(scorer.score(unknown)).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("item_id", ["7"] * 5, "'item_id': holds string values"),
+        ("user_id", [1] * 5, "'user_id': holds int64 values"),
+        ("tags", ["t001"] * 5, "'tags': holds string values, but must hold lists"),
+        ("price", ["1"] * 5, "'price': holds string values, but must hold numbers"),
+        ("price", [float("inf")] * 5, "'price': holds an infinite value"),
+    ],
+)
+def test_a_wrong_column_is_named(
+    synth_log: ClickLog, original: Artifact, column: str, values: list[object], message: str
+) -> None:
+    rows = next(requests(synth_log)).slice(0, 5)
+    place = rows.schema.get_field_index(column)
+    with pytest.raises(BadRequest, match=message):
+        Scorer(original).score(rows.set_column(place, column, pa.array(values)))
+
+
+def test_a_missing_feature_is_named(synth_log: ClickLog, original: Artifact) -> None:
+    rows = next(requests(synth_log)).slice(0, 5)
+    with pytest.raises(BadRequest, match="'brand': is missing"):
+        Scorer(original).score(rows.drop_columns(["brand"]))
+
+
+def test_nulls_score_whatever_their_type(synth_log: ClickLog, original: Artifact) -> None:
+    rows = next(requests(synth_log)).slice(0, 3)
+    nulls = pa.RecordBatch.from_pydict({n: pa.nulls(3) for n in rows.schema.names})
+    assert np.isfinite(Scorer(original).score(nulls)).all()
+    assert len(Scorer(original).score(rows.slice(0, 0))) == 0
