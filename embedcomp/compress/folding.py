@@ -70,7 +70,7 @@ def _encoder(parts: Sequence[Codes | int], inputs: int) -> tuple[Tensor, Tensor]
         matrices.append(matrix)
         shifts.append(shift)
     matrix, shift = _unchanged(inputs - sum(len(matrix) for matrix in matrices))  # dense features
-    encoder = torch.block_diag(*matrices, matrix)  # type: ignore[no-untyped-call]
+    encoder = torch.block_diag(*matrices, matrix)
     return encoder, torch.cat([*shifts, shift])
 
 

@@ -20,6 +20,8 @@ from embedcomp.compress.choices import Choice, front
 Options = Mapping[str, Sequence[Choice]]
 Chosen = dict[str, Choice]
 
+ROUNDING = 1e-9  # relative, of sums of losses
+
 
 def solve(options: Options, limit: int) -> Chosen | None:
     """The choices with the smallest total loss in at most `limit` bytes; None if nothing fits."""
@@ -34,7 +36,7 @@ def solve(options: Options, limit: int) -> Chosen | None:
         room = limit - states.sizes
         states, room = _taken(states, room >= rest.sizes[0]), room[room >= rest.sizes[0]]
         known = min(known, float((states.losses + rest.whole(room)).min()))
-        possible = states.losses + rest.fractional(room) <= known * (1 + 1e-12)
+        possible = states.losses + rest.fractional(room) <= known * (1 + ROUNDING)
         states = _undominated(_taken(states, possible))
         steps.append(states)
     return dict(zip(options, _traced(kept, steps), strict=True))
@@ -105,9 +107,11 @@ def _rest(kept: Sequence[Sequence[Choice]]) -> _Rest:
     """From the smallest choice of every layer upwards, the best loss a byte first."""
     steps = [step for found in kept for step in _hull_steps(found)]
     steps.sort(key=lambda step: step[1] / step[0])
-    start = np.array([[sum(c[0].bytes for c in kept), sum(c[0].loss for c in kept)]], np.float64)
-    sizes, losses = np.cumsum(np.concatenate([start, np.reshape(steps, (-1, 2))]), 0).T
-    return _Rest(sizes, losses)
+    sizes, losses = np.array(steps, np.float64).reshape(-1, 2).T
+    smallest, lowest = sum(c[0].bytes for c in kept), sum(c[-1].loss for c in kept)
+    # losses are summed from the lowest up, since the largest would drown it
+    rising = np.cumsum([lowest, *-losses[::-1]])
+    return _Rest(np.cumsum([smallest, *sizes]), rising[::-1])
 
 
 def _hull_steps(found: Sequence[Choice]) -> list[tuple[int, float]]:

@@ -128,7 +128,7 @@ class _Watch:
             self._add_input((args[0] if args else kwargs["input"]).detach().flatten(0, -2))
         if not output.requires_grad:  # the graph begins here; what follows may work in place
             output = output.detach().requires_grad_().clone()
-        output.register_hook(partial(self._add_gradient, scale))  # type: ignore[no-untyped-call]
+        output.register_hook(partial(self._add_gradient, scale))
         return output
 
     def _add_input(self, x: Tensor) -> None:

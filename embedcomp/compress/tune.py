@@ -22,7 +22,7 @@ class TuneSettings:
     epochs: int = 0  # 0: not tuned
     learning_rate: float = 3e-4  # at the start; falls linearly to zero
     embedding_l2: float = 0.0
-    distil: float = 0.5  # weight of the original's scores against the labels
+    distil: float = 1.0  # weight of the original's scores against the labels
     batch_rows: int = 4096
     seed: int = 0
 

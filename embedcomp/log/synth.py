@@ -127,7 +127,7 @@ class _Teacher:
         for name, column in (self.user | self.item).items():
             scale = 0.5 if column.distinct > 100 else 0.25
             self._weights[name] = rng.normal(0, scale, column.distinct)
-            self._vectors[name] = rng.normal(0, scale, (column.distinct, RANK))
+            self._vectors[name] = rng.normal(0, 0.6 * scale, (column.distinct, RANK))
             scrambled = rng.permutation(column.distinct)  # so that ids tell nothing of counts
             self._written[name] = np.array([column.write(int(i)) for i in scrambled], object)
 

@@ -71,7 +71,7 @@ class StoredRows(nn.Module):
     def _rounded(self, values: Tensor) -> Tensor:
         if self.storage == "float32":
             return values
-        return _StraightThrough.apply(values, self.format, self.grid)  # type: ignore[no-untyped-call]
+        return _StraightThrough.apply(values, self.format, self.grid)
 
     def thaw(self) -> None:
         """Make it trainable."""

@@ -38,15 +38,16 @@ class TrainSettings:
     epochs: int = 40  # at most; the plateau usually stops the run earlier
     batch_rows: int = 4096
     learning_rate: float = 1e-3
-    table_learning_rate: float = 4e-4
-    embedding_l2: float = 0.01  # on looked-up rows, scaled to stand for all rows (optim.chance)
+    table_learning_rate: float = 1e-3
+    embedding_l2: float = 0.008  # on looked-up rows, scaled to stand for all rows (optim.chance)
     table_optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
     schedule: Literal["plateau", "linear"] = "plateau"  # linear: falls to zero over `epochs`
-    patience: int = 1  # evaluations without a better AUC before the learning rate is cut
+    patience: int = 2  # evaluations without a clearly better AUC before the learning rate is cut
+    min_rise: float = 1e-4  # of the validation AUC, to be clearly better
     cuts: int = 2  # times that the learning rate is cut by ten before the run stops
     evaluations_per_epoch: int = 1
     checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
-    distil: float = 0.5  # weight of the original's scores against the labels, where there is one
+    distil: float = 1.0  # weight of the original's scores against the labels, where there is one
     seed: int = 0
 
     def fingerprint(self) -> str:
@@ -242,4 +243,4 @@ class _Run:
 def _plateau(settings: TrainSettings) -> Plateau:
     """A linear schedule ends with its epochs, whatever the AUC does on the way."""
     patience = settings.patience if settings.schedule == "plateau" else settings.epochs + 2
-    return Plateau(patience=patience, cuts=settings.cuts)
+    return Plateau(patience=patience, cuts=settings.cuts, min_rise=settings.min_rise)

@@ -34,7 +34,7 @@ class LazyAdam(torch.optim.Optimizer):
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         l2: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
         super().__init__(params, {"lr": lr, "l2": l2, "betas": betas, "eps": eps})

@@ -12,11 +12,13 @@ from embedcomp.metrics import Quality
 class Plateau:
     """Follows the validation AUC: cuts the learning rate when it stops rising, then ends the run.
 
-    patience: evaluations without a better AUC before a cut; cuts: how many before the end.
+    patience: evaluations without an AUC better by more than min_rise before a cut; cuts: how many
+    before the end.
     """
 
     patience: int
     cuts: int
+    min_rise: float
     best_auc: float = float("-inf")
     waited: int = 0
     cuts_made: int = 0
@@ -31,7 +33,8 @@ class Plateau:
         """
         better = not valid.auc <= self.best_auc  # NaN (one kind of label only) counts as better
         self.history.append({"epoch": epoch, "auc": valid.auc, "logloss": valid.logloss, **also})
-        self.waited = 0 if better else self.waited + 1
+        rises = not valid.auc <= self.best_auc + self.min_rise
+        self.waited = 0 if rises else self.waited + 1
         if better:
             self.best_auc = valid.auc
         if self.waited < self.patience:

@@ -101,7 +101,7 @@ def test_lazy_adam_is_adam_where_every_row_is_looked_up() -> None:
     torch.manual_seed(0)
     dense = nn.Parameter(torch.randn(5, 3))
     sparse = nn.Parameter(dense.detach().clone())
-    adam = torch.optim.Adam([dense], lr=0.1, betas=(0.9, 0.99))
+    adam = torch.optim.Adam([dense], lr=0.1)
     lazy = LazyAdam([sparse], lr=0.1)
     for _ in range(4):
         ids = torch.cat([torch.arange(5), torch.randint(5, (7,))])
@@ -150,7 +150,7 @@ def test_fast_tables_give_what_the_collection_gives() -> None:
 
 
 def test_the_plateau_cuts_then_stops() -> None:
-    plateau = Plateau(patience=2, cuts=1)
+    plateau = Plateau(patience=2, cuts=1, min_rise=0.0)
     told = [plateau.see(i, _auc(a)) for i, a in enumerate([0.6, 0.7, 0.7, 0.6, 0.65, 0.65])]
     assert told == [
         (True, False),
