@@ -16,10 +16,10 @@ from embedcomp.train.fit import TrainSettings
 HEAD = """\
 # Settings
 
-Written by docs/build_settings.py from the dataclasses in the code. A job file has the keys of the first
-table, with the others as sub-tables; `--set name=value` of `embedcomp train` takes those of `[train]`, of
-`embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of `embedcomp submit` all of
-them with dots; `--model-set` of `embedcomp train` takes the model's.
+Written by docs/build_settings.py from the dataclasses in the code. A job file has the keys of the
+first table, with the others as sub-tables. `--set name=value` of `embedcomp train` takes those of
+`[train]`, of `embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of
+`embedcomp submit` all of them with dots; `--model-set` of `embedcomp train` takes the model's.
 """
 
 
@@ -30,9 +30,7 @@ def page() -> str:
         ("`[train]`", TrainSettings),
         ("`[compress]`", CompressSettings),
         ("`[compress.tune]`", TuneSettings),
-        *(
-            (f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()
-        ),
+        *((f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()),
     ]
     return "\n".join([HEAD, *(_section(title, settings) for title, settings in parts)])
 

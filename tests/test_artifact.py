@@ -58,9 +58,7 @@ def test_the_artifact_scores_as_the_compressed_model_in_memory(
     found = Artifact.open(tmp_path / "small").model()
     with torch.no_grad():
         for batch in in_order(synth_log, original.features, synth_log.pieces("test"), 512):
-            assert torch.equal(
-                found(batch.dense, batch.sparse), wanted(batch.dense, batch.sparse)
-            )
+            assert torch.equal(found(batch.dense, batch.sparse), wanted(batch.dense, batch.sparse))
 
 
 def test_a_tuned_model_is_served_as_it_was_tuned(
@@ -102,7 +100,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(original: Artifact, tmp_path: Path) -> None:
     manifest = json.loads((original.folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(BadArtifact, match="format 99.*install a newer embedcomp"):
+    with pytest.raises(BadArtifact, match=r"format 99.*install a newer embedcomp"):
         Artifact.open(tmp_path)
 
 

@@ -159,7 +159,7 @@ class Layer:
 class Method(Protocol):
     """A file in `embedcomp/methods`."""
 
-    Settings: Callable[..., Any]
+    Settings: type[Any]
 
     def candidates(self, spec: Spec) -> list[Any]: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich.table import Table
@@ -158,11 +158,14 @@ def _planned(layer: Layer, choice: Choice) -> Planned:
 
 def render(plan: Plan) -> Table:
     """The plan as a table for a person."""
-    table = Table("layer", "shape", "method", "settings", title=_title(plan))
+    table = Table(title=_title(plan))
+    table.add_column("layer", overflow="fold")
+    for column in ("shape", "method", "settings"):
+        table.add_column(column)
     for column in ("bytes before", "after", "predicted loss"):
         table.add_column(column, justify="right")
     for planned in plan.layers:
-        settings = ", ".join(f"{name}={value}" for name, value in planned.settings.items())
+        settings = ", ".join(f"{name} {value}" for name, value in _chosen(planned))
         sizes = f"{planned.bytes_before:,}", f"{planned.bytes_after:,}"
         shape = " x ".join(str(n) for n in planned.shape)
         loss = f"{planned.loss:.2e}"
@@ -170,6 +173,12 @@ def render(plan: Plan) -> Table:
     for name, reason in plan.untouched.items():
         table.add_row(name, "", "untouched", reason)
     return table
+
+
+def _chosen(planned: Planned) -> list[tuple[str, Any]]:
+    """The settings that are not the method's defaults."""
+    defaults = {f.name: f.default for f in fields(methods.get(planned.method).Settings)}
+    return [(name, v) for name, v in planned.settings.items() if v != defaults[name]]
 
 
 def _title(plan: Plan) -> str:
