@@ -40,6 +40,12 @@ class StoredRows(nn.Module):
     def thawed(self) -> bool:
         return self.master is not None
 
+    @property
+    def device(self) -> torch.device:
+        held = self.stored if self.master is None else self.master
+        assert held is not None
+        return held.device
+
     def fill(self, weight: Tensor, row_weights: Tensor | None = None) -> None:
         """Store `weight` [rows, width].
 

@@ -42,7 +42,9 @@ class Affine(nn.Module):
 
     def shift(self) -> Tensor:
         """What the code 0 decodes to: [dim]."""
-        return torch.zeros(self.stored.width) if self.bias is None else self.bias
+        if self.bias is not None:
+            return self.bias
+        return torch.zeros(self.stored.width, device=self.stored.device)
 
 
 class CompressedTable(nn.Module):

@@ -159,8 +159,10 @@ def test_a_budget_that_nothing_fits_names_the_smallest():
     assert fits.bytes_after <= smallest
 
 
-def test_a_plan_uses_only_the_methods_it_may():
-    assert {p.method for p in planned(0.4, ("row_int8",)).layers} <= {"keep", "row_int8"}
+@pytest.mark.parametrize("name", methods.names())
+def test_a_plan_uses_only_the_methods_it_may(name):
+    share = 1.0 if name == "keep" else 0.6
+    assert {p.method for p in planned(share, (name,)).layers} <= {"keep", name}
 
 
 def test_what_is_not_compressed_is_listed_with_its_reason():
