@@ -128,6 +128,7 @@ def save(
         features.save(fresh / "features")
         tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
         save_file(tensors, fresh / "model.safetensors")
+        (fresh / "model.safetensors").chmod(0o644)  # it is written for its owner alone
         files = sorted(f for f in fresh.rglob("*") if f.is_file())
         manifest = Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -158,3 +158,17 @@ def test_nulls_score_whatever_their_type(synth_log: ClickLog, original: Artifact
     nulls = pa.RecordBatch.from_pydict({n: pa.nulls(3) for n in rows.schema.names})
     assert np.isfinite(Scorer(original).score(nulls)).all()
     assert len(Scorer(original).score(rows.slice(0, 0))) == 0
+
+
+FORMATS = sorted((Path(__file__).parent / "data").glob("format_*"))
+
+
+@pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
+def test_artifacts_of_every_format_load_for_ever(folder: Path) -> None:
+    scorer = Scorer.open(folder)
+    known = json.loads((folder / "known.json").read_text())
+    types = {name: scorer.features.column_type(name) for name in scorer.features.names}
+    columns = {name: pa.array([r[name] for r in known["rows"]], t) for name, t in types.items()}
+    scores = scorer.score(pa.RecordBatch.from_pydict(columns))
+    np.testing.assert_allclose(scores, known["scores"], rtol=1e-5)
+    assert FORMATS[-1].name == f"format_{artifact.FORMAT}"
