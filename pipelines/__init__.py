@@ -1,0 +1,1 @@
+"""The compression job on Ray: choices and placement; every step calls embedcomp."""

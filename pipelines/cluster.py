@@ -1,0 +1,83 @@
+"""Ray itself: connecting, and what may run where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from embedcomp.errors import BadSettings, EmbedcompError
+
+ADDRESS, AUTH_MODE = "RAY_ADDRESS", "RAY_AUTH_MODE"
+# Ray Train's workers log every library's chatter otherwise; a driver hands the variable on to them
+QUIET = {"RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0"}
+# what costs seconds at the start of each training and says nothing on a machine of one's own
+LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Within the block, Ray: the cluster at RAY_ADDRESS (which the Job API sets), or a local one.
+
+    Raises:
+        EmbedcompError: nothing answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        _start()
+    except ConnectionError as error:
+        raise EmbedcompError(
+            f"no Ray cluster answers at {ADDRESS}={os.environ.get(ADDRESS)}; "
+            "start it, or unset the variable to run on this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    local = ADDRESS not in os.environ
+    for name, value in (QUIET | LOCAL if local else QUIET).items():
+        os.environ.setdefault(name, value)
+    if local:
+        ray.init(include_dashboard=True, _node_ip_address="127.0.0.1")
+        return
+    # without it, a token that lies about on this machine would turn authentication on in the
+    # driver alone; a cluster that uses tokens sets the mode for its drivers
+    os.environ.setdefault(AUTH_MODE, "disabled")
+    ray.init()
+
+
+def cpus() -> int:
+    """CPUs of the whole cluster, used or not."""
+    return sum(_node_cpus())
+
+
+def cpus_of_each(workers: int) -> int:
+    """The most CPUs that each of `workers` can have at once, none of them spread over two nodes.
+
+    Raises:
+        BadSettings: the cluster has fewer CPUs than workers, who would wait for each other.
+    """
+    share = largest_share(_node_cpus(), workers)
+    if not share:
+        raise BadSettings(
+            f"workers is {workers}, but the cluster has {cpus()} CPUs now; "
+            "add nodes first or ask for fewer workers"
+        )
+    return share
+
+
+def largest_share(nodes: list[int], workers: int) -> int:
+    """The largest c such that `workers` shares of c CPUs fit on nodes with so many CPUs each."""
+    shares = range(max(nodes, default=0), 0, -1)
+    return next((c for c in shares if sum(node // c for node in nodes) >= workers), 0)
+
+
+def _node_cpus() -> list[int]:
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

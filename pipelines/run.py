@@ -1,0 +1,55 @@
+"""The driver of a job: `python -m pipelines.run JOB.toml`.
+
+What it has to say goes to standard error; its result, a table, to standard output. Ends with 0, or
+with 2 after a mistake of the user's, told in one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from embedcomp.errors import EmbedcompError
+from embedcomp.evaluate import render
+from embedcomp.settings import read_job
+from pipelines.cluster import connected
+from pipelines.job import Job, located
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        settings = located(read_job(given.job, given.changes))
+        with connected():
+            result = Job(settings, force=given.force).run()
+    except EmbedcompError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same job again to go on", file=sys.stderr)
+        return 130
+    Console(width=None if sys.stdout.isatty() else 160).print(render(result["models"]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description="Run a job.")
+    parser.add_argument("job", type=Path, help="TOML file; its keys are JobSettings' fields")
+    parser.add_argument("--force", action="store_true", help="run every step, changed or not")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, as train.epochs=3",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

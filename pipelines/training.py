@@ -1,0 +1,116 @@
+"""What trains, on Ray Train's workers: a model, a compressed one that is tuned, the control.
+
+The library's `fit` keeps its checkpoints in the step's folder, so when Ray Train starts the
+workers again after one died, they go on from the last of them. With workers on several nodes that
+folder must be on storage that all of them share.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.train_fn_utils import report as report_metrics
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from embedcomp.artifact import Artifact
+from embedcomp.errors import EmbedcompError
+from embedcomp.files import remove
+from embedcomp.progress import shown
+from embedcomp.train import workers
+from embedcomp.train.fit import Report, Watch
+from pipelines.cluster import cpus_of_each
+
+
+class Makes(Protocol):
+    """A recipe with all but its watch filled in."""
+
+    def __call__(self, *, watch: Watch) -> Artifact: ...
+
+
+def on_workers(make: Makes, title: str, storage: Path, *, count: int, retries: int) -> Path:
+    """Run a recipe on `count` workers of one process group and tell where its artifact is.
+
+    Args:
+        make: sent to every worker, so it holds paths and settings and no data.
+        storage: folder for Ray Train's own files, removed when the run ends well.
+        retries: how often all workers are started again after one of them dies.
+
+    Raises:
+        EmbedcompError: the recipe did.
+    """
+    cpus = cpus_of_each(count)
+    trainer = TorchTrainer(
+        _loop(make, title),
+        scaling_config=ScalingConfig(num_workers=count, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=retries),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        with _interruptible():
+            told: dict[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
+    except WorkerGroupError as error:
+        raise _cause(error) from error
+    if "mistake" in told:
+        raise EmbedcompError(told["mistake"])
+    remove(storage)
+    return Path(told["folder"])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block as it ends any other; Ray Train's answer to it is to exit with 0."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:  # Ray Train sets its own in the main thread alone, and leaves it there
+            signal.signal(signal.SIGINT, before)
+
+
+def _loop(make: Makes, title: str) -> Callable[[], dict[str, str]]:
+    """The function that each worker runs; rank 0's result is the run's."""
+
+    def loop() -> dict[str, str]:
+        try:
+            with shown(title if workers.rank() == 0 else f"{title} {workers.rank()}") as show:
+                return {"folder": str(make(watch=_reporting(show)).folder)}
+        except EmbedcompError as error:
+            if workers.count() > 1:  # the others would wait for ever for one that just returned
+                raise EmbedcompError(str(error)) from None
+            return {"mistake": str(error)}  # nothing that a retry could mend
+
+    return loop
+
+
+def _reporting(show: Watch) -> Watch:
+    """A watch that also tells Ray Train about each evaluation; every worker sees the same ones."""
+
+    def watch(report: Report) -> None:
+        if workers.rank() == 0:
+            show(report)
+        if report.valid is not None:
+            report_metrics({"epoch": report.epoch, **report.valid.to_dict()})
+
+    return watch
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """The user's mistake behind a failed run, if there is one."""
+    for failure in error.worker_failures.values():
+        found = getattr(failure, "_base_exc", failure)
+        if isinstance(found, EmbedcompError):
+            return found
+    return error

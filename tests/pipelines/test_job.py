@@ -1,0 +1,170 @@
+"""A whole job on a local cluster: sent, repeated, changed, and killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors
+from safetensors.torch import load_file
+
+from embedcomp.artifact import Artifact
+from embedcomp.log.click_log import ClickLog
+from embedcomp.settings import JobSettings, read_job
+from pipelines import run
+from pipelines.job import Job
+from pipelines.records import CHECKPOINTS
+from pipelines.submit import submit
+from tests.pipelines.conftest import JOB, ROOT
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def job_file(pieces_log: ClickLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "job.toml").write_text(JOB.format(log=pieces_log.path, out=folder / "out"))
+    return folder / "job.toml"
+
+
+@pytest.fixture(scope="module")
+def settings(job_file: Path) -> JobSettings:
+    return read_job(job_file)
+
+
+@pytest.fixture(scope="module")
+def result(cluster: str, job_file: Path, settings: JobSettings) -> dict[str, Any]:
+    """The job's result, after it was run through the Job API."""
+    assert submit(job_file, cluster, force=False, changes=[]) == 0
+    found: dict[str, Any] = json.loads((Path(settings.out) / "evaluation.json").read_text())
+    return found
+
+
+def test_a_submitted_job_compares_original_control_and_compressed(result: dict[str, Any]) -> None:
+    models = result["models"]
+    assert list(models) == ["original", "control", "compressed"]
+    assert all(found["rows"] == 1200 for found in models.values())
+    sizes = {name: found["bytes"]["total"] for name, found in models.items()}
+    assert sizes["compressed"] <= sizes["original"] / 2
+    assert models["original"]["auc"] > 0.5
+
+
+def test_the_jobs_log_and_exit_code_are_streamed(
+    cluster: str, result: object, job_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(job_file, cluster, force=False, changes=[]) == 0
+    out = capfd.readouterr().out
+    for step in ("count", "train", "measure", "control", "compress", "evaluate"):
+        assert f"{step}: nothing changed" in out
+    assert "compressed" in out  # the table
+
+
+def test_a_mistake_found_by_the_job_ends_with_2_and_its_sentence(
+    cluster: str, job_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"log={tmp_path}/nowhere", f"out={tmp_path}/out"]
+    assert submit(job_file, cluster, force=False, changes=changes) == 2
+    assert "error: " in (out := capfd.readouterr().out) and "no readable schema.toml" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_budget_compresses_and_evaluates_again_and_nothing_else(
+    cluster: str, result: dict[str, Any], settings: JobSettings
+) -> None:
+    before = made(settings)
+    tune = replace(settings.compress.tune, epochs=0)
+    changed = replace(settings, compress=replace(settings.compress, budget="3x", tune=tune))
+    again = Job(changed).run()
+    after = made(settings)
+    assert {name for name in after if after[name] != before[name]} == {"compress", "evaluate"}
+    assert list(again["models"]) == ["original", "compressed"]
+    sizes = {name: found["bytes"]["total"] for name, found in again["models"].items()}
+    assert sizes["compressed"] <= sizes["original"] / 3
+
+
+def test_a_killed_driver_and_then_a_killed_worker_change_nothing_in_the_model(
+    cluster: str, result: object, settings: JobSettings, job_file: Path, tmp_path: Path
+) -> None:
+    killed = replace(settings, out=str(tmp_path))
+    checkpoints = tmp_path / "model" / CHECKPOINTS
+    command = [sys.executable, "-m", "pipelines.run", str(job_file), "--set", f"out={tmp_path}"]
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address})
+    wait_for(lambda: list(checkpoints.glob("*.last.pt")))
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not training_pids())
+    counted, progress = made(killed)["count"], newest(checkpoints)
+
+    again = Job(killed)
+    with ThreadPoolExecutor() as pool:
+        trained = pool.submit(lambda: again.train(again.count()))
+        wait_for(lambda: trained.done() or newest(checkpoints) > progress)
+        assert not trained.done(), "the training ended before it could be killed"
+        for pid in training_pids():
+            os.kill(pid, signal.SIGKILL)
+        folder = trained.result()
+
+    assert made(killed)["count"] == counted  # not counted again
+    whole = Artifact.open(Path(settings.out) / "model")
+    assert without_speed(Artifact.open(folder)) == without_speed(whole)
+    tensors, others = (load_file(f / "model.safetensors") for f in (folder, whole.folder))
+    assert all(tensors[name].equal(others[name]) for name in others)
+
+
+def test_two_workers_make_one_model_between_them(
+    cluster: str, settings: JobSettings, tmp_path: Path
+) -> None:
+    two = Job(replace(settings, out=str(tmp_path), workers=2))
+    folder = two.train(two.count())
+    assert [child.name for child in (tmp_path / "model").iterdir()] == ["1"]
+    assert Artifact.open(folder).manifest.metrics["valid"]["auc"] > 0.5
+
+
+def test_a_bad_job_file_ends_with_2_and_a_sentence(
+    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text(job_file.read_text().replace("epochs = 3", "epoch = 3"))
+    assert run.main([str(bad)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {bad}: ") and "epoch" in error and error.count("\n") == 1
+
+
+def made(settings: JobSettings) -> dict[str, str]:
+    """By step, what names its present output."""
+    records = Path(settings.out).glob(".steps/*.json")
+    return {file.stem: json.loads(file.read_text())["made"] for file in records}
+
+
+def newest(folder: Path) -> int:
+    """Time of the last checkpoint, in nanoseconds."""
+    return max((f.stat().st_mtime_ns for f in folder.glob("*.last.pt")), default=0)
+
+
+def training_pids() -> list[int]:
+    alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    return [actor.pid for actor in list_actors(filters=alive)]
+
+
+def without_speed(model: Artifact) -> list[dict[str, float]]:
+    history = model.manifest.training["history"]
+    return [{k: v for k, v in entry.items() if k != "rows_per_second"} for entry in history]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "nothing happened for two minutes"
+        time.sleep(0.01)
