@@ -20,7 +20,8 @@ class TuneSettings:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int = 0  # 0: not tuned
-    learning_rate: float = 3e-4  # at the start; falls linearly to zero
+    learning_rate: float = 1e-3  # at the start; falls linearly to zero
+    table_learning_rate: float = 5e-5  # of the tables' codes, likewise
     embedding_l2: float = 0.0
     distil: float = 1.0  # weight of the original's scores against the labels
     batch_rows: int = 4096
@@ -32,7 +33,7 @@ class TuneSettings:
             epochs=self.epochs,
             batch_rows=self.batch_rows,
             learning_rate=self.learning_rate,
-            table_learning_rate=self.learning_rate,
+            table_learning_rate=self.table_learning_rate,
             embedding_l2=self.embedding_l2,
             schedule="linear",
             distil=self.distil if distil else 0.0,
