@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.special import expit
 
 BINS = 1 << 20
 
@@ -30,7 +31,7 @@ class Quality:
         for side, chosen in enumerate((~clicked, clicked)):
             np.add.at(self.counts[side], bins[chosen], 1)
         self._losses.append(float(np.sum(np.logaddexp(0.0, z) - z * clicked)))
-        self._predicted.append(float(np.sum(1.0 / (1.0 + np.exp(-z)))))
+        self._predicted.append(float(np.sum(expit(z))))
 
     def __iadd__(self, other: Quality) -> Quality:
         self.counts += other.counts

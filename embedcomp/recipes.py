@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from embedcomp import artifact, methods
@@ -73,10 +74,18 @@ def measure_pieces(log: ClickLog) -> list[Piece]:
 def measure_piece(
     original: Artifact, model: nn.Module, log: ClickLog, piece: Piece, share: float
 ) -> Statistics:
-    """Statistics of every layer over the first `share` of one piece's rows."""
+    """Statistics of every layer over the first `share` of one piece's rows.
+
+    On one thread, since products summed by several differ in the last bit.
+    """
     rows = max(1, round(piece.rows * share))
     batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
-    return statistics.measure(model, batches, layers_of(original, model))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return statistics.measure(model, batches, layers_of(original, model))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure(original: Artifact, log: ClickLog, settings: CompressSettings) -> Statistics:

@@ -36,7 +36,7 @@ from embedcomp.train.fit import TrainSettings, Watch
 from embedcomp.train.tables import fast_tables
 from pipelines import shards
 from pipelines.cluster import cpus_of_each
-from pipelines.records import Records, stamp
+from pipelines.records import Records
 from pipelines.shards import Shards
 from pipelines.training import Makes, on_workers
 
@@ -82,7 +82,7 @@ class Job:
 
     def count(self) -> Path:
         settings = self.settings
-        inputs = {"log": stamp(self.log, [TRAIN]), "min_count": settings.min_count}
+        inputs = {"log": self.log.stamp([TRAIN]), "min_count": settings.min_count}
 
         def make(place: Path) -> Path:
             work, none = partial(count, self.log), LogCounts.empty(self.log)
@@ -97,7 +97,7 @@ class Job:
     def train(self, features: Path) -> Path:
         settings, source = self.settings, self.source.complete()
         inputs = {
-            "log": stamp(self.log, [TRAIN, VALID]),
+            "log": self.log.stamp([TRAIN, VALID]),
             "count": self.records.made("count"),
             "model": source.model_dump(),
             "train": asdict(settings.train),
@@ -113,7 +113,7 @@ class Job:
     def measure(self, original: Path) -> Path:
         settings = self.settings.compress
         inputs = {
-            "log": stamp(self.log, [TRAIN]),
+            "log": self.log.stamp([TRAIN]),
             "train": self.records.made("train"),
             "measure_rows": settings.measure_rows,
         }
@@ -133,7 +133,7 @@ class Job:
     def compress(self, original: Path, statistics: Path) -> Path:
         settings = self.settings.compress
         inputs = {
-            "log": stamp(self.log, [TRAIN, VALID]),
+            "log": self.log.stamp([TRAIN, VALID]),
             "measure": self.records.made("measure"),
             "compress": asdict(settings),
             "workers": self.settings.workers,
@@ -153,7 +153,7 @@ class Job:
     def control(self, original: Path) -> Path:
         settings = self.settings.compress
         inputs = {
-            "log": stamp(self.log, [TRAIN, VALID]),
+            "log": self.log.stamp([TRAIN, VALID]),
             "train": self.records.made("train"),
             "tune": asdict(settings.tune),
             "workers": self.settings.workers,
@@ -168,7 +168,7 @@ class Job:
     def evaluate(self, models: dict[str, Path]) -> dict[str, Any]:
         steps = {"original": "train", "control": "control", "compressed": "compress"}
         inputs = {
-            "log": stamp(self.log, [TEST]),
+            "log": self.log.stamp([TEST]),
             "models": {name: self.records.made(steps[name]) for name in models},
         }
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import embedcomp
 from embedcomp.files import remove, replacing
-from embedcomp.log.click_log import ClickLog
 
 CHECKPOINTS = ".checkpoints"  # where recipes keep the state of a run, in the step's folder
 
@@ -103,15 +101,6 @@ class Records:
         _write(file, record)
         say(f"{name}: {output}, {seconds:.1f} s")
         return record
-
-
-def stamp(log: ClickLog, splits: Sequence[str]) -> str:
-    """Changes whenever the schema or a file of the splits does (by its size and time)."""
-    files = [file for split in splits for file in log.files(split)]
-    infos = log._fs.get_file_info(files)
-    parts = [[info.path, info.size, info.mtime_ns] for info in infos]
-    text = json.dumps([log.schema.model_dump(), parts])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def say(text: str) -> None:

@@ -23,6 +23,7 @@ from pipelines.job import located
 
 JOB_FILE = "job.toml"
 ABSENT = "No module named"
+STARTING, STARTING_S = "No available agent", 30
 
 
 class CannotSubmit(EmbedcompError):
@@ -51,10 +52,7 @@ def submit(job: Path, address: str, *, force: bool, changes: Sequence[str]) -> i
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(job, Path(folder) / JOB_FILE)
         try:
-            number = client.submit_job(
-                entrypoint=_entrypoint(settings, force, changes),
-                runtime_env={"working_dir": folder},
-            )
+            number = _sent(client, _entrypoint(settings, force, changes), folder)
         except (RuntimeError, requests.RequestException) as error:
             raise CannotSubmit(f"{address} did not take the job: {error}") from error
     try:
@@ -77,6 +75,18 @@ def _connect(address: str) -> JobSubmissionClient:
             f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]}); "
             "give its address as http://HOST:8265 and check that the cluster is up"
         ) from error
+
+
+def _sent(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
+    """The job's number; a cluster that has just started takes no job for some seconds."""
+    for _ in range(STARTING_S):
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": folder})
+        except RuntimeError as error:
+            if STARTING not in str(error):
+                raise
+            time.sleep(1)
+    return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": folder})
 
 
 def _entrypoint(settings: JobSettings, force: bool, changes: Sequence[str]) -> str:

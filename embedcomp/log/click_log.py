@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -116,6 +118,14 @@ class ClickLog:
             else pa.float32()
             for name in self.schema.columns
         }
+
+    def stamp(self, splits: Sequence[str]) -> str:
+        """Changes whenever the schema or a file of the splits does (by its size and time)."""
+        files = [file for split in splits for file in self.files(split)]
+        infos = self._fs.get_file_info(files)
+        parts = [[info.path, info.size, info.mtime_ns] for info in infos]
+        text = json.dumps([self.schema.model_dump(), parts])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """The piece's rows in canonical types (float32 label of 0 or 1, int64 or string ids,

@@ -57,7 +57,9 @@ class IdCounts:
             self._parts = [pa.table(empty, names=names)]
         if len(self._parts) > 1:
             gathered = pa.concat_tables(self._parts)
-            merged = gathered.group_by("value").aggregate([("count", "sum")])
+            # one thread: pyarrow 26 counts its threads wrongly where a process has few of them
+            grouped = gathered.group_by("value", use_threads=False)
+            merged = grouped.aggregate([("count", "sum")])
             self._parts = [pa.table([merged["value"], merged["count_sum"]], names=names)]
         self._loose = 0
         return self._parts[0]

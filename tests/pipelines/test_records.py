@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedcomp.log.click_log import ClickLog
-from pipelines.records import CHECKPOINTS, Records, stamp
+from pipelines.records import CHECKPOINTS, Records
 
 
 class Stopped(Exception):
@@ -98,9 +98,9 @@ def test_checkpoints_outlive_a_stopped_driver_but_not_a_change_of_inputs(tmp_pat
 def test_a_log_is_another_one_when_a_file_of_the_split_is_written_again(
     synth_log: ClickLog,
 ) -> None:
-    before = {split: stamp(synth_log, [split]) for split in ("train", "test")}
-    assert stamp(synth_log, ["train"]) == before["train"]
+    before = {split: synth_log.stamp([split]) for split in ("train", "test")}
+    assert synth_log.stamp(["train"]) == before["train"]
     file = Path(synth_log.files("test")[0])
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    assert stamp(synth_log, ["train"]) == before["train"]
-    assert stamp(synth_log, ["test"]) != before["test"]
+    assert synth_log.stamp(["train"]) == before["train"]
+    assert synth_log.stamp(["test"]) != before["test"]
