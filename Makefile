@@ -31,5 +31,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The runs behind docs/results.md: hours on two cores, each resumable; DATA is the folder of click logs.
+DATA ?= ../shared/data
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.quality --log movielens_1m --data $(DATA)
+	$(BIN)/python -m benchmarks.quality --log kuairand --data $(DATA)
+	$(BIN)/python -m benchmarks.globo --data $(DATA)
+	$(BIN)/python -m benchmarks.training_speed --data $(DATA)
+	$(BIN)/python -m benchmarks.low_rank_speed
+
 clean:
-	rm -rf $(VENV) demo_out build *.egg-info
+	rm -rf $(VENV) demo_out build/lib *.egg-info

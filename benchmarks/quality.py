@@ -36,7 +36,7 @@ from embedcomp.log.features import Features
 from embedcomp.progress import shown
 from embedcomp.settings import CompressSettings, changed, read_changes
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 
 MIN_COUNT = 2  # the command line's default
 FIGURES = ("auc", "logloss", "calibration")

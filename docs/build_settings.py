@@ -11,7 +11,7 @@ from typing import Any
 from embedcomp import models
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.settings import CompressSettings, JobSettings
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 
 HEAD = """\
 # Settings

@@ -13,10 +13,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from embedcomp.compress.plan import model_bytes
-from embedcomp.log.batches import Rows, in_order, read_rows, to_batch
+from embedcomp.compress.sizes import model_bytes
+from embedcomp.log.batches import in_order, read_rows, to_batch
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
 from embedcomp.metrics import Quality
 from embedcomp.train.tables import fast_tables
 

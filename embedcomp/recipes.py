@@ -16,10 +16,10 @@ from torch import nn
 
 from embedcomp import artifact, methods
 from embedcomp.artifact import Artifact
-from embedcomp.compress import plan as planning
-from embedcomp.compress import statistics, swap, tune
+from embedcomp.compress import planner, statistics, swap, tune
 from embedcomp.compress.layers import Found, find
-from embedcomp.compress.plan import Plan, model_bytes
+from embedcomp.compress.plan import Plan
+from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.statistics import Statistics
 from embedcomp.files import remove
 from embedcomp.log.batches import in_order
@@ -28,7 +28,8 @@ from embedcomp.log.features import Features
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers
-from embedcomp.train.fit import Data, TrainSettings, Watch, fit
+from embedcomp.train.fit import Data, Watch, fit
+from embedcomp.train.settings import TrainSettings
 
 MEASURE_BATCH_ROWS = 2048
 
@@ -112,10 +113,10 @@ def plan(original: Artifact, measured: Statistics, settings: CompressSettings) -
     """The best choices within the budget; nothing is compressed yet."""
     model = original.model()
     found = layers_of(original, model)
-    budget = planning.parse_budget(settings.budget, model_bytes(model)["total"])
+    budget = parse_budget(settings.budget, model_bytes(model)["total"])
     chosen = settings.methods or tuple(methods.names())
     single = {f.name for f in original.features.single}
-    return planning.plan(model, found, measured, budget, chosen, single)
+    return planner.plan(model, found, measured, budget, chosen, single)
 
 
 def compress(

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 
 S = TypeVar("S")
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from embedcomp import evaluate, recipes
 from embedcomp.artifact import Artifact
-from embedcomp.compress.plan import model_bytes
+from embedcomp.compress.sizes import model_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadSettings
 from embedcomp.files import remove, replacing
@@ -32,7 +32,8 @@ from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
 from embedcomp.settings import CompressSettings, JobSettings
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import TrainSettings, Watch
+from embedcomp.train.fit import Watch
+from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 from pipelines import shards
 from pipelines.cluster import cpus_of_each

@@ -14,7 +14,7 @@ import torch
 from embedcomp import artifact, recipes
 from embedcomp.artifact import Artifact
 from embedcomp.compress import swap
-from embedcomp.compress.plan import model_bytes
+from embedcomp.compress.sizes import model_bytes
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import BadArtifact, BadRequest
 from embedcomp.evaluate import disk_bytes, quality
@@ -25,7 +25,7 @@ from embedcomp.log.features import Features
 from embedcomp.scorer import Scorer
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
 

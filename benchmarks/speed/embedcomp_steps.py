@@ -14,7 +14,8 @@ from benchmarks.speed.task import Task
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import Data, Report, TrainSettings, fit
+from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.settings import TrainSettings
 
 ENDLESS = 1_000_000  # epochs and patience: only the clock ends the run
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed.task import Arrays
-from embedcomp.log.batches import Bag, Rows, read_rows
+from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
+from embedcomp.log.rows import Bag, Rows
 
 
 def prepare(log: ClickLog, min_count: int, rows: int, seed: int, folder: Path) -> Features:

@@ -35,7 +35,7 @@ def train(
     from embedcomp.progress import shown
     from embedcomp.settings import changed, read_changes
     from embedcomp.source import ModelSource
-    from embedcomp.train.fit import TrainSettings
+    from embedcomp.train.settings import TrainSettings
 
     if epochs is None and checkpoint is not None:
         epochs = 0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedcomp import methods
 from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.served.formats import CannotStore
 from embedcomp.served.table import CompressedTable
 
@@ -71,11 +72,6 @@ def empty_on_meta(method: str, spec: Spec, settings: Any) -> Served:
 
 def empty_bytes(method: str, spec: Spec, settings: Any) -> int:
     return module_bytes(empty_on_meta(method, spec, settings))
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of every parameter and buffer, each counted once."""
-    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 @torch.no_grad()

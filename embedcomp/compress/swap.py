@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import empty_on_meta, module_bytes
+from embedcomp.compress.choices import empty_on_meta
 from embedcomp.compress.contract import Layer
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.layers import Found, find
+from embedcomp.compress.plan import Plan, Planned
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.served.embedded import fold, readers
 from embedcomp.served.rows import StoredRows
 
-if TYPE_CHECKING:
-    from embedcomp.compress.plan import Plan, Planned
-
-Make = Callable[["Planned", nn.Module], nn.Module]
+Make = Callable[[Planned, nn.Module], nn.Module]
 
 
 def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> nn.Module:

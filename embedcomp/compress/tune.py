@@ -10,7 +10,8 @@ from pydantic import ConfigDict
 from torch import nn
 
 from embedcomp.compress.swap import freeze, thaw
-from embedcomp.train.fit import Data, TrainSettings, Watch, fit
+from embedcomp.train.fit import Data, Watch, fit
+from embedcomp.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

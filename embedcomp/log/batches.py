@@ -1,4 +1,4 @@
-"""Encoded rows, and the stream of batches that training and evaluation read."""
+"""The stream of batches that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import Queue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,76 +15,12 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.log.click_log import ClickLog, Piece
-
-if TYPE_CHECKING:
-    from embedcomp.log.features import Features
+from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
 
 T = TypeVar("T")
 
 BUFFER_ROWS = 1 << 20  # rows that are shuffled together
-
-
-@dataclass(frozen=True)
-class Bag:
-    """A multi-valued column: row i holds values[offsets[i] : offsets[i + 1]]."""
-
-    offsets: np.ndarray  # int64 [rows + 1]
-    values: np.ndarray  # int32
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def repeat(self, rows: int) -> Bag:
-        """The single bag, `rows` times."""
-        return self.take(np.zeros(rows, np.int64))
-
-    def take(self, rows: np.ndarray) -> Bag:
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
-        return Bag(offsets, self.values[starts + np.arange(offsets[-1])])
-
-    @staticmethod
-    def concatenate(bags: Sequence[Bag]) -> Bag:
-        starts = np.cumsum([0] + [b.offsets[-1] for b in bags])
-        offsets = [b.offsets[:-1] + s for b, s in zip(bags, starts[:-1], strict=True)]
-        return Bag(
-            np.concatenate([*offsets, starts[-1:]]), np.concatenate([b.values for b in bags])
-        )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Encoded rows of a log.
-
-    labels: float32 [R]; dense: float32 [R, D]; single: int32 [R, S], the single-valued features'
-    table rows; bags: the multi-valued features'.
-    """
-
-    labels: np.ndarray
-    dense: np.ndarray
-    single: np.ndarray
-    bags: tuple[Bag, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> Rows:
-        """The rows with these numbers, int64 [n], in that order."""
-        bags = tuple(bag.take(rows) for bag in self.bags)
-        return Rows(self.labels[rows], self.dense[rows], self.single[rows], bags)
-
-    @staticmethod
-    def concatenate(parts: Sequence[Rows]) -> Rows:
-        if len(parts) == 1:
-            return parts[0]
-        return Rows(
-            np.concatenate([p.labels for p in parts]),
-            np.concatenate([p.dense for p in parts]),
-            np.concatenate([p.single for p in parts]),
-            tuple(Bag.concatenate(bags) for bags in zip(*(p.bags for p in parts), strict=True)),
-        )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
-from embedcomp.log.batches import Bag, Rows
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import LogCounts, transformed
+from embedcomp.log.rows import Bag, Rows
 from embedcomp.log.schema import Side
 from embedcomp.log.vocabulary import Vocabulary, WrongType
 

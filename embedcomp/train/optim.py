@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from embedcomp.log.features import Features
 from embedcomp.served.table import CompressedTable
+from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FlatTables, FusedAdagradTables
-
-if TYPE_CHECKING:
-    from embedcomp.train.fit import TrainSettings
 
 
 class LazyAdam(torch.optim.Optimizer):

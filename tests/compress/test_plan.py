@@ -10,8 +10,10 @@ from rich.console import Console
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import choices, module_bytes
-from embedcomp.compress.plan import Plan, model_bytes, parse_budget, plan, render
+from embedcomp.compress.choices import choices
+from embedcomp.compress.plan import Plan, render
+from embedcomp.compress.planner import plan
+from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
 from embedcomp.compress.swap import apply, empty_like, freeze, on_meta, thaw
 from embedcomp.errors import BadSettings, BudgetTooSmall
 from tests.compress import small

@@ -15,7 +15,7 @@ from embedcomp.log.synth import synth
 from embedcomp.scorer import Scorer
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 
 HERE = Path(__file__).parent
 ROWS = 20

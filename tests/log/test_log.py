@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedcomp.log.batches import Rows, in_order, read_rows, shuffled
+from embedcomp.log.batches import in_order, read_rows, shuffled
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.log.profile import profile
+from embedcomp.log.rows import Rows
 from embedcomp.log.vocabulary import NULL, RESERVED, UNKNOWN, Vocabulary
 from tests.conftest import SCHEMA, WriteLog
 

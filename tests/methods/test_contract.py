@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from embedcomp import methods
-from embedcomp.compress.choices import empty_on_meta, module_bytes
+from embedcomp.compress.choices import empty_on_meta
 from embedcomp.compress.contract import (
     Layer,
     LinearSpec,
@@ -18,6 +18,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.swap import freeze, thaw
 from embedcomp.errors import BadSettings
 

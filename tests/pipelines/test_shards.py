@@ -22,7 +22,7 @@ from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
-from embedcomp.train.fit import TrainSettings
+from embedcomp.train.settings import TrainSettings
 from pipelines import job, shards
 from pipelines.cluster import largest_share
 from pipelines.shards import Shards

@@ -16,9 +16,10 @@ from embedcomp import models
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.train.fit import Data, Report, TrainSettings, fit
+from embedcomp.train.fit import Data, Report, fit
 from embedcomp.train.optim import LazyAdam
 from embedcomp.train.plateau import Plateau
+from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FlatTables, fast_tables
 
 

@@ -17,7 +17,8 @@ from embedcomp.log.features import Features
 from embedcomp.log.synth import synth
 from embedcomp.metrics import Quality
 from embedcomp.train import workers
-from embedcomp.train.fit import Data, TrainSettings, fit
+from embedcomp.train.fit import Data, fit
+from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import small_model
 
 
