@@ -70,11 +70,13 @@ class Basis:
     encoder: [d, d]; its first k columns make codes of rows: (y - mean) @ encoder[:, :k].
     decoder: [d, d]; its first k rows make rows of codes.
     worth: [d], expected squared error (in the metric) of leaving a direction out.
+    weights: [d], squared error (in the metric) of a code that is off by 1.
     """
 
     encoder: Tensor
     decoder: Tensor
     worth: Tensor
+    weights: Tensor
 
 
 def basis(covariance: Tensor, metric: Tensor | None) -> Basis:
@@ -87,7 +89,7 @@ def basis(covariance: Tensor, metric: Tensor | None) -> Basis:
     """
     if metric is None:
         worth, vectors = leading(covariance)
-        return Basis(vectors, vectors.T.contiguous(), worth)
+        return Basis(vectors, vectors.T.contiguous(), worth, torch.ones_like(worth))
     mean_eigenvalue = metric.diagonal().mean()
     scales, axes = leading((1 - DAMPING) * metric)
     scales = scales + DAMPING * mean_eigenvalue
@@ -95,7 +97,7 @@ def basis(covariance: Tensor, metric: Tensor | None) -> Basis:
     worth, vectors = leading(root @ covariance @ root)
     encoder, decoder = root @ vectors, vectors.T @ inverse
     lengths = decoder.norm(dim=1)  # codes keep the units of what they encode
-    return Basis(encoder * lengths, decoder / lengths[:, None], worth)
+    return Basis(encoder * lengths, decoder / lengths[:, None], worth, lengths.pow(-2))
 
 
 def solve(symmetric: Tensor, right: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def fill_table(
     """
     assert isinstance(served, CompressedTable) and served.decode is not None
     encoder, decoder, bias = basis.encoder[:, :rank], basis.decoder[:rank], mean
-    served.fill(_codes(layer.weight, encoder, mean), layer.counts)
+    served.fill(_codes(layer.weight, encoder, mean), layer.counts, basis.weights[:rank])
     if refit and rank:
         decoder, bias = fit_affine(served.stored.to_float(), layer.weight, layer.counts)
     served.decode.fill(decoder, bias)
@@ -71,12 +71,13 @@ def fill_linear(served: nn.Module, layer: Layer, basis: Basis, rank: int, *, ref
     weight, covariance = layer.weight.double(), layer.inputs.covariance
     first = weight.T @ basis.encoder[:, :rank]  # [inputs, rank]
     second = basis.decoder[:rank].T  # [outputs, rank]
-    served.first.fill(first, covariance.diagonal())
+    served.first.fill(first, covariance.diagonal(), basis.weights[:rank])
+    stored = served.first.to_float().double()
+    moved = covariance @ stored  # [inputs, rank]
     if refit:
-        stored = served.first.to_float().double()
-        moved = covariance @ stored  # [inputs, rank]
         second = solve(stored.T @ moved, moved.T @ weight.T).T
-    served.second.fill(second, layer.output_weights)
+    spread = (stored * moved).sum(0)  # of each code
+    served.second.fill(second, layer.output_weights, spread)
     if layer.bias is not None:
         served.set_bias(layer.bias)
 

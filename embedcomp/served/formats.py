@@ -1,8 +1,8 @@
 """How numbers are stored: plain floats, integers with a scale a row, integers with one a column.
 
 A format turns float32 rows into stored rows and back, each row by itself, so that rounding some
-rows of a table gives what rounding the whole table gives. What all rows share (the columns' scales
-and offsets) is its `grid`.
+rows of a table gives what rounding the whole table gives. What all rows share (the columns' scales,
+offsets and bits) is its `grid`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,24 @@ from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
 
-Storage = Literal["float32", "float16", "row_int8", "row_int4", "column_int8", "column_int4"]
+Storage = Literal[
+    "float32",
+    "float16",
+    "row_int8",
+    "row_int4",
+    "column_int8",
+    "column_int4",
+    "column_mixed6",
+    "column_mixed5",
+    "column_mixed4",
+    "column_mixed3",
+    "column_mixed2",
+]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 FP16_MAX = 65504.0
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
+MOST_BITS = 8  # of one column, where columns differ
 SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
 REFINEMENTS = 4
 
@@ -41,8 +54,15 @@ class Format(Protocol):
 
     def empty_grid(self, width: int) -> Tensor | None: ...
 
-    def fit(self, weight: Tensor, row_weights: Tensor | None) -> Tensor | None:
-        """The grid for these rows, or None for a format without one. Raises CannotStore."""
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor | None:
+        """The grid for these rows, or None for a format without one. Raises CannotStore.
+
+        Args:
+            row_weights, column_weights: [n] and [width], how much a squared error in a row and in a
+                column matters; None: all the same.
+        """
         ...
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor: ...
@@ -51,6 +71,8 @@ class Format(Protocol):
 
 
 def format_of(storage: Storage) -> Format:
+    if storage.startswith("column_mixed"):
+        return MixedColumns(int(storage.removeprefix("column_mixed")))
     kind, _, bits = storage.rpartition("_int")
     if kind == "row":
         return RowWise(int(bits))
@@ -71,7 +93,9 @@ class Plain:
     def empty_grid(self, width: int) -> None:
         return None
 
-    def fit(self, weight: Tensor, row_weights: Tensor | None) -> None:
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> None:
         if self.dtype == torch.float16 and _largest(weight) > FP16_MAX:
             raise CannotStore(_largest(weight), "float16")
 
@@ -103,7 +127,9 @@ class RowWise:
     def empty_grid(self, width: int) -> None:
         return None
 
-    def fit(self, weight: Tensor, row_weights: Tensor | None) -> None:
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> None:
         if _largest(weight) > FP16_MAX:  # the smallest of a row is stored in fp16
             raise CannotStore(_largest(weight), f"row_int{self.bits}")
 
@@ -142,8 +168,10 @@ class ColumnWise:
     def empty_grid(self, width: int) -> Tensor:
         return torch.ones(2, width)
 
-    def fit(self, weight: Tensor, row_weights: Tensor | None) -> Tensor:
-        return fit_grid(*_histogram(weight, row_weights), self.levels)
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor:
+        return fit_grid(*_histogram(weight, row_weights, BINS), self.levels)
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         assert grid is not None
@@ -161,37 +189,123 @@ class ColumnWise:
         return stored.float() * grid[0] + grid[1]
 
 
+@dataclass(frozen=True)
+class MixedColumns:
+    """Unsigned codes of as many bits as each column deserves; nothing is kept per row.
+
+    A row takes width * bits / 8 bytes, rounded up. Each of its bits goes to the column whose
+    weighted squared error it lowers most, which is reverse water-filling on measured errors. The
+    grid is [3, width]: scales, offsets, bits. Codes lie one after another, lowest bit first.
+    """
+
+    bits: int  # a column, on average
+
+    def _row_bytes(self, width: int) -> int:
+        return -(-width * self.bits // 8)
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, self._row_bytes(width), dtype=torch.uint8)
+
+    def empty_grid(self, width: int) -> Tensor:
+        return torch.ones(3, width)
+
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor:
+        width = weight.shape[1]
+        coarse = _histogram(weight, row_weights, BINS // 4)
+        errors = torch.stack([_error_at(bits, *coarse) for bits in range(1, MOST_BITS + 1)])
+        if column_weights is not None:
+            errors *= column_weights.float()
+        bits = shared_out(8 * self._row_bytes(width), errors)
+        grid = fit_grid(*_histogram(weight, row_weights, BINS), _levels(bits))
+        return torch.cat([grid, bits[None]])
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        assert grid is not None
+        byte, shift = _places(grid[2])
+        codes = _codes(weight, grid, _levels(grid[2])).to(torch.int16) << shift
+        packed = codes.new_zeros(len(codes), self._row_bytes(codes.shape[1]) + 1)
+        packed.index_add_(1, byte, codes & 255)
+        packed.index_add_(1, byte + 1, (codes >> 8) & 255)
+        return packed[:, :-1].to(torch.uint8)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        assert grid is not None
+        byte, shift = _places(grid[2])
+        following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
+        low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))
+        codes = ((low | high << 8) >> shift) & _levels(grid[2]).to(torch.int16)
+        return codes * grid[0] + grid[1]
+
+
+def _levels(bits: Tensor) -> Tensor:
+    """Steps between the lowest and the highest code of columns with so many bits."""
+    return torch.exp2(bits) - 1
+
+
+def _places(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each column's code begins in a row: the byte, int64, and the bit in it, int16."""
+    starts = (bits.cumsum(0) - bits).long()
+    return starts // 8, (starts % 8).to(torch.int16)
+
+
+def _error_at(bits: int, values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted squared error of each column [width] in so many bits."""
+    levels = (1 << bits) - 1
+    grid = fit_grid(values, weights, levels)
+    off = _codes(values, grid, levels) * grid[0] + grid[1] - values
+    return (off.square() * weights).sum(0)
+
+
+def shared_out(total: int, errors: Tensor) -> Tensor:
+    """Bits of each column, float32 [width], at least 1: each goes where it lowers the error most.
+
+    Args:
+        total: bits of a row.
+        errors: [MOST_BITS, width], of each column with 1, 2, ... bits.
+    """
+    gains = (errors[:-1] - errors[1:]).T.tolist()  # by column: of the 2nd, 3rd, ... bit
+    bits = [1] * len(gains)
+    for _ in range(total - len(gains)):
+        open_columns = [j for j, have in enumerate(bits) if have < MOST_BITS]
+        if not open_columns:
+            break
+        bits[max(open_columns, key=lambda j: gains[j][bits[j] - 1])] += 1
+    return torch.tensor(bits, dtype=torch.float32)
+
+
 def _largest(weight: Tensor) -> float:
     """The largest magnitude; NaN counts as infinite."""
     return weight.abs().max().nan_to_num(torch.inf).item() if weight.numel() else 0.0
 
 
-def _codes(values: Tensor, grid: Tensor, levels: int) -> Tensor:
-    return ((values - grid[1]) / grid[0]).round().clamp(0, levels)
+def _codes(values: Tensor, grid: Tensor, levels: int | Tensor) -> Tensor:
+    return ((values - grid[1]) / grid[0]).round_().clamp_min_(0).clamp_max_(levels)
 
 
-def _histogram(weight: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values [n, width] and their weights of the same shape; many rows become BINS bin centres."""
+def _histogram(weight: Tensor, row_weights: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+    """Values [n, width] and their weights of the same shape; many become `most` bin centres."""
     n, width = weight.shape
     w = torch.ones(n) if row_weights is None else row_weights.float()
     if not w.any():
         w = torch.ones(n)
     weight, w = weight[w > 0], w[w > 0]
-    if len(weight) <= BINS or not width:
+    if len(weight) <= most or not width:
         return weight, w[:, None].expand(weight.shape)
     low, high = weight.amin(0), weight.amax(0)
-    step = ((high - low) / BINS).clamp_min(torch.finfo(torch.float32).tiny)
-    bins = torch.zeros(width, BINS, dtype=torch.float64)
+    step = ((high - low) / most).clamp_min(torch.finfo(torch.float32).tiny)
+    bins = torch.zeros(width, most, dtype=torch.float64)
     for rows, mass in zip(
         torch.split(weight, 1 << 18), torch.split(w.double(), 1 << 18), strict=True
     ):
-        places = ((rows - low) / step).long().clamp(0, BINS - 1)
+        places = ((rows - low) / step).long().clamp(0, most - 1)
         bins.scatter_add_(1, places.T, mass.expand(width, -1))
-    centres = low + step * (torch.arange(BINS)[:, None] + 0.5)
+    centres = low + step * (torch.arange(most)[:, None] + 0.5)
     return centres, bins.T.float()
 
 
-def fit_grid(values: Tensor, weights: Tensor, levels: int) -> Tensor:
+def fit_grid(values: Tensor, weights: Tensor, levels: int | Tensor) -> Tensor:
     """Scales and offsets [2, width] of small weighted squared error, each column by itself.
 
     Codes have heavy tails: rare ids barely move from zero, frequent ones are large. So several
@@ -201,7 +315,7 @@ def fit_grid(values: Tensor, weights: Tensor, levels: int) -> Tensor:
     Args:
         values: float32 [n, width].
         weights: of the same shape, at least one positive in a column.
-        levels: steps between the lowest and the highest code.
+        levels: steps between the lowest and the highest code, of all columns or of each [width].
     """
     best = torch.ones(2, values.shape[1])
     if not values.numel():
@@ -219,16 +333,17 @@ def fit_grid(values: Tensor, weights: Tensor, levels: int) -> Tensor:
     return best
 
 
-def _ranges(low: Tensor, high: Tensor, levels: int) -> Tensor:
+def _ranges(low: Tensor, high: Tensor, levels: int | Tensor) -> Tensor:
     """Grids [tried, 2, width] from the lowest to the highest values [tried, width]."""
     scale = (high - low) / levels
     return torch.stack([torch.where(scale > 0, scale, 1.0), low], 1)
 
 
-def _best(grids: Tensor, values: Tensor, weights: Tensor, levels: int) -> Tensor:
+def _best(grids: Tensor, values: Tensor, weights: Tensor, levels: int | Tensor) -> Tensor:
     """The best of several grids [tried, 2, width] for each column: [2, width]."""
     scale, offset = grids[:, 0, None], grids[:, 1, None]  # [tried, 1, width]
-    off = ((values - offset) / scale).round_().clamp_(0, levels).mul_(scale).add_(offset)
+    off = ((values - offset) / scale).round_().clamp_min_(0).clamp_max_(levels)
+    off = off.mul_(scale).add_(offset)
     error = off.sub_(values).square_().mul_(weights).sum(1)  # [tried, width]
     return grids.gather(0, error.argmin(0).expand(1, 2, -1))[0]
 

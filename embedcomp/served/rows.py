@@ -17,8 +17,8 @@ class StoredRows(nn.Module):
     Frozen, it holds `stored` (and `grid`, where the storage has one). Thawed, it holds the float32
     parameter `master` [rows, width] instead of `stored`; whatever is read goes through the rounding
     of the storage, whose gradient is taken to be the identity. Scales of rows are refitted with
-    every rounding; scales and offsets of columns stay as they were fitted by `fill`, so that rows
-    can be rounded one by one.
+    every rounding; scales, offsets and bits of columns stay as they were fitted by `fill`, so that
+    rows can be rounded one by one.
     """
 
     stored: Tensor | None
@@ -46,18 +46,24 @@ class StoredRows(nn.Module):
         assert held is not None
         return held.device
 
-    def fill(self, weight: Tensor, row_weights: Tensor | None = None) -> None:
+    def fill(
+        self,
+        weight: Tensor,
+        row_weights: Tensor | None = None,
+        column_weights: Tensor | None = None,
+    ) -> None:
         """Store `weight` [rows, width].
 
         Args:
             row_weights: [rows], how much a row's squared error matters to the columns' scales.
+            column_weights: [width], how much a column's does to its share of the bits.
 
         Raises:
             CannotStore: a value is not finite in this storage.
         """
         assert weight.shape == (self.rows, self.width), (weight.shape, self.rows, self.width)
         weight = weight.detach().float().contiguous()
-        self.grid = self.format.fit(weight, row_weights)
+        self.grid = self.format.fit(weight, row_weights, column_weights)
         self.stored = self.format.encode(weight, self.grid).clone()
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ class StoredRows(nn.Module):
             return
         master = self.master.detach().contiguous()
         if self.grid is None:
-            self.format.fit(master, None)  # refuses what does not fit
+            self.format.fit(master, None, None)  # refuses what does not fit
         self.stored = self.format.encode(master, self.grid)
         self.master = None
 

@@ -62,9 +62,14 @@ class CompressedTable(nn.Module):
         self.rows, self.dim = rows, dim
         self.stored, self.decode = stored, decode
 
-    def fill(self, codes: Tensor, row_weights: Tensor | None = None) -> None:
+    def fill(
+        self,
+        codes: Tensor,
+        row_weights: Tensor | None = None,
+        column_weights: Tensor | None = None,
+    ) -> None:
         """Store codes [rows, k], which are the rows themselves without a decoder."""
-        self.stored.fill(codes, row_weights)
+        self.stored.fill(codes, row_weights, column_weights)
 
     def decoded(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Pooled codes [B, k] to [B, dim]; `constant` [B, 1] is how often a bag has the bias."""

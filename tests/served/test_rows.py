@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from embedcomp.served.formats import STORAGES, CannotStore, fit_grid
+from embedcomp.served.formats import STORAGES, CannotStore, fit_grid, format_of
 from embedcomp.served.rows import StoredRows
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
@@ -20,7 +22,16 @@ def filled(storage, width=7, rows=ROWS, scale=1.0):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_is_read_is_close_to_what_was_stored(storage, width):
     stored, weight = filled(storage, width)
-    step = {"float32": 0, "float16": 4e-3, "8": 0.05, "4": 0.8}
+    step = {
+        "float32": 0,
+        "float16": 4e-3,
+        "8": 0.05,
+        "6": 0.2,
+        "5": 0.4,
+        "4": 0.8,
+        "3": 1.5,
+        "2": 3,
+    }
     bound = step[storage if storage in step else storage[-1]]
     assert (stored.to_float() - weight).abs().max() <= bound
 
@@ -43,6 +54,9 @@ def test_gathered_rows_are_rows_of_the_whole_bit_for_bit(storage):
         ("column_int8", 16, 16),
         ("column_int4", 16, 8),
         ("column_int4", 7, 4),
+        ("column_mixed6", 16, 12),
+        ("column_mixed3", 7, 3),
+        ("column_mixed2", 1, 1),
         ("row_int4", 5, 8),
     ],
 )
@@ -100,7 +114,7 @@ def test_a_table_without_columns_is_stored():
     assert stored.gather(torch.tensor([4, 1])).shape == (2, 0)
 
 
-@pytest.mark.parametrize("storage", ["column_int8", "column_int4"])
+@pytest.mark.parametrize("storage", ["column_int8", "column_int4", "column_mixed3"])
 def test_a_constant_column_is_exact(storage):
     stored = StoredRows(6, 2, storage)
     stored.fill(torch.tensor([0.3, -7.0]).expand(6, 2))
@@ -144,3 +158,40 @@ def test_many_rows_get_the_grid_of_their_histogram():
     rounded = ((weight - exact[1]) / exact[0]).round().clamp(0, 255) * exact[0] + exact[1]
     error = (many.to_float() - weight).square().mean()
     assert error < 1.05 * (rounded - weight).square().mean()
+
+
+def test_bits_go_to_the_columns_that_matter():
+    weight = torch.randn(500, 4, generator=torch.manual_seed(2)) * torch.tensor(
+        [8.0, 4.0, 2.0, 1.0]
+    )
+    stored = StoredRows(500, 4, "column_mixed4")
+    stored.fill(weight)
+    bits = stored.grid[2]
+    assert bits.sum() == 16 and (bits.diff() <= 0).all() and bits[0] - bits[3] == 3
+    stored.fill(weight, None, torch.tensor([1.0, 4.0, 16.0, 64.0]))
+    assert stored.grid[2].tolist() == [4, 4, 4, 4]
+
+
+def test_mixed_bits_beat_as_many_bits_for_all():
+    weight = torch.randn(2000, 8, generator=torch.manual_seed(2)) * 2.0 ** -torch.arange(8)
+    errors = []
+    for storage in ("column_int4", "column_mixed4"):
+        stored = StoredRows(2000, 8, storage)
+        stored.fill(weight)
+        errors.append(float((stored.to_float() - weight).square().sum()))
+    assert stored.stored.nbytes == 2000 * 4
+    assert errors[1] < 0.4 * errors[0]
+
+
+@given(st.integers(2, 6), st.integers(1, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_mixed_codes_of_any_bits_are_read_as_they_were_written(bits, width, seed):
+    generator = torch.manual_seed(seed)
+    weight = torch.randn(30, width, generator=generator) * torch.rand(width) * 9
+    form = format_of(f"column_mixed{bits}")
+    grid = form.fit(weight, None, torch.rand(width))
+    step, low, columns = grid
+    assert columns.min() >= 1 and columns.sum() <= 8 * -(-width * bits // 8)
+    codes = (torch.rand(30, width) * torch.exp2(columns)).floor()
+    read = form.decode(form.encode(codes * step + low, grid), grid, width)
+    assert torch.equal(read, codes * step + low)
