@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,15 @@ from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# A process's peak memory begins with that of the one it was started from, so a small one stands in
+# between: it runs the command and writes the peak, in KiB, into a file.
+_LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code if code >= 0 else 128 - code)
+"""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -52,23 +62,21 @@ def run(
     """
     variables = {} if threads is None else {name: str(threads) for name in _THREAD_VARIABLES}
     began = perf_counter()
-    with _kept_to(threads):
-        process = subprocess.Popen(
-            [str(python), "-m", *command],
+    with tempfile.NamedTemporaryFile("r") as peak, _kept_to(threads):
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", _LAUNCHER, peak.name, str(python), "-m", *command],
             cwd=ROOT,
             env=os.environ | variables | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=None if shown else subprocess.STDOUT,
             text=True,
+            check=False,
         )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = perf_counter() - began
-    if process.returncode:
-        raise ChildFailed(" ".join(output[-2000:].split()) or f"code {process.returncode}")
-    return Finished(output, seconds, usage.ru_maxrss * 1024)
+        seconds, written = perf_counter() - began, peak.read()
+    if done.returncode:
+        end = " ".join(done.stdout[-2000:].split())
+        raise ChildFailed(end or f"code {done.returncode}")
+    return Finished(done.stdout, seconds, int(written) * 1024)
 
 
 @contextmanager
