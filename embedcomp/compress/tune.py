@@ -38,6 +38,7 @@ class TuneSettings:
             embedding_l2=self.embedding_l2,
             schedule="linear",
             distil=self.distil if distil else 0.0,
+            precision="float32",  # the differences to be learnt are smaller than bfloat16's steps
             seed=self.seed,
         )
 

@@ -20,7 +20,7 @@ from embedcomp.log.rows import Rows
 
 T = TypeVar("T")
 
-BUFFER_ROWS = 1 << 20  # rows that are shuffled together
+BUFFER_BYTES = 1 << 29  # of encoded rows that are shuffled together
 
 
 @dataclass(frozen=True)
@@ -99,54 +99,77 @@ def _cut(source: Iterator[Rows], batch_rows: int, limit: int | None) -> Iterator
         yield held
 
 
-def shuffled(
-    log: ClickLog,
-    features: Features,
-    pieces: Sequence[Piece],
-    batch_rows: int,
-    seed: Sequence[int],
-    skip: int = 0,
-    buffer_rows: int = BUFFER_ROWS,
-) -> Iterator[Batch]:
-    """Batches in random order: pieces in random order through a buffer of rows.
+class Shuffled:
+    """Passes over pieces in random order: pieces in random order through a buffer of rows.
 
-    A log sorted by time trains as well as a shuffled one as long as the buffer holds several
-    pieces. Equal `seed`s give equal batches. Only the last batch may be short.
+    A log sorted by time trains as well as a shuffled one only as far as the buffer mixes its times,
+    so the buffer is as large as BUFFER_BYTES allow. A log that fits it is read once and kept.
 
     Args:
-        seed: entropy of this pass, say (run's seed, epoch).
-        skip: batches at the start that are read but not given out: where a resumed run goes on.
+        buffer_rows: rows that are shuffled together; None: as many as BUFFER_BYTES hold.
     """
 
-    def batches() -> Iterator[Batch]:
-        rng = np.random.default_rng(list(seed))
-        order = [pieces[i] for i in rng.permutation(len(pieces))]
-        taken = 0
-        for buffer in _buffers(read_rows(log, features, order), batch_rows, buffer_rows):
-            places = rng.permutation(len(buffer))
-            for start in range(0, len(buffer), batch_rows):
-                if taken >= skip:
-                    rows = buffer.take(places[start : start + batch_rows])
-                    yield to_batch(rows, features.keys)
-                taken += 1
+    def __init__(
+        self,
+        log: ClickLog,
+        features: Features,
+        pieces: Sequence[Piece],
+        batch_rows: int,
+        buffer_rows: int | None = None,
+    ):
+        self._log, self._features = log, features
+        self._pieces, self._batch_rows = pieces, batch_rows
+        self._buffer_rows = buffer_rows or self._rows_that_fit()
+        self._whole: Rows | None = None
 
-    return prefetched(batches)
+    def batches(self, seed: Sequence[int], skip: int = 0) -> Iterator[Batch]:
+        """One pass; equal `seed`s give equal batches. Only the last batch may be short.
 
+        Args:
+            seed: entropy of this pass, say (run's seed, epoch).
+            skip: batches at the start that are not given out: where a resumed run goes on.
+        """
 
-def _buffers(source: Iterator[Rows], batch_rows: int, buffer_rows: int) -> Iterator[Rows]:
-    """Buffers of whole batches; what does not fill a batch moves on to the next buffer."""
-    parts: list[Rows] = []
-    held = 0
-    for rows in source:
-        parts.append(rows)
-        held += len(rows)
-        if held >= buffer_rows:
-            gathered = Rows.concatenate(parts)
-            whole = held - held % batch_rows
-            yield gathered.take(np.arange(whole))
-            parts, held = [gathered.take(np.arange(whole, held))], held - whole
-    if held:  # at the end of the pass
-        yield Rows.concatenate(parts)
+        def made() -> Iterator[Batch]:
+            rng = np.random.default_rng(list(seed))
+            taken = 0
+            for buffer in self._buffers(rng):
+                places = rng.permutation(len(buffer))
+                for start in range(0, len(buffer), self._batch_rows):
+                    if taken >= skip:
+                        rows = buffer.take(places[start : start + self._batch_rows])
+                        yield to_batch(rows, self._features.keys)
+                    taken += 1
+
+        return prefetched(made)
+
+    def _buffers(self, rng: np.random.Generator) -> Iterator[Rows]:
+        """Buffers of whole batches; what does not fill a batch moves on to the next buffer."""
+        if sum(piece.rows for piece in self._pieces) <= self._buffer_rows:
+            if self._whole is None:
+                self._whole = Rows.concatenate(list(self._read(self._pieces)))
+            yield self._whole
+            return
+        parts: list[Rows] = []
+        held = 0
+        for rows in self._read([self._pieces[i] for i in rng.permutation(len(self._pieces))]):
+            parts.append(rows)
+            held += len(rows)
+            if held >= self._buffer_rows:
+                gathered = Rows.concatenate(parts)
+                whole = held - held % self._batch_rows
+                parts, held = [gathered.part(whole, held)], held - whole
+                yield gathered.part(0, whole)
+        if held:  # at the end of the pass
+            yield Rows.concatenate(parts)
+
+    def _read(self, pieces: Iterable[Piece]) -> Iterator[Rows]:
+        return read_rows(self._log, self._features, pieces)
+
+    def _rows_that_fit(self) -> int:
+        """By the size of the first rows read, which a resumed run sees too."""
+        first = next(self._read(self._pieces))
+        return max(1, BUFFER_BYTES * len(first) // max(first.nbytes, 1))
 
 
 def prefetched(source: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:

@@ -29,6 +29,11 @@ class Bag:
         starts = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
         return Bag(offsets, self.values[starts + np.arange(offsets[-1])])
 
+    def part(self, start: int, end: int) -> Bag:
+        """Bags start to end, whose values are not copied."""
+        offsets = self.offsets[start : end + 1]
+        return Bag(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+
     @staticmethod
     def concatenate(bags: Sequence[Bag]) -> Bag:
         starts = np.cumsum([0] + [b.offsets[-1] for b in bags])
@@ -58,6 +63,19 @@ class Rows:
         """The rows with these numbers, int64 [n], in that order."""
         bags = tuple(bag.take(rows) for bag in self.bags)
         return Rows(self.labels[rows], self.dense[rows], self.single[rows], bags)
+
+    def part(self, start: int, end: int) -> Rows:
+        """Rows start to end, not copied."""
+        bags = tuple(bag.part(start, end) for bag in self.bags)
+        cut = slice(start, end)
+        return Rows(self.labels[cut], self.dense[cut], self.single[cut], bags)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays."""
+        arrays = [self.labels, self.dense, self.single]
+        arrays += [array for bag in self.bags for array in (bag.offsets, bag.values)]
+        return sum(array.nbytes for array in arrays)
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:

@@ -42,7 +42,7 @@ class DCNV2(nn.Module):
         deep = self.deep(self.deep_in(embedded))  # [B, hidden[-1]]
         x0 = crossed = embedded.values  # [B, X]
         for layer in self.cross:
-            crossed = torch.addcmul(crossed, x0, layer(crossed))  # [B, X]
+            crossed = crossed + x0 * layer(crossed)  # [B, X]; addcmul has a slower gradient
         return self.out(torch.cat([crossed, deep], dim=1)).squeeze(1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embedcomp.evaluate import quality
-from embedcomp.log.batches import Batch, shuffled
+from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
@@ -73,11 +73,10 @@ def fit(
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
     """
+    l2 = settings.embedding_l2 / data.log.rows(data.train)
     forms: dict[str, Callable[[Any], FastTables]] = {
         "adam": FlatTables,
-        "rowwise_adagrad": partial(
-            FusedAdagradTables, lr=settings.table_learning_rate, l2=settings.embedding_l2
-        ),
+        "rowwise_adagrad": partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -107,8 +106,9 @@ class _Run:
         self.pieces, self.valid = workers.share(pieces), workers.share(data.log.pieces(data.valid))
         self.rows = sum(piece.rows for piece in pieces)
         self.batches = workers.batches(pieces, settings.batch_rows)
+        self.shuffled = Shuffled(data.log, data.features, self.pieces, settings.batch_rows)
         self.plateau = _plateau(settings)
-        self.optimizers = optimizers(model, settings, data.features, self.rows)
+        self.optimizers = optimizers(model, settings, self.rows)
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
@@ -153,11 +153,7 @@ class _Run:
                 return
 
     def _stream(self) -> Iterator[Batch]:
-        data, settings = self.data, self.settings
-        seed = (settings.seed, self.epoch)
-        return shuffled(
-            data.log, data.features, self.pieces, settings.batch_rows, seed, skip=self.batch
-        )
+        return self.shuffled.batches((self.settings.seed, self.epoch), skip=self.batch)
 
     def _step(self, batch: Batch) -> float:
         self.model.train()
@@ -171,7 +167,8 @@ class _Run:
         return float(loss.detach())
 
     def _loss(self, batch: Batch) -> Tensor:
-        logits = self.model(batch.dense, batch.sparse).view(-1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.in_bfloat16):
+            logits = self.model(batch.dense, batch.sparse).view(-1).float()
         target = batch.labels
         if self.teacher is not None:
             with torch.no_grad():

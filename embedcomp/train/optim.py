@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from embedcomp.log.features import Features
 from embedcomp.served.table import CompressedTable
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FlatTables, FusedAdagradTables
 
 
 class LazyAdam(torch.optim.Optimizer):
-    """Adam on the looked-up rows of parameters [rows, width] with sparse gradients.
+    """Adam with L2 over whole tables, at the cost of the rows [rows, width] that are looked up.
 
-    Moments of rows that were not looked up stay as they are (as in torch.optim.SparseAdam), and
-    so does the step that corrects their bias: it is the table's.
+    Adam on all rows moves rare ones further a look-up, since their mean squared gradient counts the
+    steps without one, and shrinks every row at every step. Both are made up for when a row is
+    looked up: its squared gradient decays by the steps that have passed, and so does the row by its
+    L2. Momentum decays with look-ups only, so that none of a gradient is lost (as in
+    torch.optim.SparseAdam).
 
     Args:
-        params: parameters or groups; a group's `l2`, a number or float32 [rows, 1], times the row
-            is added to the gradient of each looked-up row.
+        params: parameters with sparse gradients, or groups of them.
         lr: learning rate.
+        l2: times the row, would be added to its gradient at every step.
     """
 
     def __init__(
@@ -52,20 +53,23 @@ class LazyAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state["mean"] = torch.zeros_like(parameter)
             state["square"] = torch.zeros_like(parameter)
+            state["last"] = torch.zeros(len(parameter), 1)  # step of each row's last look-up
         state["step"] += 1
-        ids, gradient = coalesced(sparse)  # [U], [U, width]
-        rows = parameter.index_select(0, ids)
-        l2 = group["l2"]
-        gradient.add_(rows * (l2.index_select(0, ids) if isinstance(l2, Tensor) else l2))
         (beta1, beta2), step = group["betas"], float(state["step"])
+        ids, gradient = coalesced(sparse)  # [U], [U, width]
+        passed = step - state["last"].index_select(0, ids)  # [U, 1]
+        state["last"].index_fill_(0, ids, step)
         mean = state["mean"].index_select(0, ids).lerp_(gradient, 1 - beta1)
-        square = state["square"].index_select(0, ids)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        square = state["square"].index_select(0, ids).mul_(beta2**passed)
+        square.addcmul_(gradient, gradient, value=1 - beta2)
         state["mean"].index_copy_(0, ids, mean)
         state["square"].index_copy_(0, ids, square)
-        scale = (1 - beta2**step) ** 0.5
-        spread = square.sqrt_().div_(scale).add_(group["eps"])
+        spread = square.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        rows = parameter.index_select(0, ids)
         rows.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
+        if group["l2"]:
+            pull = rows * group["l2"]  # is in the mean square too: no step is longer than lr
+            rows.mul_((-group["lr"] * group["l2"] * passed / spread.hypot_(pull)).exp_())
         parameter.index_copy_(0, ids, rows)
 
 
@@ -80,50 +84,21 @@ def coalesced(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, summed
 
 
-def optimizers(
-    model: nn.Module, settings: TrainSettings, features: Features, rows: int
-) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[torch.optim.Optimizer]:
     """Adam for dense parameters, lazy Adam for tables; fused tables update themselves.
 
     Args:
-        features: with the times that each of their rows is looked up in the log.
         rows: of the log.
     """
-    counts = {f.name: torch.from_numpy(f.vocabulary.counts) for f in features.ids}
     tables = table_parameters(model)
-    apart = {id(p) for p, _ in tables} | _self_updating(model)
+    apart = {id(parameter) for parameter in tables} | _self_updating(model)
     dense = [p for p in model.parameters() if id(p) not in apart and p.requires_grad]
     found: list[torch.optim.Optimizer] = []
     if dense:
         found.append(torch.optim.Adam(dense, lr=settings.learning_rate, fused=True))
     if tables:
-        groups = [
-            {
-                "params": [parameter],
-                "l2": settings.embedding_l2 / chance(counts, blocks, rows, settings.batch_rows),
-            }
-            for parameter, blocks in tables
-        ]
-        found.append(LazyAdam(groups, lr=settings.table_learning_rate))
+        found.append(LazyAdam(tables, settings.table_learning_rate, settings.embedding_l2 / rows))
     return found
-
-
-def chance(
-    counts: Mapping[str, Tensor], blocks: Sequence[Sequence[str]], rows: int, batch_rows: int
-) -> Tensor:
-    """Chance of each table row to be in a batch, float32 [table rows, 1]; 1 where not known.
-
-    An L2 on looked-up rows, divided by this chance, is in expectation an L2 on the whole table
-    at every step, at the cost of the rows that are touched anyway.
-
-    Args:
-        blocks: features of each of the tables that lie one after another in the parameter.
-    """
-    known = [torch.stack([counts[name] for name in block]).sum(0) for block in blocks]
-    if not known:
-        return torch.ones(1, 1)
-    share = torch.cat(known).double().clamp(min=1) / rows
-    return (1 - (1 - share.clamp(max=1)).pow(batch_rows)).float().unsqueeze(1)
 
 
 def set_learning_rate(
@@ -138,27 +113,17 @@ def set_learning_rate(
             module.set_learning_rate(factor)
 
 
-def table_parameters(model: nn.Module) -> list[tuple[Tensor, list[list[str]]]]:
-    """Parameters whose rows are ids, with the features of the tables that they hold, if known.
-
-    Plain tables are told to give sparse gradients.
-    """
-    features = {
-        id(module.embedding_bags[config.name]): config.feature_names
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for config in module.embedding_bag_configs()
-    }
-    found: list[tuple[Tensor, list[list[str]]]] = []
+def table_parameters(model: nn.Module) -> list[Tensor]:
+    """Parameters whose rows are ids; plain tables are told to give sparse gradients."""
+    found: list[Tensor] = []
     for module in model.modules():
-        blocks: list[list[str]] = [features[id(module)]] if id(module) in features else []
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = True
-            found.append((module.weight, blocks))
+            found.append(module.weight)
         elif isinstance(module, FlatTables):
-            found.append((module.flat, [c.feature_names for c in module.embedding_bag_configs()]))
+            found.append(module.flat)
         elif isinstance(module, CompressedTable) and module.stored.master is not None:
-            found.append((module.stored.master, blocks))
+            found.append(module.stored.master)
     return found
 
 

@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import torch
 from pydantic import ConfigDict
+
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,8 @@ class TrainSettings:
     batch_rows: int = 4096
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
-    embedding_l2: float = 0.008  # on looked-up rows, scaled to stand for all rows (optim.chance)
+    embedding_l2: float = 6000.0  # half of it times the sum of the tables' squares is added to the
+    # sum of the log loss over all rows of the log, so that one value suits logs of any size
     table_optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
     schedule: Literal["plateau", "linear"] = "plateau"  # linear: falls to zero over `epochs`
     patience: int = 2  # evaluations without a clearly better AUC before the learning rate is cut
@@ -29,7 +33,17 @@ class TrainSettings:
     evaluations_per_epoch: int = 1
     checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
     distil: float = 1.0  # weight of the original's scores against the labels, where there is one
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products while training; auto:
+    # bfloat16 where the CPU multiplies it natively. Weights, tables and evaluations are float32
     seed: int = 0
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether products are in bfloat16 on this machine."""
+        if self.precision == "auto":
+            found = torch.cpu.get_capabilities()
+            return any(found.get(name) for name in NATIVE_BFLOAT16)
+        return self.precision == "bfloat16"
 
     def fingerprint(self) -> str:
         """Names the checkpoints of runs that may go on from one another."""
