@@ -7,6 +7,7 @@ offsets and bits) is its `grid`.
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -33,6 +34,7 @@ STORAGES: tuple[Storage, ...] = get_args(Storage)
 FP16_MAX = 65504.0
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
 MOST_BITS = 8  # of one column, where columns differ
+FITTED_BITS = 4  # a bit more than these quarters the squared error
 SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
 REFINEMENTS = 4
 
@@ -214,10 +216,10 @@ class MixedColumns:
     ) -> Tensor:
         width = weight.shape[1]
         coarse = _histogram(weight, row_weights, BINS // 4)
-        errors = torch.stack([_error_at(bits, *coarse) for bits in range(1, MOST_BITS + 1)])
-        if column_weights is not None:
-            errors *= column_weights.float()
-        bits = shared_out(8 * self._row_bytes(width), errors)
+        errors = [_error_at(bits, *coarse) for bits in range(1, FITTED_BITS + 1)]
+        errors += [errors[-1] / 4**more for more in range(1, MOST_BITS - FITTED_BITS + 1)]
+        weights = torch.ones(width) if column_weights is None else column_weights.float()
+        bits = shared_out(8 * self._row_bytes(width), weights * torch.stack(errors))
         grid = fit_grid(*_histogram(weight, row_weights, BINS), _levels(bits))
         return torch.cat([grid, bits[None]])
 
@@ -253,7 +255,7 @@ def _places(bits: Tensor) -> tuple[Tensor, Tensor]:
 def _error_at(bits: int, values: Tensor, weights: Tensor) -> Tensor:
     """Weighted squared error of each column [width] in so many bits."""
     levels = (1 << bits) - 1
-    grid = fit_grid(values, weights, levels)
+    grid = fit_grid(values, weights, levels, refinements=0)
     off = _codes(values, grid, levels) * grid[0] + grid[1] - values
     return (off.square() * weights).sum(0)
 
@@ -267,11 +269,13 @@ def shared_out(total: int, errors: Tensor) -> Tensor:
     """
     gains = (errors[:-1] - errors[1:]).T.tolist()  # by column: of the 2nd, 3rd, ... bit
     bits = [1] * len(gains)
-    for _ in range(total - len(gains)):
-        open_columns = [j for j, have in enumerate(bits) if have < MOST_BITS]
-        if not open_columns:
-            break
-        bits[max(open_columns, key=lambda j: gains[j][bits[j] - 1])] += 1
+    waiting = [(-gain[0], column) for column, gain in enumerate(gains)]
+    heapq.heapify(waiting)
+    for _ in range(min(total, MOST_BITS * len(bits)) - len(bits)):
+        _, column = heapq.heappop(waiting)
+        bits[column] += 1
+        if bits[column] < MOST_BITS:
+            heapq.heappush(waiting, (-gains[column][bits[column] - 1], column))
     return torch.tensor(bits, dtype=torch.float32)
 
 
@@ -305,7 +309,9 @@ def _histogram(weight: Tensor, row_weights: Tensor | None, most: int) -> tuple[T
     return centres, bins.T.float()
 
 
-def fit_grid(values: Tensor, weights: Tensor, levels: int | Tensor) -> Tensor:
+def fit_grid(
+    values: Tensor, weights: Tensor, levels: int | Tensor, refinements: int = REFINEMENTS
+) -> Tensor:
     """Scales and offsets [2, width] of small weighted squared error, each column by itself.
 
     Codes have heavy tails: rare ids barely move from zero, frequent ones are large. So several
@@ -327,7 +333,7 @@ def fit_grid(values: Tensor, weights: Tensor, levels: int | Tensor) -> Tensor:
     tried = torch.tensor(SHRINKS)[:, None]
     grids = _ranges(mean + tried * low, mean + tried * high, levels)  # [tried, 2, width]
     best = _best(grids, values, weights, levels)
-    for _ in range(REFINEMENTS):
+    for _ in range(refinements):
         refined = _least_squares(_codes(values, best, levels), values, weights, best)
         best = _best(torch.stack([refined, best]), values, weights, levels)
     return best
