@@ -90,7 +90,8 @@ def _table_error(layer: Layer, rows: Tensor) -> float:
     """E[e^T G e] of a table served with these rows [rows, dim]."""
     off, gradient, counts = rows - layer.weight, layer.gradient, layer.counts
     each = (off.square() if gradient is None else (off @ gradient.float()) * off).sum(1).double()
-    return float(each.mean() if counts is None else counts @ each / counts.sum())
+    error = float(each.mean() if counts is None else counts @ each / counts.sum())
+    return max(error, 0.0)  # rounding can take a tiny one below
 
 
 def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:

@@ -120,6 +120,12 @@ def test_directions_that_the_loss_does_not_feel_are_left_out(make):
     assert by["loss"] < 0.3 * by["output"]
 
 
+def test_a_predicted_loss_is_never_negative():
+    """Sums that cancel can leave a measured matrix with an eigenvalue just below 0."""
+    layer = table(gradient=-1e-18 * torch.eye(DIM).double())
+    assert predicted_loss(layer, svd.compress(layer, svd.Settings(rank=2))) == 0.0
+
+
 def test_without_gradients_the_loss_is_the_output():
     layer = table()
     by_loss, by_output = (
