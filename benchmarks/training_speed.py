@@ -3,9 +3,9 @@
     python -m benchmarks.training_speed
 
 The tools take turns (A B C A B C ...), each time in a fresh process kept to `--threads` cores, and
-each is timed over a fixed number of steps after a warm-up. embedcomp streams from Parquet, and what
-it reads, decodes and shuffles is in its time; the others have their encoded rows in memory, FuxiCTR
-even as tensors that are only sliced.
+each is timed over a fixed number of steps after a warm-up. embedcomp reads the Parquet files,
+once within the warm-up where the log fits its buffer; what it shuffles is in its time. The others
+have their encoded rows in memory, FuxiCTR even as tensors that are only sliced.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ Runs = dict[str, list[dict[str, Any]]]  # by tool
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model on a log; the steps cover whole fillings of embedcomp's row buffer or whole epochs.
-
-    Timing a part of one would leave the reading out of it or count it twice.
-    """
+    """A model on a log."""
 
     model: str
     hidden: tuple[int, ...]
@@ -49,7 +46,7 @@ class Case:
 
 
 CASES = {
-    "globo_clicks": Case(  # a buffer is 256 steps
+    "globo_clicks": Case(
         model="deepfm",
         hidden=(256, 128, 64),
         dropout=0.0,
@@ -58,7 +55,7 @@ CASES = {
         warm_up_steps=20,
         steps=512,
     ),
-    "kuairand": Case(  # an epoch is 37 steps
+    "kuairand": Case(  # whole epochs, of 37 steps
         model="dcnv2",
         hidden=(400, 400, 400),
         dropout=0.2,
