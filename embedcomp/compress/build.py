@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
-from embedcomp.served.formats import Storage
+from embedcomp.served.formats import FactorStorage, Storage
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
 
-FactorStorage = Literal[
-    "float32",
-    "float16",
-    "column_int8",
-    "column_int4",
-    "column_mixed6",
-    "column_mixed5",
-    "column_mixed4",
-    "column_mixed3",
-    "column_mixed2",
-]
 FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
     s for s in get_args(FactorStorage) if s != "float32"
 )

@@ -18,12 +18,13 @@ from embedcomp.compress.algebra import Basis, basis, moments
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
 from embedcomp.compress.factors import centre_linear, fill_linear, fill_table
 from embedcomp.errors import BadSettings
+from embedcomp.served.formats import FactorStorage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     rank: int  # numbers a row or an output is described by; 0 makes every row the mean row
-    storage: build.FactorStorage = "float32"
+    storage: FactorStorage = "float32"
     weighting: Literal["loss", "output"] = "loss"  # "loss" without gradients is "output"
     activation: bool = False  # the one that follows a linear layer also between its factors:
     # as published, not exact, so only worth it when tuned afterwards

@@ -12,12 +12,13 @@ from embedcomp.compress import build
 from embedcomp.compress.algebra import Basis, basis, gram
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
 from embedcomp.compress.factors import fill_linear, fill_table
+from embedcomp.served.formats import FactorStorage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     rank: int
-    storage: build.FactorStorage = "float32"
+    storage: FactorStorage = "float32"
 
 
 def candidates(spec: Spec) -> list[Settings]:

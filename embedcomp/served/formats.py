@@ -16,11 +16,10 @@ from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
 
-Storage = Literal[
+# what the factors of a low-rank layer may be stored in
+FactorStorage = Literal[
     "float32",
     "float16",
-    "row_int8",
-    "row_int4",
     "column_int8",
     "column_int4",
     "column_mixed6",
@@ -29,6 +28,7 @@ Storage = Literal[
     "column_mixed3",
     "column_mixed2",
 ]
+Storage = Literal[FactorStorage, "row_int8", "row_int4"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 FP16_MAX = 65504.0
