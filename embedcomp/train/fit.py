@@ -20,7 +20,7 @@ from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.train import checkpoint, workers
+from embedcomp.train import checkpoint, memory, workers
 from embedcomp.train.optim import optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
@@ -79,6 +79,7 @@ def fit(
         "rowwise_adagrad": partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    memory.keep_freed()
     with ExitStack() as stack:
         stack.enter_context(fast_tables(model, forms[settings.table_optimizer]))
         if teacher is not None:
