@@ -37,6 +37,7 @@ class LazyAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ):
         super().__init__(params, {"lr": lr, "l2": l2, "betas": betas, "eps": eps})
+        self._seats: dict[Tensor, Tensor] = {}  # scratch, which no checkpoint needs
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -56,7 +57,9 @@ class LazyAdam(torch.optim.Optimizer):
             state["last"] = torch.zeros(len(parameter), 1)  # step of each row's last look-up
         state["step"] += 1
         (beta1, beta2), step = group["betas"], float(state["step"])
-        ids, gradient = coalesced(sparse)  # [U], [U, width]
+        if parameter not in self._seats:
+            self._seats[parameter] = torch.empty(len(parameter), dtype=torch.int32)
+        ids, gradient = coalesced(sparse, self._seats[parameter])  # [U], [U, width]
         passed = step - state["last"].index_select(0, ids)  # [U, 1]
         state["last"].index_fill_(0, ids, step)
         mean = state["mean"].index_select(0, ids).lerp_(gradient, 1 - beta1)
@@ -73,14 +76,20 @@ class LazyAdam(torch.optim.Optimizer):
         parameter.index_copy_(0, ids, rows)
 
 
-def coalesced(gradient: Tensor) -> tuple[Tensor, Tensor]:
+def coalesced(gradient: Tensor, seat: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct row numbers [U] of a sparse gradient and the sum of each one's gradients [U, w].
 
-    `Tensor.coalesce` sorts, and is several times slower on the CPU.
+    `Tensor.coalesce` sorts, and so does `torch.unique`; this writes and reads one number a row.
+
+    Args:
+        seat: int32 [rows] of scratch: what it holds before does not matter.
     """
     ids, values = gradient._indices()[0], gradient._values()
-    distinct, place = torch.unique(ids, return_inverse=True)
-    summed = torch.zeros(len(distinct), values.shape[1]).index_add_(0, place, values)
+    positions = torch.arange(len(ids), dtype=torch.int32)
+    seat[ids] = positions  # of a row that comes again, one position stays: it stands for the row
+    distinct = ids[seat[ids] == positions]
+    seat[distinct] = positions[: len(distinct)]
+    summed = torch.zeros(len(distinct), values.shape[1]).index_add_(0, seat[ids], values)
     return distinct, summed
 
 
