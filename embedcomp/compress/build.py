@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
+from embedcomp.errors import BadSettings
 from embedcomp.served.formats import FactorStorage, Storage
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.rows import StoredRows
@@ -16,10 +17,17 @@ FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
 
 
 def table(spec: TableSpec, stored: StoredRows, decode: Affine | None) -> CompressedTable:
+    padding = spec.padding_idx
     if spec.pooling == "none":
-        return CompressedEmbedding(spec.rows, spec.dim, stored, decode=decode)
+        return CompressedEmbedding(spec.rows, spec.dim, stored, decode=decode, padding_idx=padding)
     return CompressedBag(
-        spec.rows, spec.dim, spec.pooling, stored, decode=decode, last_offset=spec.last_offset
+        spec.rows,
+        spec.dim,
+        spec.pooling,
+        stored,
+        decode=decode,
+        last_offset=spec.last_offset,
+        padding_idx=padding,
     )
 
 
@@ -38,7 +46,13 @@ def low_rank(
     Args:
         bias: of the decoder or the layer.
         activation: between the factors of a linear layer.
+
+    Raises:
+        BadSettings: the rank is larger than the layer's.
     """
+    most = spec.dim if isinstance(spec, TableSpec) else min(spec.inputs, spec.outputs)
+    if not 0 <= rank <= most:
+        raise BadSettings(f"{spec.name} has ranks from 0 to {most}, so {rank} is none of them")
     if isinstance(spec, LinearSpec):
         return LowRankLinear(
             spec.inputs, spec.outputs, rank, bias=bias, storage=storage, activation=activation

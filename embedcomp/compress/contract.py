@@ -33,6 +33,7 @@ class TableSpec:
     pooling: Literal["sum", "mean", "none"]  # "none": nn.Embedding
     features: tuple[str, ...] = ()
     last_offset: bool = True  # bags' offsets end with the number of ids, as torchrec's do
+    padding_idx: int | None = None  # row that counts for nothing
 
 
 @dataclass(frozen=True, kw_only=True)

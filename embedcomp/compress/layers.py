@@ -10,8 +10,14 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+import torchrec.quant.embedding_modules as quantized
 from torch import Tensor, nn
+from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.fused_embedding_modules import (
+    FusedEmbeddingBagCollection,
+    FusedEmbeddingCollection,
+)
 
 from embedcomp.compress.contract import (
     Layer,
@@ -20,6 +26,8 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.table import CompressedTable
 
 _ACTIVATIONS = {
     nn.ReLU: "relu",
@@ -50,9 +58,16 @@ def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
     layers: dict[str, Layer] = {}
     refused: dict[str, str] = {}
     for name, module in model.named_modules():
-        if not module._parameters or any(name.startswith(f"{other}.") for other in refused):
+        if any(name.startswith(f"{other}." if other else "") for other in refused):
+            continue
+        whole = _whole(module)
+        if whole:
+            refused[name] = whole
+        if whole or not module._parameters:
             continue
         reason = tied.get(id(module)) or _reason(module)
+        if not name and not reason:
+            reason = "is the model itself; put it into an nn.Sequential and give that"
         if reason:
             refused[name] = reason
         elif isinstance(module, nn.Linear):
@@ -90,13 +105,17 @@ def _table(
         pooling=cast(Literal["sum", "mean"], module.mode) if is_bag else "none",
         features=features,
         last_offset=bool(module.include_last_offset) if is_bag else True,
+        padding_idx=module.padding_idx,
     )
     total = torch.zeros(spec.rows, dtype=torch.float64)
     for feature in features:
         found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
         if len(found) == spec.rows:
             total += found
-    return Layer(spec, module.weight.detach(), None, TableStatistics(total))
+    weight = module.weight.detach()
+    if module.max_norm is not None and not weight.is_meta:  # what a look-up would shrink it to
+        weight = torch.renorm(weight, module.norm_type, 0, module.max_norm)
+    return Layer(spec, weight, None, TableStatistics(total))
 
 
 def _features(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -149,6 +168,19 @@ def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
                 yield module, parameter
 
 
+def _whole(module: nn.Module) -> str | None:
+    """Why nothing within a module can be swapped; None if its parts decide."""
+    if isinstance(module, CompressedTable | CompressedLinear | LowRankLinear):
+        return "is compressed already"
+    if isinstance(module, ShardedModule):
+        return "is sharded; swap the layers of the model before it is sharded"
+    if isinstance(module, quantized.EmbeddingBagCollection | quantized.EmbeddingCollection):
+        return "is quantized already; swap the layers of the float model it was made from"
+    if isinstance(module, FusedEmbeddingBagCollection | FusedEmbeddingCollection):
+        return "keeps its rows in fbgemm's fused form; use torchrec's unfused collection instead"
+    return None
+
+
 def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reason
     """Why a module that owns parameters cannot be swapped; None if it can."""
     kind, weight = type(module).__name__, module._parameters.get("weight")
@@ -158,12 +190,16 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
         return "computes its weight from other parameters"
     if weight.dtype != torch.float32:
         return f"holds {str(weight.dtype).removeprefix('torch.')}, and only float32 is read"
-    if isinstance(module, _TABLES) and module.padding_idx is not None:
-        return f"has padding_idx {module.padding_idx}, which a compressed table does not skip"
-    if isinstance(module, _TABLES) and module.max_norm is not None:
-        return f"has max_norm {module.max_norm}, which changes rows when they are looked up"
     if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
         return "takes the maximum of its rows, which does not commute with decoding"
-    if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+    if weight.is_meta:
+        return None
+    if not bool(torch.isfinite(weight).all()):
         return "holds values that are not finite"
+    if isinstance(module, nn.Embedding) and _padding_shows(module):
+        return f"gives something else than zeros for its padding_idx {module.padding_idx}"
     return None
+
+
+def _padding_shows(module: nn.Embedding) -> bool:
+    return module.padding_idx is not None and bool(module.weight[module.padding_idx].any())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from rich.table import Table
 
 from embedcomp import methods
+from embedcomp.compress.statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Planned:
     settings: dict[str, Any]
     bytes_before: int
     bytes_after: int
-    loss: float  # predicted increase of the mean log loss
+    loss: float  # predicted increase of the mean log loss; NaN where nobody predicted it
 
     @property
     def typed_settings(self) -> Any:
@@ -40,6 +41,8 @@ class Plan:
     layers: tuple[Planned, ...]
     untouched: dict[str, str]  # reasons, by module name
     single_valued: tuple[str, ...]  # features whose decoders may be folded
+    measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
+    # was made of, where it is carried out in the same process; not stored with the plan
 
     @property
     def tables(self) -> list[Planned]:
@@ -56,7 +59,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        return asdict(self)
+        values = asdict(replace(self, measured=Statistics()))
+        del values["measured"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from embedcomp.compress.choices import Choice
-from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp import methods
+from embedcomp.compress.choices import Choice, empty_bytes
+from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.knapsack import total_bytes
 from embedcomp.compress.layers import Found
 from embedcomp.compress.plan import Plan, Planned
@@ -16,7 +21,8 @@ from embedcomp.compress.search import Search
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import empty_like, on_meta
-from embedcomp.errors import BudgetTooSmall
+from embedcomp.errors import BadSettings, BudgetTooSmall
+from embedcomp.log.schema import first_problem
 from embedcomp.served.embedded import readers
 
 
@@ -56,6 +62,58 @@ def plan(
     built = module_bytes(empty_like(on_meta(model), made))
     assert built == made.bytes_after, (built, made.bytes_after)
     return made
+
+
+def by_name(found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:
+    """A plan that a person wrote down; nothing is predicted.
+
+    Args:
+        wanted: by pattern of layers' names (as in fnmatch), a method's name, or a mapping of
+            "method" and its settings. The first pattern that fits a layer counts.
+
+    Raises:
+        BadSettings: a pattern fits no layer, or there is no such method or setting.
+    """
+    layers = []
+    for name, layer in found.layers.items():
+        pattern = next((p for p in wanted if fnmatchcase(name, p)), None)
+        if pattern is not None:
+            layers.append(_planned(layer, _written_down(layer.spec, wanted[pattern])))
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in found.layers):
+            raise BadSettings(_no_layer(pattern, found))
+    before = sum(planned.bytes_before for planned in layers)
+    after = sum(planned.bytes_after for planned in layers)
+    return Plan(
+        budget_bytes=after,
+        bytes_before=before,
+        bytes_after=after,
+        layers=tuple(layers),
+        untouched=found.refused,
+        single_valued=(),
+    )
+
+
+def _written_down(spec: Spec, wanted: str | Mapping[str, Any]) -> Choice:
+    values = {"method": wanted} if isinstance(wanted, str) else dict(wanted)
+    name = values.pop("method", None)
+    if name is None:
+        raise BadSettings(f"the settings for {spec.name} name no method")
+    method = methods.get(name)
+    if not method.candidates(spec):
+        raise BadSettings(f"{name} cannot take {spec.name}; `embedcomp.explain` lists what can")
+    try:
+        settings = TypeAdapter(method.Settings).validate_python(values)
+    except ValidationError as error:
+        raise BadSettings(f"{name} for {spec.name}: {first_problem(error)}") from error
+    return Choice(name, settings, empty_bytes(name, spec, settings), math.nan)
+
+
+def _no_layer(pattern: str, found: Found) -> str:
+    refused = [name for name in found.refused if fnmatchcase(name, pattern)]
+    if refused:
+        return f"{refused[0]} {found.refused[refused[0]]}"
+    return f"no layer's name fits {pattern!r}; the layers are: {', '.join(found.layers)}"
 
 
 def _planned(layer: Layer, choice: Choice) -> Planned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from embedcomp.compress.contract import Layer, LinearStatistics, TableSpec, TableStatistics
 from embedcomp.compress.layers import Found
 from embedcomp.log.batches import Batch
-from embedcomp.served.table import bag_bounds
+from embedcomp.served.table import bag_bounds, kept, pooled_weights
 
 SAMPLES = "samples"
+
+Score = Callable[[nn.Module, Any], Tensor]  # a model and a batch's inputs to logits [B]
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Statistics:
     For a linear layer: `rows` (of its input), `x` [i] and `xx` [i, i]. For every layer: `gradient`
     [o, o], the sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log
     loss, z the logit and p the probability); for a pooled table it is scaled so that independent
-    errors of the rows in a bag add up. `samples` counts the log's rows.
+    errors of the rows in a bag add up. Where ids were counted, a table also has `counts` [rows].
+    `samples` counts the log's rows.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -66,37 +69,56 @@ class Statistics:
     def _measured(self, name: str, layer: Layer) -> Layer:
         gradient = self.sums[f"{name}|gradient"] / self.samples
         if isinstance(layer.statistics, TableStatistics):
-            table = TableStatistics(layer.statistics.counts, gradient)
+            counts = self.sums.get(f"{name}|counts", layer.statistics.counts)
+            table = TableStatistics(counts, gradient)
             return replace(layer, statistics=table, _shared={})
         rows = self.sums[f"{name}|rows"]
         mean, second = self.sums[f"{name}|x"] / rows, self.sums[f"{name}|xx"] / rows
         return replace(layer, statistics=LinearStatistics(mean, second, gradient), _shared={})
 
 
-def measure(model: nn.Module, batches: Iterable[Batch], found: Found) -> Statistics:
+def score_batch(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [B] of one of our own models."""
+    logits: Tensor = model(batch.dense, batch.sparse)
+    return logits.view(-1)
+
+
+def measure(
+    model: nn.Module,
+    inputs: Iterable[Any],
+    found: Found,
+    score: Score = score_batch,
+    *,
+    count_ids: bool = False,
+) -> Statistics:
     """Run the model over batches and sum up what its layers see and what their outputs matter.
 
     Products of one batch are in float32, their sums in float64. The model is left as it was.
+
+    Args:
+        count_ids: count the rows that are looked up too: where no log has counted them.
     """
     statistics = Statistics()
-    with _watched(model, found, statistics), torch.enable_grad():
-        for batch in batches:
-            logits = model(batch.dense, batch.sparse).view(-1)
+    with _watched(model, found, statistics, count_ids), torch.enable_grad():
+        for batch in inputs:
+            logits = score(model, batch).view(-1)
             p = torch.sigmoid(logits.detach())
             if logits.requires_grad:
                 (logits * (p * (1 - p)).sqrt()).sum().backward()
-            statistics.add(SAMPLES, torch.tensor(len(batch)))
+            statistics.add(SAMPLES, torch.tensor(len(logits)))
     return statistics
 
 
 @contextmanager
-def _watched(model: nn.Module, found: Found, statistics: Statistics) -> Iterator[None]:
+def _watched(
+    model: nn.Module, found: Found, statistics: Statistics, count_ids: bool
+) -> Iterator[None]:
     """In evaluation mode, without gradients of parameters, and with a hook on every layer."""
     was_training = {module: module.training for module in model.modules()}
     needed = {p: p.requires_grad for p in model.parameters()}
     hooks = []
     for name, layer in found.layers.items():
-        hook = _Watch(statistics, name, layer)
+        hook = _Watch(statistics, name, layer, count_ids)
         hooks.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
     try:
         model.eval().requires_grad_(False)
@@ -117,6 +139,7 @@ class _Watch:
     statistics: Statistics
     name: str
     layer: Layer
+    count_ids: bool
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -124,6 +147,8 @@ class _Watch:
         scale = None
         if isinstance(self.layer.spec, TableSpec):
             scale = _bag_scale(self.layer.spec, *args, **kwargs)
+            if self.count_ids:
+                self._count((args[0] if args else kwargs["input"]).reshape(-1))
         else:
             self._add_input((args[0] if args else kwargs["input"]).detach().flatten(0, -2))
         if not output.requires_grad:  # the graph begins here; what follows may work in place
@@ -135,6 +160,16 @@ class _Watch:
         self.statistics.add(f"{self.name}|rows", torch.tensor(len(x)))
         self.statistics.add(f"{self.name}|x", x.sum(0))
         self.statistics.add(f"{self.name}|xx", x.T @ x)
+
+    def _count(self, ids: Tensor) -> None:
+        assert isinstance(self.layer.spec, TableSpec)
+        if self.layer.spec.padding_idx is not None:
+            ids = ids[ids != self.layer.spec.padding_idx]
+        name = f"{self.name}|counts"
+        if name not in self.statistics.sums:
+            self.statistics.add(name, torch.zeros(self.layer.spec.rows))
+        counts = self.statistics.sums[name]
+        counts.index_add_(0, ids, torch.ones(len(ids), dtype=counts.dtype))
 
     def _add_gradient(self, scale: Tensor | None, g: Tensor) -> None:
         g = g.flatten(0, -2)
@@ -152,9 +187,11 @@ def _bag_scale(
     if spec.pooling == "none":
         return None
     bounds = bag_bounds(input, offsets, spec.last_offset)
-    if per_sample_weights is not None:
-        shares = torch.zeros(input.numel() + 1)
-        torch.cumsum(per_sample_weights.detach().reshape(-1).square(), 0, out=shares[1:])
-        return shares[bounds].diff()[:, None]
+    weights = None if per_sample_weights is None else per_sample_weights.detach().reshape(-1)
+    weights = kept(input.reshape(-1), weights, spec.padding_idx)
+    if weights is not None and spec.pooling == "sum":
+        return pooled_weights(weights.square(), bounds)
     lengths = bounds.diff()[:, None].float()
+    if weights is not None:
+        lengths = pooled_weights(weights, bounds)
     return lengths if spec.pooling == "sum" else torch.where(lengths > 0, 1 / lengths, 0.0)

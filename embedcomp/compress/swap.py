@@ -30,6 +30,20 @@ def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> n
     Raises:
         CannotStore: a layer's values do not fit the planned storage.
     """
+    layers = measured.measured(found).layers
+    replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
+    copied = copy.deepcopy(model, dict(replaced))
+    apply_(copied, plan, found, measured)
+    assert module_bytes(copied) == plan.bytes_after, (module_bytes(copied), plan.bytes_after)
+    return copied
+
+
+def apply_(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> None:
+    """The same in place.
+
+    Raises:
+        CannotStore: as for `apply`; the model may be half swapped.
+    """
     layers, around = measured.measured(found).layers, readers(model)
     tables: dict[str, tuple[Layer, nn.Module]] = {}
 
@@ -43,10 +57,7 @@ def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> n
             tables[planned.layer] = layer, served
         return served
 
-    replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
-    swapped = _swapped(copy.deepcopy(model, dict(replaced)), plan, make)
-    assert module_bytes(swapped) == plan.bytes_after, (module_bytes(swapped), plan.bytes_after)
-    return swapped
+    _swap(model, plan, make)
 
 
 def empty_like(model: nn.Module, plan: Plan) -> nn.Module:
@@ -60,17 +71,18 @@ def empty_like(model: nn.Module, plan: Plan) -> nn.Module:
         spec = find(inside, {}).layers[planned.layer].spec
         return empty_on_meta(planned.method, spec, planned.typed_settings)
 
-    return _swapped(copy.deepcopy(model), plan, make)
+    copied = copy.deepcopy(model)
+    _swap(copied, plan, make)
+    return copied
 
 
-def _swapped(model: nn.Module, plan: Plan, make: Make) -> nn.Module:
+def _swap(model: nn.Module, plan: Plan, make: Make) -> None:
     """Tables first, then their decoders into the layers that read them, then linear layers."""
     for planned in plan.tables:
         _replace(model, planned.layer, make(planned, model))
     fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
     for planned in plan.linears:
         _replace(model, planned.layer, make(planned, model))
-    return model
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

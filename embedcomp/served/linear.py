@@ -23,9 +23,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class _Biased(nn.Module):
     bias: nn.Parameter | None
 
-    def __init__(self, outputs: int, bias: bool):
+    def __init__(self, inputs: int, outputs: int, bias: bool):
         super().__init__()
+        self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
+
+    def to_float(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [outputs, inputs] and bias [outputs]."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """For modules around the layer that read it."""
+        return self.to_float()[0]
 
     def set_bias(self, bias: Tensor) -> None:
         """Take the bias [outputs]."""
@@ -37,7 +47,7 @@ class CompressedLinear(_Biased):
     """x [..., inputs] to x @ weight.T + bias [..., outputs], the weight in some storage."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, storage: Storage):
-        super().__init__(outputs, bias)
+        super().__init__(inputs, outputs, bias)
         self.stored = StoredRows(outputs, inputs, storage)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +80,7 @@ class LowRankLinear(_Biased):
         storage: Storage,
         activation: str | None = None,
     ):
-        super().__init__(outputs, bias)
+        super().__init__(inputs, outputs, bias)
         self.first = StoredRows(inputs, rank, storage)
         self.second = StoredRows(outputs, rank, storage)
         self.activation = activation

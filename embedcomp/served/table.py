@@ -54,12 +54,21 @@ class CompressedTable(nn.Module):
         rows, dim: shape of the table that it stands for.
         stored: its rows; k wide if there is a decoder, else `dim` wide. k may be 0: then every row
             is the decoder's bias.
+        padding_idx: row that counts for nothing: a bag skips it, a sequence gives zeros for it.
     """
 
-    def __init__(self, rows: int, dim: int, stored: StoredRows, *, decode: Affine | None):
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        stored: StoredRows,
+        *,
+        decode: Affine | None,
+        padding_idx: int | None = None,
+    ):
         super().__init__()
         assert decode is not None or stored.width == dim
-        self.rows, self.dim = rows, dim
+        self.rows, self.dim, self.padding_idx = rows, dim, padding_idx
         self.stored, self.decode = stored, decode
 
     def fill(
@@ -78,7 +87,21 @@ class CompressedTable(nn.Module):
     def to_float(self) -> Tensor:
         """The table that it stands for: [rows, dim]."""
         codes = self.stored.to_float()
-        return self.decoded(codes, torch.ones(1, 1))
+        return self.decoded(codes, codes.new_ones(1, 1))
+
+    # What modules around a table read of it.
+
+    @property
+    def weight(self) -> Tensor:
+        return self.to_float()
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.rows
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.dim
 
 
 class CompressedEmbedding(CompressedTable):
@@ -86,7 +109,10 @@ class CompressedEmbedding(CompressedTable):
 
     def forward(self, input: Tensor) -> Tensor:
         codes = self.stored.gather(input.reshape(-1))
-        return self.decoded(codes, codes.new_ones(1, 1)).view(*input.shape, self.dim)
+        rows = self.decoded(codes, codes.new_ones(1, 1)).view(*input.shape, self.dim)
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
 
 
 class CompressedBag(CompressedTable):
@@ -111,8 +137,9 @@ class CompressedBag(CompressedTable):
         *,
         decode: Affine | None,
         last_offset: bool = True,
+        padding_idx: int | None = None,
     ):
-        super().__init__(rows, dim, stored, decode=decode)
+        super().__init__(rows, dim, stored, decode=decode, padding_idx=padding_idx)
         self.pooling, self.last_offset = pooling, last_offset
 
     def forward(
@@ -125,16 +152,17 @@ class CompressedBag(CompressedTable):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Pooled codes [B, k] and how often each bag has the decoder's bias, [B, 1]."""
+        bounds, ids = bag_bounds(input, offsets, self.last_offset), input.reshape(-1)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        bounds = bag_bounds(input, offsets, self.last_offset)
-        rows = self.stored.gather(input.reshape(-1))
-        return pooled(rows, bounds, self.pooling, weights), self._constant(bounds, weights)
-
-    def _constant(self, bounds: Tensor, weights: Tensor | None) -> Tensor:
-        if weights is not None:
-            return pooled(weights[:, None], bounds, "sum", None)
-        lengths = bounds.diff()[:, None].float()
-        return lengths.clamp_max(1) if self.pooling == "mean" else lengths
+        weights, rows = kept(ids, weights, self.padding_idx), self.stored.gather(ids)
+        if weights is None:
+            lengths = bounds.diff()[:, None].float()
+            constant = lengths.clamp_max(1) if self.pooling == "mean" else lengths
+            return pooled(rows, bounds, self.pooling, None), constant
+        total, constant = pooled(rows, bounds, "sum", weights), pooled_weights(weights, bounds)
+        if self.pooling == "mean":  # of the ids that are not padding; torch allows no weights here
+            return total / constant.clamp_min(1), constant.clamp_max(1)
+        return total, constant
 
 
 def bag_bounds(input: Tensor, offsets: Tensor | None, last_offset: bool) -> Tensor:
@@ -142,7 +170,23 @@ def bag_bounds(input: Tensor, offsets: Tensor | None, last_offset: bool) -> Tens
     if offsets is None:
         length = input.shape[1]
         return torch.arange(len(input) + 1, device=input.device) * length
-    return offsets if last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])])
+    if last_offset:
+        return offsets
+    end = torch.full((1,), len(input), dtype=offsets.dtype, device=offsets.device)
+    return torch.cat([offsets, end])
+
+
+def kept(ids: Tensor, weights: Tensor | None, padding_idx: int | None) -> Tensor | None:
+    """Weights [n] of ids with those of padding at 0; None: all ids weigh 1."""
+    if padding_idx is None:
+        return weights
+    real = (ids != padding_idx).float()
+    return real if weights is None else weights * real
+
+
+def pooled_weights(weights: Tensor, bounds: Tensor) -> Tensor:
+    """Weights [n] to the bags' sums [B, 1]."""
+    return pooled(weights[:, None], bounds, "sum", None)
 
 
 def pooled(rows: Tensor, bounds: Tensor, pooling: str, weights: Tensor | None) -> Tensor:

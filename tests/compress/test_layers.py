@@ -56,12 +56,18 @@ class Other(nn.Linear):
     pass
 
 
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(torch.ones(3, 2), padding_idx=1)
+
+
 REFUSED = [
     (Tied(), "one", "is the same module as two"),
     (Shared(), "out", "shares its weight"),
     (Shared(), "table", "shares its weight"),
-    (nn.ModuleDict({"t": nn.EmbeddingBag(4, 2, padding_idx=0)}), "t", "has padding_idx 0"),
-    (nn.ModuleDict({"t": nn.Embedding(4, 2, max_norm=1.0)}), "t", "has max_norm 1.0"),
+    (Padded(), "table", "gives something else than zeros for its padding_idx 1"),
+    (nn.Linear(2, 2), "", "is the model itself"),
     (nn.ModuleDict({"t": nn.EmbeddingBag(4, 2, mode="max")}), "t", "takes the maximum"),
     (nn.ModuleDict({"l": nn.Linear(2, 2).half()}), "l", "holds float16"),
     (nn.ModuleDict({"l": Other(2, 2)}), "l", "is a Other, which is neither"),

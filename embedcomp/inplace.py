@@ -1,0 +1,235 @@
+"""Compressed layers in a model that stays its owner's: plan, swap, restore, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+
+from embedcomp.compress import planner, swap
+from embedcomp.compress.contract import TableSpec
+from embedcomp.compress.layers import find
+from embedcomp.compress.plan import Plan
+from embedcomp.compress.sizes import module_bytes, parse_budget
+from embedcomp.compress.statistics import Score, measure
+from embedcomp.errors import BadModel
+from embedcomp.methods import get as get_method
+from embedcomp.methods import names as method_names
+
+Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by pattern of layers' names
+
+
+@dataclass(frozen=True)
+class _Original:
+    """What it takes to put a model back as it was."""
+
+    modules: dict[str, nn.Module]  # taken out, by name
+    rest: dict[str, Tensor]  # copies of all other parameters and buffers, which may be trained on
+
+
+_originals: WeakKeyDictionary[nn.Module, _Original] = WeakKeyDictionary()
+
+
+def plan(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    budget: str | int,
+    *,
+    score: Score,
+    methods: Collection[str] | None = None,
+) -> Plan:
+    """The choices with the smallest predicted loss for which the model keeps to the budget.
+
+    Args:
+        model: left as it is.
+        batches: (inputs, labels); a few ten thousand rows are enough. The labels are not read: the
+            loss is predicted from the model's own probabilities.
+        budget: bytes of the whole model, or "5x", "20%", "4MiB".
+        score: (model, inputs) -> logits [B].
+        methods: that may be used; None: all.
+
+    Raises:
+        BadModel: no batch, or layers are compressed already.
+        BadSettings, BudgetTooSmall: the budget cannot be read, or cannot be met.
+    """
+    _refuse_swapped(model)
+    found = find(model, {})
+    measured = measure(model, (inputs for inputs, _ in batches), found, score, count_ids=True)
+    if not measured.samples:
+        raise BadModel("there was no row to measure the model on; give at least one batch")
+    limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
+    names = method_names() if methods is None else methods
+    return replace(planner.plan(model, found, measured, limit, names), measured=measured)
+
+
+def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
+    """Put compressed layers where the plan says, in place; `restore_` takes them out again.
+
+    The model is called as before and its outputs have the same names, order and widths. Layers
+    that the plan keeps are not touched.
+
+    Args:
+        plan: of `embedcomp.plan`, or a mapping from patterns of layers' names (as in fnmatch) to
+            a method's name or to {"method": name, setting: value, ...}.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        BadModel: layers are compressed already, or the plan is another model's.
+        BadSettings: a pattern fits no layer, or there is no such method or setting.
+        CannotStore: a layer's values do not fit its storage; the model is as it was.
+    """
+    _refuse_swapped(model)
+    found = find(model, {})
+    whole = plan if isinstance(plan, Plan) else planner.by_name(found, plan)
+    missing = [p.layer for p in whole.layers if p.layer not in found.layers]
+    if missing:
+        raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
+    planned = replace(whole, layers=tuple(p for p in whole.layers if p.method != "keep"))
+    modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
+    _originals[model] = _Original(modules, {n: t.clone() for n, t in _rest(model, modules).items()})
+    try:
+        swap.apply_(model, planned, found, planned.measured)
+    except BaseException:
+        restore_(model)
+        raise
+    return whole
+
+
+def restore_(model: nn.Module) -> None:
+    """Put the model back as it was when `swap_` took it, bit for bit.
+
+    The very modules that were taken out come back; what was trained of the others is undone.
+
+    Raises:
+        BadModel: nothing was swapped, or it was committed.
+    """
+    original = _original(model)
+    for name, module in original.modules.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.train(model.training))
+    for name, tensor in _rest(model, original.modules).items():
+        if name in original.rest:  # some collections make buffers when they are first trained
+            tensor.copy_(original.rest[name])
+    del _originals[model]
+
+
+def commit_(model: nn.Module) -> None:
+    """Let the original layers go, and with them their memory.
+
+    Raises:
+        BadModel: nothing was swapped, or it was committed.
+    """
+    _original(model)
+    del _originals[model]
+
+
+def thaw_(model: nn.Module) -> None:
+    """Make the compressed layers trainable; what they give is still rounded as it is stored.
+
+    Tables get sparse gradients: use torch.optim.SparseAdam or another optimizer that takes them.
+    """
+    swap.thaw(model)
+
+
+def freeze_(model: nn.Module) -> None:
+    """Store what was trained; the model's outputs do not change by a bit.
+
+    Raises:
+        CannotStore: training went beyond what a storage holds.
+    """
+    swap.freeze(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """One layer and what can be done with it."""
+
+    layer: str
+    kind: str  # of the module
+    shape: tuple[int, ...]  # of its weight; (): it has none of its own
+    bytes: int
+    methods: tuple[str, ...]  # that take it
+    reason: str  # why none does; "" where some do
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every layer of a model that owns parameters; prints as a table."""
+
+    layers: tuple[Explained, ...]
+
+    def __iter__(self) -> Iterator[Explained]:
+        return iter(self.layers)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table("layer", "kind", "shape", "bytes", "what can be done")
+        for layer in self.layers:
+            shape = " x ".join(str(n) for n in layer.shape)
+            done = ", ".join(layer.methods) or layer.reason
+            table.add_row(layer.layer, layer.kind, shape, f"{layer.bytes:,}", done)
+        yield table
+
+    def __str__(self) -> str:
+        console = Console(width=140, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What can be done with each layer of a model, and why not with the others."""
+    found = find(model, {})
+    explained = []
+    for name, module in model.named_modules():
+        if name in found.layers:
+            spec = found.layers[name].spec
+            able = tuple(n for n in method_names() if get_method(n).candidates(spec))
+            shape = (
+                (spec.rows, spec.dim)
+                if isinstance(spec, TableSpec)
+                else (spec.outputs, spec.inputs)
+            )
+            explained.append(_explained(name, module, shape, able, ""))
+        elif name in found.refused:
+            weight = module._parameters.get("weight")
+            shape = () if weight is None else tuple(weight.shape)
+            explained.append(_explained(name, module, shape, (), found.refused[name]))
+    return Explanation(tuple(explained))
+
+
+def _explained(
+    name: str, module: nn.Module, shape: tuple[int, ...], able: tuple[str, ...], reason: str
+) -> Explained:
+    return Explained(
+        layer=name,
+        kind=type(module).__name__,
+        shape=shape,
+        bytes=module_bytes(module),
+        methods=able,
+        reason=reason,
+    )
+
+
+def _rest(model: nn.Module, modules: Collection[str]) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without those of some modules."""
+    owned = (*model.named_parameters(), *model.named_buffers())
+    inside = tuple(f"{name}." for name in modules)
+    return {name: tensor.detach() for name, tensor in owned if not name.startswith(inside)}
+
+
+def _original(model: nn.Module) -> _Original:
+    if model not in _originals:
+        raise BadModel("this model has no layers to restore: none was swapped, or it is committed")
+    return _originals[model]
+
+
+def _refuse_swapped(model: nn.Module) -> None:
+    if model in _originals:
+        raise BadModel("this model has swapped layers; restore_ or commit_ them first")

@@ -1,0 +1,428 @@
+"""Compressed layers in models that know nothing of this project."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchrec.inference.modules import quantize_inference_model
+from torchrec.models.deepfm import SimpleDeepFMNN
+from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
+from torchrec.modules.embedding_configs import (
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection
+from torchrec.modules.itep_modules import GenericITEPModule
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+import embedcomp
+from embedcomp.errors import BadModel, BadSettings
+
+B, ROWS, DIM, DENSE = 48, 60, 8, 3
+TABLES = "*embedding_bags.*"
+
+
+def kjt(seed: int, keys: tuple[str, ...], *, weighted: bool = False) -> KeyedJaggedTensor:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 4, (len(keys) * B,), generator=generator)
+    total = int(lengths.sum())
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.randint(0, ROWS, (total,), generator=generator),
+        lengths=lengths,
+        weights=torch.rand(total, generator=generator) if weighted else None,
+    )
+
+
+def bags(*, weighted: bool = False) -> EmbeddingBagCollection:
+    """Three tables, one of them read by two features, one of means."""
+    mean = PoolingType.SUM if weighted else PoolingType.MEAN
+    return EmbeddingBagCollection(
+        is_weighted=weighted,
+        tables=[_config("t1", ["a", "b"]), _config("t2", ["c"], mean), _config("t3", ["d"])],
+    )
+
+
+def _config(
+    name: str, features: list[str], pooling: PoolingType = PoolingType.SUM, dim: int = DIM
+) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=name,
+        num_embeddings=ROWS,
+        embedding_dim=dim,
+        feature_names=features,
+        pooling=pooling,
+        init_fn=nn.init.normal_,
+    )
+
+
+class Case(NamedTuple):
+    """A model, inputs of it by seed, and how it is scored."""
+
+    model: nn.Module
+    inputs: Callable[[int], Any]
+    score: Callable[[nn.Module, Any], Tensor]
+
+
+def dense_and_sparse(seed: int) -> tuple[Tensor, KeyedJaggedTensor]:
+    return torch.randn(B, DENSE, generator=torch.Generator().manual_seed(seed)), kjt(
+        seed, ("a", "b", "c", "d")
+    )
+
+
+def call_both(model: nn.Module, inputs: tuple[Tensor, KeyedJaggedTensor]) -> Tensor:
+    return model(*inputs).view(-1)
+
+
+class OnTop(nn.Module):
+    """A user's model: any embedding module and a perceptron on what it gives."""
+
+    def __init__(self, below: nn.Module, read: Callable[[Any], Tensor], width: int):
+        super().__init__()
+        self.below, self.read = below, read
+        self.top = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self.top(self.read(self.below(inputs))).squeeze(1)
+
+
+def _case(below: nn.Module, read: Callable[[Any], Tensor], width: int, inputs: Any) -> Case:
+    return Case(OnTop(below, read, width), inputs, lambda model, x: model(x))
+
+
+def _values(output: KeyedTensor) -> Tensor:
+    return output.values()
+
+
+def _dlrm() -> Case:
+    return Case(DLRM(bags(), DENSE, [8, DIM], [16, 1]), dense_and_sparse, call_both)
+
+
+def _dlrm_dcn() -> Case:
+    model = DLRM_DCN(bags(), DENSE, [8, DIM], [16, 1], dcn_num_layers=2, dcn_low_rank_dim=4)
+    return Case(model, dense_and_sparse, call_both)
+
+
+def _dlrm_projection() -> Case:
+    model = DLRM_Projection(
+        bags(),
+        DENSE,
+        [8, DIM],
+        [16, 1],
+        interaction_branch1_layer_sizes=[2 * DIM],
+        interaction_branch2_layer_sizes=[3 * DIM],
+    )
+    return Case(model, dense_and_sparse, call_both)
+
+
+def _deepfm() -> Case:
+    model = SimpleDeepFMNN(DENSE, bags(), hidden_layer_size=16, deep_fm_dimension=5)
+
+    def logits(model: nn.Module, inputs: Any) -> Tensor:
+        return model(*inputs).view(-1).clamp(1e-6, 1 - 1e-6).logit()
+
+    return Case(model, dense_and_sparse, logits)
+
+
+def _weighted() -> Case:
+    keys = ("a", "b", "c", "d")
+    return _case(bags(weighted=True), _values, 4 * DIM, lambda s: kjt(s, keys, weighted=True))
+
+
+def _mixed_widths() -> Case:
+    configs = [_config("t1", ["a"], dim=8), _config("t2", ["b", "a"], PoolingType.MEAN, dim=12)]
+    below = EmbeddingBagCollection(tables=configs)
+    return _case(below, _values, 32, lambda s: kjt(s, ("b", "a")))
+
+
+def _feature_processed() -> Case:
+    positions = PositionWeightedModuleCollection(dict.fromkeys("abcd", 4))
+    below = FeatureProcessedEmbeddingBagCollection(bags(weighted=True), positions)
+    return _case(below, _values, 4 * DIM, lambda s: kjt(s, ("a", "b", "c", "d")))
+
+
+def _sequences() -> Case:
+    tables = [
+        EmbeddingConfig(
+            name=f"t_{f}",
+            num_embeddings=ROWS,
+            embedding_dim=DIM,
+            feature_names=[f],
+            init_fn=nn.init.normal_,
+        )
+        for f in "ab"
+    ]
+
+    def summed(found: Any) -> Tensor:
+        rows = [t.to_padded_dense(4).sum(1) for t in (found["a"], found["b"])]
+        return torch.cat(rows, 1)
+
+    inputs = lambda s: kjt(s, ("a", "b"))  # noqa: E731
+    return _case(EmbeddingCollection(tables=tables), summed, 2 * DIM, inputs)
+
+
+def _managed_collisions() -> Case:
+    inner = EmbeddingBagCollection(tables=[_config("t1", ["a"])])
+    remap = MCHManagedCollisionModule(
+        zch_size=ROWS,
+        device=torch.device("cpu"),
+        eviction_interval=1,
+        eviction_policy=DistanceLFU_EvictionPolicy(),
+        input_hash_size=1 << 20,
+    )
+    collisions = ManagedCollisionCollection({"t1": remap}, inner.embedding_bag_configs())
+    below = ManagedCollisionEmbeddingBagCollection(inner, collisions)
+    return _case(below, lambda found: found[0].values(), DIM, lambda s: kjt(s, ("a",)))
+
+
+def _itep() -> Case:
+    inner = EmbeddingBagCollection(tables=[_config("t1", ["a"])])
+    itep = GenericITEPModule(
+        table_name_to_unpruned_hash_sizes={"t1": ROWS},
+        lookups=[],
+        enable_pruning=True,
+        pruning_interval=1,
+    )
+    below = ITEPEmbeddingBagCollection(inner, itep)
+    return _case(below, _values, DIM, lambda s: kjt(s, ("a",)))
+
+
+class Plain(nn.Module):
+    """torch's own tables with what makes a naive swap go wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = nn.EmbeddingBag(ROWS, DIM, mode="sum", padding_idx=3)
+        self.mean = nn.EmbeddingBag(ROWS, DIM, mode="mean", padding_idx=-1, max_norm=1.5)
+        self.sequence = nn.Embedding(ROWS, DIM, padding_idx=0)
+        self.short = nn.Embedding(ROWS, DIM, max_norm=1.0)
+        self.out = nn.Linear(4 * DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = [
+            self.sum(ids),
+            self.mean(ids.reshape(-1), torch.arange(len(ids)) * ids.shape[1]),
+            self.sequence(ids).sum(1),
+            self.short(ids).mean(1),
+        ]
+        return self.out(torch.cat(rows, 1)).squeeze(1)
+
+
+def _plain() -> Case:
+    def ids(seed: int) -> Tensor:
+        found = torch.randint(0, ROWS, (B, 5), generator=torch.Generator().manual_seed(seed))
+        found[:, 0], found[0], found[1] = 0, 3, ROWS - 1
+        return found
+
+    return Case(Plain(), ids, lambda model, x: model(x))
+
+
+class ReadsWeight(nn.Module):
+    """A parent that reads the weights of its children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(ROWS, DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.linear(self.table(ids))
+        return (x @ self.table.weight.T).sum(1) + self.linear.weight.sum()
+
+
+def _reads_weight() -> Case:
+    ids = lambda s: torch.randint(0, ROWS, (B,), generator=torch.Generator().manual_seed(s))  # noqa: E731
+    return Case(ReadsWeight(), ids, lambda model, x: model(x))
+
+
+CASES = [
+    _dlrm,
+    _dlrm_dcn,
+    _dlrm_projection,
+    _deepfm,
+    _weighted,
+    _mixed_widths,
+    _feature_processed,
+    _sequences,
+    _managed_collisions,
+    _itep,
+    _plain,
+    _reads_weight,
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.__name__.lstrip("_"))
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(0)
+    made: Case = request.param()
+    made.model.eval()
+    with torch.no_grad():  # max_norm changes a table when it is read
+        made.score(made.model, made.inputs(0))
+    return made
+
+
+def scores(case: Case, seed: int = 1) -> Tensor:
+    with torch.no_grad():
+        return case.score(case.model, case.inputs(seed))
+
+
+def batches(case: Case) -> list[tuple[Any, Tensor]]:
+    return [(case.inputs(seed), torch.zeros(B)) for seed in range(2, 6)]
+
+
+def test_full_rank_gives_the_same_scores_and_restoring_the_same_bits(case: Case):
+    before, state = scores(case), copy.deepcopy(case.model.state_dict())
+    layers = [e.layer for e in embedcomp.explain(case.model) if e.methods]
+    wide = {
+        e.layer: {"method": "low_rank", "rank": min(e.shape)}
+        for e in embedcomp.explain(case.model)
+        if "low_rank" in e.methods
+    }
+    assert wide and set(wide) <= set(layers)
+    embedcomp.swap_(case.model, wide)
+    assert all(
+        "Compressed" in str(case.model.get_submodule(n))
+        or "LowRank" in str(case.model.get_submodule(n))
+        for n in wide
+    )
+    torch.testing.assert_close(scores(case), before, rtol=1e-4, atol=1e-4)
+    embedcomp.restore_(case.model)
+    after = case.model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert torch.equal(scores(case), before)
+
+
+def test_a_plan_keeps_to_its_budget_and_the_model_still_trains(case: Case):
+    before = scores(case)
+    layers = [e for e in embedcomp.explain(case.model) if e.methods]
+    total = sum(t.nbytes for t in (*case.model.parameters(), *case.model.buffers()))
+    budget = total - sum(e.bytes for e in layers) * 2 // 5
+    plan = embedcomp.plan(case.model, batches(case), budget=budget, score=case.score)
+    assert torch.equal(scores(case), before)  # planning changes nothing
+    embedcomp.swap_(case.model, plan)
+    size = sum(t.nbytes for t in (*case.model.parameters(), *case.model.buffers()))
+    assert size == plan.bytes_after <= budget
+    swapped = scores(case)
+    error, spread = (swapped - before).square().mean(), before.var()
+    assert float(error) < 0.1 * float(spread)
+    embedcomp.thaw_(case.model)
+    torch.testing.assert_close(scores(case), swapped)
+    dense, sparse = [], []
+    for parameter in case.model.parameters():
+        (sparse if parameter.dim() == 2 and len(parameter) == ROWS else dense).append(parameter)
+    optimizer = torch.optim.SGD([*dense, *sparse], lr=0.01)
+    case.model.train()
+    case.score(case.model, case.inputs(7)).square().mean().backward()
+    optimizer.step()
+    case.model.eval()
+    trained = scores(case)
+    assert not torch.equal(trained, swapped)
+    embedcomp.freeze_(case.model)
+    torch.testing.assert_close(scores(case), trained)
+    embedcomp.restore_(case.model)
+    assert torch.equal(scores(case), before)
+
+
+def test_a_collection_keeps_keys_order_widths_and_configs():
+    model = nn.Sequential(bags())
+    inputs = kjt(0, ("d", "a", "c", "b"))
+    before, configs = model(inputs), model[0].embedding_bag_configs()
+    embedcomp.swap_(model, {TABLES: {"method": "low_rank", "rank": 2, "storage": "column_int8"}})
+    after = model(inputs)
+    assert after.keys() == before.keys()
+    assert after.length_per_key() == before.length_per_key()
+    assert after.values().dtype == before.values().dtype
+    assert model[0].embedding_bag_configs() == configs
+    reordered = inputs.permute([1, 3, 0, 2])
+    assert torch.equal(model(reordered).values(), after.values())
+
+
+def test_ids_out_of_range_raise_as_they_do_in_the_original():
+    model = nn.Sequential(bags())
+    embedcomp.swap_(model, {TABLES: "row_int8"})
+    bad = kjt(0, ("a", "b", "c", "d"))
+    bad.values()[0] = ROWS
+    with pytest.raises((IndexError, RuntimeError)):
+        model(bad)
+
+
+def test_an_untouched_collection_can_still_be_quantized():
+    case = _dlrm()
+    embedcomp.swap_(case.model, {"dense_arch*": {"method": "low_rank", "rank": 2}})
+    quantized = quantize_inference_model(copy.deepcopy(case.model))
+    assert case.score(quantized, case.inputs(0)).shape == (B,)
+
+
+def test_a_swapped_model_can_be_exported():
+    torch.manual_seed(0)
+    case = _plain()
+    case.model.eval()
+    embedcomp.swap_(case.model, {"*": "row_int8"})
+    ids = case.inputs(0)
+    exported = torch.export.export(case.model, (ids,))  # nn.EmbeddingBag fixes the batch as well
+    other = case.inputs(1)
+    torch.testing.assert_close(exported.module()(other), case.model(other))
+
+
+def test_committing_lets_the_original_go():
+    model = nn.Sequential(bags())
+    embedcomp.swap_(model, {TABLES: "row_int8"})
+    with pytest.raises(BadModel, match="restore_ or commit_"):
+        embedcomp.swap_(model, {TABLES: "row_int8"})
+    embedcomp.commit_(model)
+    with pytest.raises(BadModel, match="no layers to restore"):
+        embedcomp.restore_(model)
+    reasons = {e.reason for e in embedcomp.explain(model) if "embedding_bags" in e.layer}
+    assert reasons == {"is compressed already"}
+
+
+WRONG = [
+    ({"nothing*": "row_int8"}, "no layer's name fits 'nothing\\*'"),
+    ({TABLES: "row_int9"}, "there is no method 'row_int9'"),
+    ({TABLES: {"method": "low_rank", "rank": DIM + 1}}, "has ranks from 0 to 8, so 9"),
+    ({TABLES: {"method": "low_rank"}}, "low_rank for .*rank"),
+    ({TABLES: {"rank": 3}}, "name no method"),
+]
+
+
+@pytest.mark.parametrize(("written", "message"), WRONG)
+def test_a_wrong_plan_is_one_sentence_and_changes_nothing(written: Any, message: str):
+    model = nn.Sequential(bags())
+    modules = dict(model.named_modules())
+    with pytest.raises(BadSettings, match=message):
+        embedcomp.swap_(model, written)
+    assert dict(model.named_modules()) == modules
+    with pytest.raises(BadModel):
+        embedcomp.restore_(model)
+
+
+def test_a_plan_of_another_model_is_refused():
+    case = _dlrm()
+    plan = embedcomp.plan(case.model, batches(case), budget="50%", score=case.score)
+    with pytest.raises(BadModel, match="cannot be swapped in this model"):
+        embedcomp.swap_(nn.Sequential(bags()), plan)
+
+
+def test_explain_names_every_layer_and_prints():
+    model = Plain()
+    model.norm = nn.LayerNorm(3)
+    found = {e.layer: e for e in embedcomp.explain(model)}
+    assert set(found) == {"sum", "mean", "sequence", "short", "out", "norm"}
+    assert "row_int8" in found["sum"].methods
+    assert found["norm"].methods == () and "LayerNorm" in found["norm"].reason
+    assert "row_int8" in str(embedcomp.explain(model))
