@@ -10,7 +10,6 @@ either. Each save makes a new version; nothing is overwritten.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ import embedcomp
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.swap import empty_like
 from embedcomp.errors import BadArtifact
-from embedcomp.files import replacing
+from embedcomp.files import replacing, sha256
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
 from embedcomp.source import ModelSource
@@ -68,7 +67,7 @@ class Artifact:
         folder = _version_folder(Path(path))
         manifest = _read_manifest(folder)
         for name, wanted in manifest.checksums.items():
-            if _sha256(folder / name) != wanted:
+            if _checksum(folder / name) != wanted:
                 raise BadArtifact(
                     f"{folder / name} is not the file that was written (its checksum differs); "
                     "copy the artifact again"
@@ -137,7 +136,7 @@ def save(
             training=dict(training or {}),
             metrics=dict(metrics or {}),
             bytes=dict(bytes),
-            checksums={str(f.relative_to(fresh)): _sha256(f) for f in files},
+            checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
         )
         (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
     return Artifact.open(target)
@@ -177,9 +176,8 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _sha256(file: Path) -> str:
+def _checksum(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(file)
     except OSError as error:
         raise BadArtifact(f"{file} is missing or cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -28,6 +29,12 @@ def replacing(target: Path) -> Iterator[Path]:
 def remove(folder: Path) -> None:
     """Delete a folder and what it holds, if it is there."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -41,6 +41,7 @@ class JobSettings:
     out: str  # folder for the job's steps, the model and the artifact
     model: str = "dcnv2"  # a model of embedcomp, or package.module:factory
     model_settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""  # weights to start from; with train.epochs = 0 they are compressed as is
     min_count: int = 2  # ids seen fewer times share one row
     train: TrainSettings = field(default_factory=TrainSettings)
     compress: CompressSettings

@@ -25,7 +25,7 @@ from embedcomp.artifact import Artifact
 from embedcomp.compress.sizes import model_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadSettings
-from embedcomp.files import remove, replacing
+from embedcomp.files import remove, replacing, sha256
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
@@ -56,7 +56,15 @@ def located(settings: JobSettings) -> JobSettings:
             f"out is {settings.out}, but must be a folder (on storage that all nodes share)"
         )
     log = settings.log if "://" in settings.log else str(Path(settings.log).absolute())
-    return replace(settings, log=log, out=str(Path(settings.out).absolute()))
+    start = str(Path(settings.checkpoint).absolute()) if settings.checkpoint else ""
+    return replace(settings, log=log, out=str(Path(settings.out).absolute()), checkpoint=start)
+
+
+def _checkpoint(settings: JobSettings) -> Path | None:
+    """The file with the weights to start from."""
+    if settings.checkpoint and not Path(settings.checkpoint).is_file():
+        raise BadSettings(f"there is no checkpoint at {settings.checkpoint}")
+    return Path(settings.checkpoint) if settings.checkpoint else None
 
 
 class Job:
@@ -67,6 +75,7 @@ class Job:
         self.out = Path(settings.out)
         self.log = ClickLog(settings.log)
         self.source = ModelSource(model=settings.model, settings=settings.model_settings)
+        self.start = _checkpoint(settings)
         self.records = Records(self.out, force=force)
         self.shards = Shards(tasks=settings.shards, retries=settings.retries)
 
@@ -96,17 +105,18 @@ class Job:
         return self.records.step("count", "count", inputs, make)
 
     def train(self, features: Path) -> Path:
-        settings, source = self.settings, self.source.complete()
+        settings, source, start = self.settings, self.source.complete(), self.start
         inputs = {
             "log": self.log.stamp([TRAIN, VALID]),
             "count": self.records.made("count"),
             "model": source.model_dump(),
             "train": asdict(settings.train),
+            "checkpoint": sha256(start) if start is not None else None,
             "workers": settings.workers,
         }
 
         def make(place: Path) -> Path:
-            recipe = partial(_train, self.log, features, source, settings.train, place)
+            recipe = partial(_train, self.log, features, source, settings.train, place, start)
             return self.trained(recipe, "training")
 
         return self.records.step("train", "model", inputs, make)
@@ -208,10 +218,12 @@ def _train(
     source: ModelSource,
     settings: TrainSettings,
     out: Path,
+    start: Path | None,
     *,
     watch: Watch,
 ) -> Artifact:
-    return recipes.train(log, Features.load(features), source, settings, out, watch=watch)
+    found = Features.load(features)
+    return recipes.train(log, found, source, settings, out, start=start, watch=watch)
 
 
 def _measure(

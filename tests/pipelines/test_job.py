@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.util.state import list_actors
 from safetensors.torch import load_file
 
 from embedcomp.artifact import Artifact
+from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.settings import JobSettings, read_job
 from pipelines import run
@@ -58,6 +60,25 @@ def test_a_submitted_job_compares_original_control_and_compressed(result: dict[s
     sizes = {name: found["bytes"]["total"] for name, found in models.items()}
     assert sizes["compressed"] <= sizes["original"] / 2
     assert models["original"]["auc"] > 0.5
+
+
+def test_a_job_can_start_from_weights_of_ones_own(
+    cluster: str, result: object, settings: JobSettings, tmp_path: Path
+) -> None:
+    trained = Artifact.open(Path(settings.out) / "model").folder / "model.safetensors"
+    none = replace(settings.train, epochs=0)
+    job = Job(replace(settings, out=str(tmp_path / "out"), train=none, checkpoint=str(trained)))
+    made = load_file(job.train(job.count()) / "model.safetensors")
+    wanted = load_file(trained)
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_at_once(
+    settings: JobSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSettings, match="no checkpoint at"):
+        Job(replace(settings, checkpoint=str(tmp_path / "none.pt")))
 
 
 def test_the_jobs_log_and_exit_code_are_streamed(
