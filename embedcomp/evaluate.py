@@ -19,6 +19,7 @@ from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.metrics import Quality
+from embedcomp.served.fused import fused
 from embedcomp.train.tables import fast_tables
 
 EVALUATION_ROWS = 8192  # rows scored at a time
@@ -67,12 +68,15 @@ def disk_bytes(folder: Path) -> int:
 
 @torch.inference_mode()
 def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> dict[str, float]:
-    """Rows a second of the model's own forward (ids already mapped), per batch size: median."""
+    """Rows a second of the model as it is served (ids already mapped), per batch size: median."""
     model.eval()
     largest = max(SPEED_BATCHES)
     rows = Rows.concatenate(list(islice(read_rows(log, features, log.pieces(split)), 1)))
     repeated = rows.take(torch.arange(largest).remainder(len(rows)).numpy())
-    return {str(n): round(_rows_per_second(model, repeated, features, n), 1) for n in SPEED_BATCHES}
+    with fused(model):
+        return {
+            str(n): round(_rows_per_second(model, repeated, features, n), 1) for n in SPEED_BATCHES
+        }
 
 
 def _rows_per_second(model: nn.Module, rows: Rows, features: Features, batch_rows: int) -> float:

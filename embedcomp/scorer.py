@@ -12,6 +12,7 @@ from embedcomp.artifact import Artifact
 from embedcomp.errors import BadRequest
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
+from embedcomp.served.fused import fuse
 
 
 class Scorer:
@@ -20,7 +21,7 @@ class Scorer:
     def __init__(self, artifact: Artifact):
         self.name, self.version = artifact.name, artifact.version
         self.features: Features = artifact.features
-        self._model = artifact.model()
+        self._model = fuse(artifact.model())
 
     @classmethod
     def open(cls, path: str | Path) -> Scorer:

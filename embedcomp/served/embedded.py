@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from embedcomp.served.fused import FusedTables
 from embedcomp.served.table import CompressedBag
 
 
@@ -39,6 +40,9 @@ class Embedded:
             embeddings: anything that makes a KeyedTensor of `sparse`.
             dense: float32 [B, D].
         """
+        if isinstance(embeddings, FusedTables):
+            codes, rows = embeddings.look_up(sparse, dense)
+            return cls(codes, lambda: rows)
         if isinstance(embeddings, EmbeddingBagCollection) and _folds(embeddings):
             looked_up = _look_up(embeddings, sparse)
             codes = torch.cat([part.codes for part in looked_up] + [dense], 1)

@@ -225,7 +225,7 @@ class MixedColumns:
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         assert grid is not None
-        byte, shift = _places(grid[2])
+        byte, shift = places(grid[2])
         codes = _codes(weight, grid, _levels(grid[2])).to(torch.int16) << shift
         packed = codes.new_zeros(len(codes), self._row_bytes(codes.shape[1]) + 1)
         packed.index_add_(1, byte, codes & 255)
@@ -234,11 +234,18 @@ class MixedColumns:
 
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
         assert grid is not None
-        byte, shift = _places(grid[2])
+        byte, shift = places(grid[2])
         following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
         low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))
         codes = ((low | high << 8) >> shift) & _levels(grid[2]).to(torch.int16)
         return codes * grid[0] + grid[1]
+
+
+def column_bits(rounding: ColumnWise | MixedColumns, grid: Tensor) -> Tensor:
+    """Bits of each column's code, float32 [width]."""
+    if isinstance(rounding, MixedColumns):
+        return grid[2]
+    return torch.full_like(grid[0], rounding.bits)
 
 
 def _levels(bits: Tensor) -> Tensor:
@@ -246,7 +253,7 @@ def _levels(bits: Tensor) -> Tensor:
     return torch.exp2(bits) - 1
 
 
-def _places(bits: Tensor) -> tuple[Tensor, Tensor]:
+def places(bits: Tensor) -> tuple[Tensor, Tensor]:
     """Where each column's code begins in a row: the byte, int64, and the bit in it, int16."""
     starts = (bits.cumsum(0) - bits).long()
     return starts // 8, (starts % 8).to(torch.int16)

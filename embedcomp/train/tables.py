@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from embedcomp.served.fused import in_order
 
 
 class FlatTables(nn.Module):
@@ -116,14 +118,6 @@ class FusedAdagradTables(nn.Module):
         """Copy the trained rows into the collection's own tables."""
         for config, rows in self._rows():
             collection.embedding_bags[config.name].weight.copy_(rows)
-
-
-def in_order(sparse: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJaggedTensor:
-    """The features in the order asked for, and no others."""
-    keys = sparse.keys()
-    if keys == features:
-        return sparse
-    return sparse.permute([keys.index(name) for name in features])
 
 
 def is_fusable(module: nn.Module) -> bool:
