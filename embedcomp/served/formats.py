@@ -7,6 +7,7 @@ offsets and bits) is its `grid`.
 
 from __future__ import annotations
 
+import ctypes
 import heapq
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
+from embedcomp.served import native
 
 # what the factors of a low-rank layer may be stored in
 FactorStorage = Literal[
@@ -235,10 +237,31 @@ class MixedColumns:
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
         assert grid is not None
         byte, shift = places(grid[2])
+        library = native.library()
+        if library is not None and not torch.compiler.is_compiling():
+            return self._decode_compiled(library, stored, grid, byte, shift)
         following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
         low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))
         codes = ((low | high << 8) >> shift) & _levels(grid[2]).to(torch.int16)
         return codes * grid[0] + grid[1]
+
+    def _decode_compiled(
+        self, library: ctypes.CDLL, stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor
+    ) -> Tensor:
+        stored, grid = stored.contiguous(), grid.contiguous()
+        held = byte.int(), shift.int(), _levels(grid[2]).int()
+        rows = torch.empty(len(stored), grid.shape[1])
+        library.embedcomp_decode_columns(
+            stored.data_ptr(),
+            len(stored),
+            stored.shape[1],
+            grid.shape[1],
+            *(column.data_ptr() for column in held),
+            grid[0].data_ptr(),
+            grid[1].data_ptr(),
+            rows.data_ptr(),
+        )
+        return rows
 
 
 def column_bits(rounding: ColumnWise | MixedColumns, grid: Tensor) -> Tensor:

@@ -7,12 +7,8 @@ rows of every table (lookup.cpp).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,51 +16,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from embedcomp.served import native
 from embedcomp.served.formats import ColumnWise, MixedColumns, Plain, RowWise, column_bits, places
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag
 
 MOST_WIDTH = 4096  # columns of a table, as in lookup.cpp
 _FLOAT32, _FLOAT16, _COLUMNS, _ROWS = range(4)
-
-
-class _Table(ctypes.Structure):
-    """As Table in lookup.cpp."""
-
-    _fields_ = (
-        ("rows", ctypes.c_void_p),
-        ("row_bytes", ctypes.c_int64),
-        ("num_rows", ctypes.c_int64),
-        ("byte", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        ("decoder", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("kind", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("bits", ctypes.c_int32),
-        ("dim", ctypes.c_int32),
-        ("mean", ctypes.c_int32),
-        ("decodes", ctypes.c_int32),
-        ("folded", ctypes.c_int32),
-        ("codes_at", ctypes.c_int64),
-        ("values_at", ctypes.c_int64),
-    )
-
-
-@cache
-def _kernel() -> Any:
-    """The compiled function; None where it was not built."""
-    for file in Path(__file__).parent.glob("_lookup*.so"):
-        found = ctypes.CDLL(str(file)).embedcomp_lookup
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        found.argtypes = [pointer, number, number, pointer, pointer, number, number]
-        found.argtypes += [pointer, number, pointer, number]
-        found.restype = number
-        return found
-    return None
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -91,7 +49,7 @@ def fused(model: nn.Module) -> Iterator[nn.Module]:
 
 def _fusable(model: nn.Module) -> list[tuple[nn.Module, str, EmbeddingBagCollection]]:
     """Collections that can be fused, and where they are."""
-    if _kernel() is None:
+    if native.library() is None:
         return []
     return [
         (parent, name, child)
@@ -134,7 +92,7 @@ class FusedTables(nn.Module):
         self._features = [name for c in configs for name in c.feature_names]
         self._widths = [c.embedding_dim for c in configs for _ in c.feature_names]
         self._held: list[Tensor] = []  # what the kernel's table points to
-        tables: list[_Table] = []
+        tables: list[native.Table] = []
         self.width = self.code_width = 0  # of what is put out
         for config in configs:
             bag = collection.embedding_bags[config.name]
@@ -143,7 +101,7 @@ class FusedTables(nn.Module):
                 self.width += config.embedding_dim
                 folded = getattr(bag, "folded", False)
                 self.code_width += bag.stored.width if folded else config.embedding_dim
-        self._tables = (_Table * len(tables))(*tables)
+        self._tables = (native.Table * len(tables))(*tables)
         self._folded = self.code_width != self.width
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -175,8 +133,9 @@ class FusedTables(nn.Module):
     def _look_up(self, sparse: KeyedJaggedTensor, codes: Tensor | None, values: Tensor) -> None:
         sparse = in_order(sparse, self._features)
         ids, offsets = sparse.values().contiguous(), sparse.offsets().contiguous()
-        assert ids.dtype == offsets.dtype == torch.int64
-        bad = _kernel()(
+        library = native.library()
+        assert library is not None and ids.dtype == offsets.dtype == torch.int64
+        bad = library.embedcomp_lookup(
             self._tables,
             len(self._tables),
             len(values),
@@ -197,8 +156,8 @@ class FusedTables(nn.Module):
                 f"but its table has rows 0 to {rows - 1}"
             )
 
-    def _table(self, bag: nn.Module) -> _Table:
-        made = _Table(values_at=self.width, codes_at=self.code_width)
+    def _table(self, bag: nn.Module) -> native.Table:
+        made = native.Table(values_at=self.width, codes_at=self.code_width)
         if isinstance(bag, CompressedBag):
             self._set_rows(made, bag.stored)
             made.mean, made.folded = bag.pooling == "mean", bag.folded
@@ -214,7 +173,7 @@ class FusedTables(nn.Module):
         made.dim, made.row_bytes, made.mean = made.width, 4 * made.width, bag.mode == "mean"
         return made
 
-    def _set_rows(self, made: _Table, stored: StoredRows) -> None:
+    def _set_rows(self, made: native.Table, stored: StoredRows) -> None:
         held, rounding, grid = stored.stored, stored.format, stored.grid
         assert held is not None
         made.rows, made.width = self._hold(held), stored.width

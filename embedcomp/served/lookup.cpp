@@ -1,6 +1,6 @@
 // Pooled lookups of many tables in one call: gather, dequantize, pool and decode, row by row.
 //
-// A plain C function that fused.py calls through ctypes; it knows nothing of Python or torch.
+// Plain C functions that are called through ctypes (native.py); they know nothing of Python or torch.
 
 #include <cstdint>
 #include <cstring>
@@ -35,11 +35,19 @@ float half_to_float(uint16_t h) {
   return value;
 }
 
+// A code of at most 8 bits, which reaches into the next byte at most.
+inline float code_at(const uint8_t* row, int64_t row_bytes, int32_t byte, int32_t shift,
+                     int32_t mask) {
+  uint32_t word = row[byte];
+  if (byte + 1 < row_bytes) word |= uint32_t(row[byte + 1]) << 8;
+  return float((word >> shift) & uint32_t(mask));
+}
+
 }  // namespace
 
 extern "C" {
 
-// As _Table in fused.py.
+// As Table in native.py.
 struct Table {
   const uint8_t* rows;
   int64_t row_bytes;
@@ -90,11 +98,8 @@ int64_t embedcomp_lookup(const Table* tables, int64_t features, int64_t batch, c
           for (int c = 0; c < width; ++c) sum[c] += half_to_float(x[c]);
         } else if (t.kind == kColumns) {
           for (int c = 0; c < width; ++c) {
-            // a code is at most 8 bits, so it reaches into the next byte at most
-            uint32_t word = row[t.byte[c]];
-            if (t.byte[c] + 1 < t.row_bytes) word |= uint32_t(row[t.byte[c] + 1]) << 8;
-            const uint32_t code = (word >> t.shift[c]) & uint32_t(t.mask[c]);
-            sum[c] += float(code) * t.scale[c] + t.offset[c];
+            const float code = code_at(row, t.row_bytes, t.byte[c], t.shift[c], t.mask[c]);
+            sum[c] += code * t.scale[c] + t.offset[c];
           }
         } else {
           uint16_t ends[2];
@@ -140,6 +145,20 @@ int64_t embedcomp_lookup(const Table* tables, int64_t features, int64_t batch, c
     }
   }
   return -1;
+}
+
+// Rows of codes by column to floats [n, width]; grids as in Table.
+FOR_EVERY_CPU
+void embedcomp_decode_columns(const uint8_t* rows, int64_t n, int64_t row_bytes, int64_t width,
+                              const int32_t* byte, const int32_t* shift, const int32_t* mask,
+                              const float* scale, const float* offset, float* out) {
+  for (int64_t r = 0; r < n; ++r) {
+    const uint8_t* row = rows + r * row_bytes;
+    for (int64_t c = 0; c < width; ++c) {
+      out[r * width + c] =
+          code_at(row, row_bytes, byte[c], shift[c], mask[c]) * scale[c] + offset[c];
+    }
+  }
 }
 
 }  // extern "C"

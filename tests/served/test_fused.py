@@ -15,15 +15,15 @@ import embedcomp
 from embedcomp.compress import swap
 from embedcomp.compress.planner import plan
 from embedcomp.compress.sizes import module_bytes
-from embedcomp.served import fused
-from embedcomp.served.formats import STORAGES
+from embedcomp.served import fused, native
+from embedcomp.served.formats import STORAGES, format_of
 from tests.compress import small
 
 B, ROWS = 33, 50
 WIDTHS = {"a": 8, "b": 7, "c": 16}
 KEYS = ["c", "a", "b", "a2"]  # not in the tables' order; a2 reads the table of a
 
-pytestmark = pytest.mark.skipif(fused._kernel() is None, reason="the lookup was not compiled")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the lookup was not compiled")
 
 
 def collection(pooling: PoolingType) -> EmbeddingBagCollection:
@@ -135,3 +135,16 @@ def test_float16_rows_of_every_size_are_read():
     lengths = torch.ones(one.numel(), dtype=torch.long)
     rows = made(KeyedJaggedTensor(keys=KEYS, values=one.reshape(-1), lengths=lengths))
     assert torch.equal(rows["a"][:, 0], values.half().float())
+
+
+@pytest.mark.parametrize("bits", range(2, 7))
+@pytest.mark.parametrize("width", [1, 5, 16])
+def test_compiled_decoding_gives_torchs_bits(bits, width, monkeypatch):
+    rounding = format_of(f"column_mixed{bits}")
+    weight = torch.randn(40, width, generator=torch.Generator().manual_seed(bits))
+    weight *= torch.linspace(0.1, 3.0, width)
+    grid = rounding.fit(weight, None, None)
+    stored = rounding.encode(weight, grid)
+    compiled = rounding.decode(stored, grid, width)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(rounding.decode(stored, grid, width), compiled)
