@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from embedcomp.compress import planner, swap
-from embedcomp.compress.contract import TableSpec
+from embedcomp.compress.contract import Layer
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.sizes import module_bytes, parse_budget
@@ -71,11 +71,13 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
     """Put compressed layers where the plan says, in place; `restore_` takes them out again.
 
     The model is called as before and its outputs have the same names, order and widths. Layers
-    that the plan keeps are not touched.
+    that the plan keeps are not touched. Until `commit_`, the original layers and a copy of all
+    other parameters and buffers stay in memory.
 
     Args:
         plan: of `embedcomp.plan`, or a mapping from patterns of layers' names (as in fnmatch) to
-            a method's name or to {"method": name, setting: value, ...}.
+            a method's name or to {"method": name, setting: value, ...}. Without statistics (a plan
+            that was written down, or loaded), all rows and inputs of a layer matter alike.
 
     Returns:
         The plan that was carried out.
@@ -87,7 +89,12 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
     """
     _refuse_swapped(model)
     found = find(model, {})
-    whole = plan if isinstance(plan, Plan) else planner.by_name(found, plan)
+    whole = plan if isinstance(plan, Plan) else planner.by_name(model, found, plan)
+    if whole.single_valued:
+        raise BadModel(
+            "the plan folds decoders into the layers that read them, which cannot be undone in "
+            "place; make one for this model with embedcomp.plan"
+        )
     missing = [p.layer for p in whole.layers if p.layer not in found.layers]
     if missing:
         raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
@@ -95,7 +102,7 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
     modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
     _originals[model] = _Original(modules, {n: t.clone() for n, t in _rest(model, modules).items()})
     try:
-        swap.apply_(model, planned, found, planned.measured)
+        swap.apply_(model, planned, planned.measured.measured(found).layers)
     except BaseException:
         restore_(model)
         raise
@@ -188,33 +195,25 @@ def explain(model: nn.Module) -> Explanation:
     found = find(model, {})
     explained = []
     for name, module in model.named_modules():
-        if name in found.layers:
-            spec = found.layers[name].spec
-            able = tuple(n for n in method_names() if get_method(n).candidates(spec))
-            shape = (
-                (spec.rows, spec.dim)
-                if isinstance(spec, TableSpec)
-                else (spec.outputs, spec.inputs)
+        if name not in found.layers and name not in found.refused:
+            continue
+        weight, layer = module._parameters.get("weight"), found.layers.get(name)
+        explained.append(
+            Explained(
+                layer=name,
+                kind=type(module).__name__,
+                shape=() if weight is None else tuple(weight.shape),
+                bytes=module_bytes(module),
+                methods=() if layer is None else _able(layer),
+                reason=found.refused.get(name, ""),
             )
-            explained.append(_explained(name, module, shape, able, ""))
-        elif name in found.refused:
-            weight = module._parameters.get("weight")
-            shape = () if weight is None else tuple(weight.shape)
-            explained.append(_explained(name, module, shape, (), found.refused[name]))
+        )
     return Explanation(tuple(explained))
 
 
-def _explained(
-    name: str, module: nn.Module, shape: tuple[int, ...], able: tuple[str, ...], reason: str
-) -> Explained:
-    return Explained(
-        layer=name,
-        kind=type(module).__name__,
-        shape=shape,
-        bytes=module_bytes(module),
-        methods=able,
-        reason=reason,
-    )
+def _able(layer: Layer) -> tuple[str, ...]:
+    """Methods that take the layer."""
+    return tuple(n for n in method_names() if get_method(n).candidates(layer.spec))
 
 
 def _rest(model: nn.Module, modules: Collection[str]) -> dict[str, Tensor]:

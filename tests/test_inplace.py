@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from torch import Tensor, nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel
+from torchrec.distributed.types import ShardingEnv
 from torchrec.inference.modules import quantize_inference_model
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
@@ -20,6 +26,7 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection
 from torchrec.modules.itep_modules import GenericITEPModule
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
@@ -389,6 +396,69 @@ def test_committing_lets_the_original_go():
         embedcomp.restore_(model)
     reasons = {e.reason for e in embedcomp.explain(model) if "embedding_bags" in e.layer}
     assert reasons == {"is compressed already"}
+
+
+def _quantized() -> nn.Module:
+    return quantize_inference_model(nn.Sequential(bags()))
+
+
+def _fused() -> nn.Module:
+    return FusedEmbeddingBagCollection(
+        [_config("t", ["a"])], torch.optim.SGD, {"lr": 0.1}, location=EmbeddingLocation.HOST
+    )
+
+
+def _sharded() -> nn.Module:
+    sharder = EmbeddingBagCollectionSharder()
+    ways = {name: data_parallel() for name in ("t1", "t2", "t3")}
+    plan = construct_module_sharding_plan(bags(), ways, sharder, 1, 1, "cpu")
+    env = ShardingEnv.from_process_group(dist.group.WORLD)
+    return sharder.shard(bags(), plan, env, torch.device("cpu"))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(_quantized, "is quantized already"), (_fused, "fused form"), (_sharded, "is sharded")],
+)
+def test_other_forms_of_tables_are_refused_whole_and_by_name(make, reason, process_group):
+    model = nn.ModuleDict({"tables": make()})
+    with pytest.raises(BadSettings, match=reason):
+        embedcomp.swap_(model, {"tables*": "row_int8"})
+    explained = [e for e in embedcomp.explain(model) if e.layer.startswith("tables")]
+    assert explained and not any(e.methods for e in explained)
+
+
+def test_a_plan_that_folds_decoders_is_not_carried_out_in_place():
+    model = nn.Sequential(bags())
+    folding = replace(embedcomp.swap_(model, {TABLES: "row_int8"}), single_valued=("a",))
+    embedcomp.restore_(model)
+    with pytest.raises(BadModel, match="cannot be undone"):
+        embedcomp.swap_(model, folding)
+
+
+def test_a_written_plans_bytes_are_those_of_the_whole_model():
+    model = Plain()
+    plan = embedcomp.swap_(model, {"sum": "row_int8"})
+    size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert plan.bytes_after == size < plan.bytes_before
+
+
+def test_weights_of_a_bag_of_means_are_refused_as_torch_does():
+    model = nn.Sequential(nn.EmbeddingBag(ROWS, DIM, mode="mean", padding_idx=0))
+    ids, weights = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3)
+    with pytest.raises(NotImplementedError):
+        model[0](ids, per_sample_weights=weights)
+    embedcomp.swap_(model, {"0": "row_int8"})
+    with pytest.raises(ValueError, match="takes no per_sample_weights"):
+        model[0](ids, per_sample_weights=weights)
 
 
 WRONG = [

@@ -57,12 +57,14 @@ def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
     tied, features, activations = _tied(model), _features(model), _activations(model)
     layers: dict[str, Layer] = {}
     refused: dict[str, str] = {}
+    closed: list[str] = []  # modules whose parts are not looked at
     for name, module in model.named_modules():
-        if any(name.startswith(f"{other}." if other else "") for other in refused):
+        if any(name.startswith(f"{other}." if other else "") for other in closed):
             continue
         whole = _whole(module)
         if whole:
             refused[name] = whole
+            closed.append(name)
         if whole or not module._parameters:
             continue
         reason = tied.get(id(module)) or _reason(module)

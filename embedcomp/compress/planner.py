@@ -64,7 +64,7 @@ def plan(
     return made
 
 
-def by_name(found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:
+def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:
     """A plan that a person wrote down; nothing is predicted.
 
     Args:
@@ -82,8 +82,8 @@ def by_name(found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in found.layers):
             raise BadSettings(_no_layer(pattern, found))
-    before = sum(planned.bytes_before for planned in layers)
-    after = sum(planned.bytes_after for planned in layers)
+    before = module_bytes(model)
+    after = before - sum(planned.bytes_before - planned.bytes_after for planned in layers)
     return Plan(
         budget_bytes=after,
         bytes_before=before,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -33,18 +33,21 @@ def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> n
     layers = measured.measured(found).layers
     replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
     copied = copy.deepcopy(model, dict(replaced))
-    apply_(copied, plan, found, measured)
+    apply_(copied, plan, layers)
     assert module_bytes(copied) == plan.bytes_after, (module_bytes(copied), plan.bytes_after)
     return copied
 
 
-def apply_(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> None:
+def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
     """The same in place.
+
+    Args:
+        layers: with their statistics.
 
     Raises:
         CannotStore: as for `apply`; the model may be half swapped.
     """
-    layers, around = measured.measured(found).layers, readers(model)
+    around = readers(model)
     tables: dict[str, tuple[Layer, nn.Module]] = {}
 
     def make(planned: Planned, inside: nn.Module) -> nn.Module:

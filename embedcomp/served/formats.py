@@ -238,7 +238,7 @@ class MixedColumns:
         assert grid is not None
         byte, shift = places(grid[2])
         library = native.library()
-        if library is not None and not torch.compiler.is_compiling():
+        if library is not None and stored.is_cpu and not torch.compiler.is_compiling():
             return self._decode_compiled(library, stored, grid, byte, shift)
         following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
         low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))

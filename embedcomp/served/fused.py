@@ -68,12 +68,14 @@ def _is_plain(bag: nn.Module) -> bool:
     if isinstance(bag, CompressedBag):
         decode = bag.decode
         thawed = bag.stored.thawed or (decode is not None and decode.stored.thawed)
-        widest = max(bag.stored.width, bag.dim)
+        widest, device = max(bag.stored.width, bag.dim), bag.stored.device
     elif type(bag) is nn.EmbeddingBag and bag.mode in ("sum", "mean") and bag.max_norm is None:
         thawed, widest = bag.weight.dtype != torch.float32, bag.embedding_dim
+        device = bag.weight.device
     else:
         return False
-    return not thawed and bag.padding_idx is None and widest <= MOST_WIDTH
+    fits = bag.padding_idx is None and widest <= MOST_WIDTH
+    return fits and not thawed and device.type == "cpu"
 
 
 class FusedTables(nn.Module):
@@ -106,6 +108,10 @@ class FusedTables(nn.Module):
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self.collection.embedding_bag_configs()
+
+    @property
+    def embedding_bags(self) -> nn.ModuleDict:
+        return self.collection.embedding_bags
 
     def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
         values = torch.empty(sparse.stride(), self.width)
@@ -141,8 +147,6 @@ class FusedTables(nn.Module):
             len(values),
             ids.data_ptr(),
             offsets.data_ptr(),
-            0,
-            len(values),
             None if codes is None else codes.data_ptr(),
             0 if codes is None else codes.shape[1],
             values.data_ptr(),

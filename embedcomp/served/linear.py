@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _Biased(nn.Module):
+class _Biased(nn.Module, ABC):
     bias: nn.Parameter | None
 
     def __init__(self, inputs: int, outputs: int, bias: bool):
@@ -28,9 +29,9 @@ class _Biased(nn.Module):
         self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
 
+    @abstractmethod
     def to_float(self) -> tuple[Tensor, Tensor | None]:
         """Weight [outputs, inputs] and bias [outputs]."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:

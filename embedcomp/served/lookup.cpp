@@ -70,20 +70,20 @@ struct Table {
   int64_t values_at;  // first column in values
 };
 
-// Looks up rows [begin, end) of a batch.
+// Looks up a batch.
 //
 // ids, offsets: of all features one after another, offsets [features * batch + 1].
 // codes, values: outputs, row-major; codes may be null. Returns the place of the first id that is
 // out of its table's range, or -1.
 FOR_EVERY_CPU
 int64_t embedcomp_lookup(const Table* tables, int64_t features, int64_t batch, const int64_t* ids,
-                         const int64_t* offsets, int64_t begin, int64_t end, float* codes,
-                         int64_t codes_width, float* values, int64_t values_width) {
+                         const int64_t* offsets, float* codes, int64_t codes_width, float* values,
+                         int64_t values_width) {
   float sum[kMostWidth];
   for (int64_t f = 0; f < features; ++f) {
     const Table& t = tables[f];
     const int width = t.width, dim = t.dim;
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = 0; b < batch; ++b) {
       const int64_t first = offsets[f * batch + b], last = offsets[f * batch + b + 1];
       for (int c = 0; c < width; ++c) sum[c] = 0.0f;
       for (int64_t i = first; i < last; ++i) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(file))
         found.embedcomp_lookup.restype = _NUMBER
         found.embedcomp_lookup.argtypes = [
-            *(_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+            *(_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER),
             *(_POINTER, _NUMBER, _POINTER, _NUMBER),
         ]
         found.embedcomp_decode_columns.restype = None
@@ -51,4 +52,8 @@ def library() -> ctypes.CDLL | None:
             *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
         ]
         return found
+    logging.getLogger(__name__).warning(
+        "the compiled lookup was not built, so scoring is slower; install a C++ compiler and run "
+        "pip install again"
+    )
     return None

@@ -154,13 +154,15 @@ class CompressedBag(CompressedTable):
         """Pooled codes [B, k] and how often each bag has the decoder's bias, [B, 1]."""
         bounds, ids = bag_bounds(input, offsets, self.last_offset), input.reshape(-1)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        if weights is not None and self.pooling == "mean":
+            raise ValueError("a bag of means takes no per_sample_weights; sum it instead")
         weights, rows = kept(ids, weights, self.padding_idx), self.stored.gather(ids)
         if weights is None:
             lengths = bounds.diff()[:, None].float()
             constant = lengths.clamp_max(1) if self.pooling == "mean" else lengths
             return pooled(rows, bounds, self.pooling, None), constant
         total, constant = pooled(rows, bounds, "sum", weights), pooled_weights(weights, bounds)
-        if self.pooling == "mean":  # of the ids that are not padding; torch allows no weights here
+        if self.pooling == "mean":  # of the ids that are not padding
             return total / constant.clamp_min(1), constant.clamp_max(1)
         return total, constant
 

@@ -79,8 +79,8 @@ def fit(
         "rowwise_adagrad": partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    memory.keep_freed()
     with ExitStack() as stack:
+        stack.enter_context(memory.freed_is_kept())
         stack.enter_context(fast_tables(model, forms[settings.table_optimizer]))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))

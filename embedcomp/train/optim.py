@@ -39,6 +39,10 @@ class LazyAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "l2": l2, "betas": betas, "eps": eps})
         self._seats: dict[Tensor, Tensor] = {}  # scratch, which no checkpoint needs
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seats = {}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = closure() if closure is not None else None

@@ -87,6 +87,20 @@ def test_what_a_swap_would_break_is_refused_by_name(model, name, reason):
     assert reason in found.refused[name]
 
 
+class Around(nn.Module):
+    """Owns a parameter itself, and a layer."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.scale, self.inside = nn.Parameter(torch.ones(1)), inside
+
+
+def test_a_module_that_owns_parameters_hides_no_layer_within():
+    found = find(Around(Around(nn.Linear(2, 2))), {})
+    assert list(found.layers) == ["inside.inside"]
+    assert set(found.refused) == {"", "inside"}
+
+
 def test_weights_that_are_not_finite_are_refused():
     model = nn.ModuleDict({"l": nn.Linear(2, 2)})
     model["l"].weight.data[0, 0] = torch.nan

@@ -189,3 +189,13 @@ def _auc(value: float) -> Quality:
         auc = value  # type: ignore[assignment]
 
     return Fixed()
+
+
+def test_a_lazy_adam_survives_copying():
+    table = nn.Parameter(torch.randn(5, 2))
+    optimizer = copy.deepcopy(LazyAdam([table], lr=0.1))
+    parameter = optimizer.param_groups[0]["params"][0]
+    nn.functional.embedding(torch.tensor([1, 1, 3]), parameter, sparse=True).sum().backward()
+    before = parameter.detach().clone()
+    optimizer.step()
+    assert (parameter != before).any(1).tolist() == [False, True, False, True, False]
