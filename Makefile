@@ -11,7 +11,7 @@ setup: $(STAMP)
 
 # torchrec's own requirements name the CUDA build of fbgemm, which overwrites fbgemm-gpu-cpu, so
 # torchrec comes last and without them; its real needs are in pyproject.toml.
-$(STAMP): pyproject.toml setup.py embedcomp/served/lookup.cpp proto/embedcomp/v1/scoring.proto
+$(STAMP): pyproject.toml setup.py $(wildcard embedcomp/*/*.cpp embedcomp/*/*.h embedcomp/*/*.inc) proto/embedcomp/v1/scoring.proto
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embedcomp needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from embedcomp.installed import check
 
 if TYPE_CHECKING:
-    from embedcomp.inplace import commit_, explain, freeze_, plan, restore_, swap_, thaw_
+    from embedcomp.inplace import (
+        commit_,
+        explain,
+        freeze_,
+        load_,
+        plan,
+        restore_,
+        save,
+        swap_,
+        thaw_,
+    )
     from embedcomp.scorer import Scorer
 
 __version__ = "0.1.0"
@@ -17,8 +27,10 @@ __all__ = [
     "commit_",
     "explain",
     "freeze_",
+    "load_",
     "plan",
     "restore_",
+    "save",
     "swap_",
     "thaw_",
 ]

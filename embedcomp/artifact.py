@@ -2,10 +2,13 @@
 
     manifest.json       what the model is, how it was made, its quality, a checksum a file
     model.safetensors   every tensor that is served
+    scoring.json        the dense part as a graph, its inputs and tables (scoring/standalone.py)
+    dense.pt2           the dense part as torch.export wrote it, without weights
     features/           vocabularies (Parquet) and dense scales: from raw columns to model inputs
 
 A trained model is an artifact whose layers are all kept as they are, so every command takes
-either. Each save makes a new version; nothing is overwritten.
+either. Each save makes a new version; nothing is overwritten. Reading what a scorer needs imports
+no torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,23 +18,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 import embedcomp
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.swap import empty_like
 from embedcomp.errors import BadArtifact
 from embedcomp.files import replacing, sha256
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
-from embedcomp.source import ModelSource
+from embedcomp.scoring.standalone import PROGRAM, Standalone
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from embedcomp.compress.plan import Plan
+    from embedcomp.scoring.export import StandsAlone
+    from embedcomp.source import ModelSource
+
+FORMAT = 2  # 1: without scoring.json and dense.pt2
+TENSORS = "model.safetensors"
 
 
 class Manifest(BaseModel):
@@ -42,7 +48,7 @@ class Manifest(BaseModel):
     format: int = FORMAT
     embedcomp: str = embedcomp.__version__
     created: str
-    source: ModelSource
+    source: dict[str, Any] | None = None  # None: a model that only its owner's code can build
     plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
     training: dict[str, Any] = {}  # settings and history
     metrics: dict[str, Any] = {}  # by split
@@ -84,11 +90,59 @@ class Artifact:
 
     @property
     def plan(self) -> Plan | None:
+        from embedcomp.compress.plan import Plan
+
         return Plan.from_dict(self.manifest.plan) if self.manifest.plan is not None else None
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from.
+
+        Raises:
+            BadArtifact: it was saved from its owner's program, which alone can build it.
+        """
+        from embedcomp.source import ModelSource
+
+        if self.manifest.source is None:
+            raise BadArtifact(
+                f"{self.folder} was saved with embedcomp.save, and only the program that holds its "
+                "model can train or compress it; here it can be served"
+            )
+        return ModelSource(**self.manifest.source)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it scores raw columns; else what the model itself takes."""
+        return (self.folder / "features").is_dir()
 
     @cached_property
     def features(self) -> Features:
         return Features.load(self.folder / "features")
+
+    @cached_property
+    def standalone(self) -> Standalone | None:
+        """What a scorer needs; None: only the model's own code can score."""
+        return Standalone.load(self.folder)
+
+    @property
+    def tensors_file(self) -> Path:
+        return self.folder / TENSORS
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor.
+
+        Raises:
+            BadArtifact: the file is not readable.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found = load_file(self.tensors_file)
+        except SafetensorError as error:
+            raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
+        # cloned, since a mapped file is not aligned and BLAS then differs in the last bit
+        return {name: tensor.clone() for name, tensor in found.items()}
 
     def model(self) -> nn.Module:
         """The model with its stored tensors, in evaluation mode.
@@ -96,15 +150,17 @@ class Artifact:
         Raises:
             BadArtifact: the tensors do not fit the manifest's model.
         """
-        model = self.manifest.source.build_empty(self.features)
+        from embedcomp.compress.swap import empty_like
+
+        model = self.source.build_empty(self.features)
         if self.plan is not None:
             model = empty_like(model, self.plan)
+        tensors = self.tensors()
+        extra = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
         try:
-            tensors = load_file(self.folder / "model.safetensors")
-            # cloned, since a mapped file is not aligned and BLAS then differs in the last bit
-            aligned = {name: tensor.clone() for name, tensor in tensors.items()}
-            model.load_state_dict(aligned, assign=True)
-        except (SafetensorError, RuntimeError) as error:
+            state = {name: t for name, t in tensors.items() if name not in extra}
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
             raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
         return model.eval()
 
@@ -112,26 +168,39 @@ class Artifact:
 def save(
     out: str | Path,
     model: nn.Module,
-    features: Features,
-    source: ModelSource,
     *,
     bytes: Mapping[str, int],
+    alone: StandsAlone | None,
+    features: Features | None = None,
+    source: ModelSource | None = None,
     plan: Plan | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write a new version of the model under `out`, whole or not at all."""
+    """Write a new version of the model under `out`, whole or not at all.
+
+    Args:
+        alone: what it takes to score without the model's code.
+    """
+    import torch
+    from safetensors.torch import save_file
+
     versions = _versions(Path(out))
     target = Path(out) / str(versions[-1] + 1 if versions else 1)
     with replacing(target) as fresh:
-        features.save(fresh / "features")
-        tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-        save_file(tensors, fresh / "model.safetensors")
-        (fresh / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+        fresh.mkdir()
+        if features is not None:
+            features.save(fresh / "features")
+        tensors = alone.held if alone is not None else model.state_dict()
+        save_file(_apart(tensors), fresh / TENSORS)
+        (fresh / TENSORS).chmod(0o644)  # it is written for its owner alone
+        if alone is not None:
+            alone.standalone.save(fresh)
+            torch.export.save(alone.program, fresh / PROGRAM)
         files = sorted(f for f in fresh.rglob("*") if f.is_file())
         manifest = Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=source,
+            source=source.model_dump() if source is not None else None,
             plan=plan.to_dict() if plan is not None else None,
             training=dict(training or {}),
             metrics=dict(metrics or {}),
@@ -140,6 +209,17 @@ def save(
         )
         (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
     return Artifact.open(target)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        found[name] = own.clone() if own.data_ptr() in seen else own
+        seen.add(own.data_ptr())
+    return found
 
 
 def _versions(out: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,15 +12,20 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
+from embedcomp import artifact
+from embedcomp.artifact import Artifact
 from embedcomp.compress import planner, swap
 from embedcomp.compress.contract import Layer
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan
-from embedcomp.compress.sizes import module_bytes, parse_budget
+from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
 from embedcomp.compress.statistics import Score, measure
-from embedcomp.errors import BadModel
+from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import get as get_method
 from embedcomp.methods import names as method_names
+from embedcomp.scoring.export import stand_alone
+from embedcomp.scoring.standalone import PRECISIONS
+from embedcomp.served.layout import build
 
 Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by pattern of layers' names
 
@@ -28,6 +34,7 @@ Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by patter
 class _Original:
     """What it takes to put a model back as it was."""
 
+    plan: Plan  # that was carried out
     modules: dict[str, nn.Module]  # taken out, by name
     rest: dict[str, Tensor]  # copies of all other parameters and buffers, which may be trained on
 
@@ -100,7 +107,8 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
         raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
     planned = replace(whole, layers=tuple(p for p in whole.layers if p.method != "keep"))
     modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
-    _originals[model] = _Original(modules, {n: t.clone() for n, t in _rest(model, modules).items()})
+    rest = {n: t.clone() for n, t in _rest(model, modules).items()}
+    _originals[model] = _Original(whole, modules, rest)
     try:
         swap.apply_(model, planned, planned.measured.measured(found).layers)
     except BaseException:
@@ -152,6 +160,69 @@ def freeze_(model: nn.Module) -> None:
         CannotStore: training went beyond what a storage holds.
     """
     swap.freeze(model)
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    score: Score,
+    example: Any,
+    user: Collection[str] = (),
+    precision: str = "float32",
+) -> Artifact:
+    """Write an artifact that scores without the model's code, as a new version under `path`.
+
+    Args:
+        score: (model, inputs) -> logits [B].
+        example: inputs of at least one row, in tuples, lists, mappings or dataclasses: tensors with
+            the batch first, and KeyedJaggedTensors. The scorer takes the same structure.
+        user: features that are the same for all candidates of a request.
+        precision: that a scorer computes products in, "float32" or "bfloat16".
+
+    Raises:
+        CannotExport: torch.export cannot follow the model (the message has the line), or what it
+            made gives other scores than the model.
+    """
+    if precision not in PRECISIONS:
+        raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
+    alone = stand_alone(model, score, example, user=sorted(user), precision=precision)
+    swapped = _originals.get(model)
+    plan = None if swapped is None else swapped.plan
+    return artifact.save(path, model, alone=alone, bytes=model_bytes(model), plan=plan)
+
+
+def load_(model: nn.Module, path: str | Path) -> None:
+    """Fill a fresh model of the same code from an artifact; compressed layers take their places.
+
+    Args:
+        path: NAME (its newest version) or NAME/VERSION, written by `save`.
+
+    Raises:
+        BadArtifact: there is none, or it is another model's; the model is as it was.
+    """
+    opened = Artifact.open(path)
+    alone = opened.standalone
+    if alone is None:
+        raise BadArtifact(f"{opened.folder} does not say which of its layers are compressed")
+    held, before = opened.tensors(), dict(model.state_dict())
+    replaced = {}
+    try:
+        for name, layout in alone.layers.items():
+            parent, _, child = name.rpartition(".")
+            replaced[name] = model.get_submodule(name)
+            layer = build(layout).train(model.training)
+            setattr(model.get_submodule(parent), child, layer)
+        buffers = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+        model.load_state_dict({n: t for n, t in held.items() if n not in buffers})
+    except (AttributeError, RuntimeError) as error:
+        for name, module in replaced.items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module)
+        model.load_state_dict(before)
+        raise BadArtifact(
+            f"{opened.folder} is not of this model: {' '.join(str(error).split())}"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

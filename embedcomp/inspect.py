@@ -19,7 +19,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.folder),
         "created": manifest.created,
         "embedcomp": manifest.embedcomp,
-        "model": manifest.source.model_dump(),
+        "model": manifest.source,
         "bytes": {**manifest.bytes, "disk": disk_bytes(artifact.folder)},
         "metrics": manifest.metrics,
         "features": [

@@ -6,6 +6,7 @@ evaluating go a piece at a time and their results are sums, so shards of them ca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from embedcomp.files import remove
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
+from embedcomp.scoring.export import CannotExport, StandsAlone, stand_alone_from_log
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers
@@ -137,7 +139,7 @@ def compress(
         data = Data(log, original.features)
         history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
     training = {"settings": asdict(settings), "history": history}
-    return _saved(out, compressed, original.features, original.manifest.source, training, plan)
+    return _saved(out, compressed, original.features, original.source, training, plan)
 
 
 def control(
@@ -152,7 +154,7 @@ def control(
     model = original.model()
     history = tune.control(model, Data(log, original.features), settings.tune, _scratch(out), watch)
     training = {"settings": asdict(settings.tune), "history": history}
-    return _saved(out, model, original.features, original.manifest.source, training, None)
+    return _saved(out, model, original.features, original.source, training, None)
 
 
 def summary(made: Artifact) -> dict[str, Any]:
@@ -188,8 +190,9 @@ def _saved(
         artifact.save(
             out,
             model,
-            features,
-            source,
+            features=features,
+            source=source,
+            alone=_alone(model, features),
             bytes=model_bytes(model),
             plan=plan,
             training=training,
@@ -198,6 +201,15 @@ def _saved(
         remove(_scratch(out))
     workers.wait()
     return Artifact.open(out)
+
+
+def _alone(model: nn.Module, features: Features) -> StandsAlone | None:
+    """What it takes to score without the model's code; a model that cannot be exported needs it."""
+    try:
+        return stand_alone_from_log(model, features)
+    except CannotExport as error:
+        logging.getLogger(__name__).warning("only the model's own code can score it: %s", error)
+        return None
 
 
 def _best(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,61 +1,214 @@
-"""Scores from raw columns: an artifact's features and model, nothing of the network around it."""
+"""Scores from an artifact, of raw columns or of a model's own inputs, without the model's code."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from embedcomp.artifact import Artifact
-from embedcomp.errors import BadRequest
-from embedcomp.log.batches import to_batch
+from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.log.features import Features
-from embedcomp.served.fused import fuse
+from embedcomp.scoring import native
+from embedcomp.scoring.engine import Engine
+from embedcomp.scoring.lower import Work, lower
+from embedcomp.scoring.prepare import Part, encoded, from_parts, prepared, refuse_several
+from embedcomp.scoring.standalone import PRECISIONS, Standalone
+from embedcomp.scoring.tensors import mapped
 
 
 class Scorer:
-    """Scores candidates with one version of a model; safe to call from several threads."""
+    """Scores candidates with one version of a model; safe to call from several threads.
 
-    def __init__(self, artifact: Artifact):
+    Where the artifact's dense part is a graph, the compiled engine runs it and torch is not even
+    imported; else torch runs the exported program.
+
+    Args:
+        threads: that share the rows of a large call; None: one a core.
+        precision: of products, "float32" or "bfloat16"; None: as the artifact says.
+
+    Raises:
+        BadSettings: there is no such precision, or torch has to score and knows no other.
+    """
+
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = 1, precision: str | None = None
+    ):
         self.name, self.version = artifact.name, artifact.version
-        self.features: Features = artifact.features
-        self._model = fuse(artifact.model())
+        if precision not in (None, *PRECISIONS):
+            raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
+        self._features = artifact.features if artifact.has_features else None
+        self.alone = artifact.standalone
+        self.precision = precision or (self.alone.precision if self.alone else "float32")
+        self._runs = _opened(artifact, threads, precision)
 
     @classmethod
-    def open(cls, path: str | Path) -> Scorer:
+    def open(
+        cls, path: str | Path, *, threads: int | None = 1, precision: str | None = None
+    ) -> Scorer:
         """Load NAME (its newest version) or NAME/VERSION.
 
         Raises:
             BadArtifact: there is none, or it is damaged.
         """
-        return cls(Artifact.open(path))
+        return cls(Artifact.open(path), threads=threads, precision=precision)
 
-    def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
+    @property
+    def features(self) -> Features:
+        """What raw columns are encoded by."""
+        if self._features is None:
+            raise BadSettings(f"{self.name} takes its model's inputs, and no raw columns")
+        return self._features
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it scores raw columns."""
+        return self._features is not None
+
+    @property
+    def engine(self) -> str:
+        """What runs the model, and why not the compiled engine."""
+        return self._runs.description
+
+    @property
+    def work(self) -> Work | None:
+        """What a row costs the compiled engine; None where torch scores."""
+        return self._runs.work
+
+    @property
+    def splits(self) -> bool:
+        """Whether the user's part of the model is computed once for all candidates."""
+        return self._runs.splits
+
+    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
+        """A call that scores these inputs, which are prepared already: for measuring."""
+        return self._runs.call(items, user)
+
+    def score(
+        self, items: Any, user: pa.RecordBatch | None = None, *, one_user: bool = False
+    ) -> np.ndarray:
         """Click probabilities float32 [B].
 
         Args:
-            items: raw columns, one row a candidate; nulls allowed.
-            user: one row of columns that hold for every candidate.
+            items: raw columns, one row a candidate, nulls allowed; or the model's own inputs, of
+                the same structure as the example's that it was saved with.
+            user: one row of raw columns that hold for every candidate.
+            one_user: the model's inputs have one user's features in all rows, so that their part
+                of the model needs to be computed once.
 
         Raises:
-            BadRequest: a feature is missing, given twice or of the wrong type.
+            BadRequest: a feature is missing, given twice or of the wrong type; or the rows have
+                several users.
+            BadId: an id is out of its table's range.
         """
-        columns = dict(zip(items.schema.names, items.columns, strict=True))
+        if isinstance(items, pa.RecordBatch):
+            return self._score_columns(items, user)
         if user is not None:
-            columns |= _user_columns(user, columns)
-        rows = self.features.encode(columns, items.num_rows)
-        if not len(rows):  # torchrec cannot split an empty KeyedJaggedTensor
-            return rows.labels
-        batch = to_batch(rows, self.features.keys)
-        with torch.inference_mode():
-            logits = self._model(batch.dense, batch.sparse).view(-1)
-            scores: np.ndarray = torch.sigmoid(logits.float()).numpy()
-        return scores
+            raise BadRequest("user", "comes with raw columns only; else set one_user")
+        return self._runs.score_inputs(items, one_user)
+
+    def _score_columns(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
+        columns = dict(zip(items.schema.names, items.columns, strict=True))
+        theirs = {} if user is None else _user_columns(user, columns)
+        return self._runs.score_columns(self.features, columns, theirs, items.num_rows)
 
 
-def _user_columns(user: pa.RecordBatch, items: dict[str, pa.Array]) -> dict[str, pa.Array]:
+class _Runs(Protocol):
+    """What runs a model."""
+
+    description: str
+    work: Work | None
+    splits: bool
+
+    def call(
+        self, items: Sequence[Part], user: Sequence[Part] | None
+    ) -> Callable[[], np.ndarray]: ...
+
+    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray: ...
+
+    def score_columns(
+        self,
+        features: Features,
+        items: Mapping[str, pa.Array],
+        user: Mapping[str, pa.Array],
+        rows: int,
+    ) -> np.ndarray: ...
+
+
+def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> _Runs:
+    alone = artifact.standalone
+    if alone is not None and alone.graph is not None and native.library() is not None:
+        return _Native(alone, mapped(artifact.tensors_file), threads, precision)
+    if precision == "bfloat16":
+        reason = native.NotBuilt() if alone is None or alone.graph is not None else alone.reason
+        raise BadSettings(f"{artifact.name} is scored by torch, in float32: {reason}")
+    from embedcomp.scoring import by_torch
+
+    return by_torch.opened(artifact)
+
+
+class _Native:
+    """The compiled engine."""
+
+    def __init__(
+        self,
+        alone: Standalone,
+        held: Mapping[str, np.ndarray],
+        threads: int | None,
+        precision: str | None,
+    ):
+        assert alone.graph is not None
+        self._alone = alone
+        used = precision or alone.precision
+        program = lower(
+            alone.graph,
+            alone.tensors(held),
+            alone.user,
+            alone.user_columns,
+            brain=used == "bfloat16",
+        )
+        self.work: Work | None = program.work
+        self.splits = program.splits
+        self._engine = Engine(alone.graph, program, alone.user, threads)
+        self.description = f"compiled engine, {used}"
+
+    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
+        ours = from_parts(items, self._alone.leaves)
+        theirs = None if user is None else from_parts(user, self._alone.leaves)
+        return partial(self._engine.score, ours, theirs)
+
+    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
+        read = prepared(inputs, self._alone.leaves)
+        if one_user and read.rows:
+            refuse_several(inputs, self._alone)
+        return self._engine.score(read, read if one_user else None)
+
+    def score_columns(
+        self,
+        features: Features,
+        items: Mapping[str, pa.Array],
+        user: Mapping[str, pa.Array],
+        rows: int,
+    ) -> np.ndarray:
+        everything = {**items, **user}
+        whole = set(features.user.names) <= user.keys() and not (
+            set(features.item.names) & user.keys()
+        )
+        if not user or not whole:
+            return self._engine.score(encoded(features.encode(everything, rows), features))
+        dense = features.encode_dense(everything, rows)
+        of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))
+        return self._engine.score(
+            encoded(of_items.encode(items, rows), of_items, dense),
+            encoded(of_user.encode(user, 1), of_user, dense),
+        )
+
+
+def _user_columns(user: pa.RecordBatch, items: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
     columns = dict(zip(user.schema.names, user.columns, strict=True))
     for name, column in columns.items():
         if len(column) != 1:

@@ -81,7 +81,12 @@ def test_each_save_is_a_new_version_and_the_newest_is_opened(
     model = original.model()
     for wanted in (1, 2, 3):
         made = artifact.save(
-            tmp_path / "m", model, original.features, SOURCE, bytes=model_bytes(model)
+            tmp_path / "m",
+            model,
+            features=original.features,
+            source=SOURCE,
+            alone=None,
+            bytes=model_bytes(model),
         )
         assert made.version == wanted
     assert Artifact.open(tmp_path / "m").version == 3

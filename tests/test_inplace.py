@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,260 +15,11 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.inference.modules import quantize_inference_model
-from torchrec.models.deepfm import SimpleDeepFMNN
-from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
-from torchrec.modules.embedding_configs import (
-    EmbeddingBagConfig,
-    EmbeddingConfig,
-    PoolingType,
-)
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
-from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection
-from torchrec.modules.itep_modules import GenericITEPModule
-from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
-from torchrec.modules.mc_modules import (
-    DistanceLFU_EvictionPolicy,
-    ManagedCollisionCollection,
-    MCHManagedCollisionModule,
-)
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 import embedcomp
 from embedcomp.errors import BadModel, BadSettings
-
-B, ROWS, DIM, DENSE = 48, 60, 8, 3
-TABLES = "*embedding_bags.*"
-
-
-def kjt(seed: int, keys: tuple[str, ...], *, weighted: bool = False) -> KeyedJaggedTensor:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(0, 4, (len(keys) * B,), generator=generator)
-    total = int(lengths.sum())
-    return KeyedJaggedTensor(
-        keys=list(keys),
-        values=torch.randint(0, ROWS, (total,), generator=generator),
-        lengths=lengths,
-        weights=torch.rand(total, generator=generator) if weighted else None,
-    )
-
-
-def bags(*, weighted: bool = False) -> EmbeddingBagCollection:
-    """Three tables, one of them read by two features, one of means."""
-    mean = PoolingType.SUM if weighted else PoolingType.MEAN
-    return EmbeddingBagCollection(
-        is_weighted=weighted,
-        tables=[_config("t1", ["a", "b"]), _config("t2", ["c"], mean), _config("t3", ["d"])],
-    )
-
-
-def _config(
-    name: str, features: list[str], pooling: PoolingType = PoolingType.SUM, dim: int = DIM
-) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(
-        name=name,
-        num_embeddings=ROWS,
-        embedding_dim=dim,
-        feature_names=features,
-        pooling=pooling,
-        init_fn=nn.init.normal_,
-    )
-
-
-class Case(NamedTuple):
-    """A model, inputs of it by seed, and how it is scored."""
-
-    model: nn.Module
-    inputs: Callable[[int], Any]
-    score: Callable[[nn.Module, Any], Tensor]
-
-
-def dense_and_sparse(seed: int) -> tuple[Tensor, KeyedJaggedTensor]:
-    return torch.randn(B, DENSE, generator=torch.Generator().manual_seed(seed)), kjt(
-        seed, ("a", "b", "c", "d")
-    )
-
-
-def call_both(model: nn.Module, inputs: tuple[Tensor, KeyedJaggedTensor]) -> Tensor:
-    return model(*inputs).view(-1)
-
-
-class OnTop(nn.Module):
-    """A user's model: any embedding module and a perceptron on what it gives."""
-
-    def __init__(self, below: nn.Module, read: Callable[[Any], Tensor], width: int):
-        super().__init__()
-        self.below, self.read = below, read
-        self.top = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 1))
-
-    def forward(self, inputs: Any) -> Tensor:
-        return self.top(self.read(self.below(inputs))).squeeze(1)
-
-
-def _case(below: nn.Module, read: Callable[[Any], Tensor], width: int, inputs: Any) -> Case:
-    return Case(OnTop(below, read, width), inputs, lambda model, x: model(x))
-
-
-def _values(output: KeyedTensor) -> Tensor:
-    return output.values()
-
-
-def _dlrm() -> Case:
-    return Case(DLRM(bags(), DENSE, [8, DIM], [16, 1]), dense_and_sparse, call_both)
-
-
-def _dlrm_dcn() -> Case:
-    model = DLRM_DCN(bags(), DENSE, [8, DIM], [16, 1], dcn_num_layers=2, dcn_low_rank_dim=4)
-    return Case(model, dense_and_sparse, call_both)
-
-
-def _dlrm_projection() -> Case:
-    model = DLRM_Projection(
-        bags(),
-        DENSE,
-        [8, DIM],
-        [16, 1],
-        interaction_branch1_layer_sizes=[2 * DIM],
-        interaction_branch2_layer_sizes=[3 * DIM],
-    )
-    return Case(model, dense_and_sparse, call_both)
-
-
-def _deepfm() -> Case:
-    model = SimpleDeepFMNN(DENSE, bags(), hidden_layer_size=16, deep_fm_dimension=5)
-
-    def logits(model: nn.Module, inputs: Any) -> Tensor:
-        return model(*inputs).view(-1).clamp(1e-6, 1 - 1e-6).logit()
-
-    return Case(model, dense_and_sparse, logits)
-
-
-def _weighted() -> Case:
-    keys = ("a", "b", "c", "d")
-    return _case(bags(weighted=True), _values, 4 * DIM, lambda s: kjt(s, keys, weighted=True))
-
-
-def _mixed_widths() -> Case:
-    configs = [_config("t1", ["a"], dim=8), _config("t2", ["b", "a"], PoolingType.MEAN, dim=12)]
-    below = EmbeddingBagCollection(tables=configs)
-    return _case(below, _values, 32, lambda s: kjt(s, ("b", "a")))
-
-
-def _feature_processed() -> Case:
-    positions = PositionWeightedModuleCollection(dict.fromkeys("abcd", 4))
-    below = FeatureProcessedEmbeddingBagCollection(bags(weighted=True), positions)
-    return _case(below, _values, 4 * DIM, lambda s: kjt(s, ("a", "b", "c", "d")))
-
-
-def _sequences() -> Case:
-    tables = [
-        EmbeddingConfig(
-            name=f"t_{f}",
-            num_embeddings=ROWS,
-            embedding_dim=DIM,
-            feature_names=[f],
-            init_fn=nn.init.normal_,
-        )
-        for f in "ab"
-    ]
-
-    def summed(found: Any) -> Tensor:
-        rows = [t.to_padded_dense(4).sum(1) for t in (found["a"], found["b"])]
-        return torch.cat(rows, 1)
-
-    inputs = lambda s: kjt(s, ("a", "b"))  # noqa: E731
-    return _case(EmbeddingCollection(tables=tables), summed, 2 * DIM, inputs)
-
-
-def _managed_collisions() -> Case:
-    inner = EmbeddingBagCollection(tables=[_config("t1", ["a"])])
-    remap = MCHManagedCollisionModule(
-        zch_size=ROWS,
-        device=torch.device("cpu"),
-        eviction_interval=1,
-        eviction_policy=DistanceLFU_EvictionPolicy(),
-        input_hash_size=1 << 20,
-    )
-    collisions = ManagedCollisionCollection({"t1": remap}, inner.embedding_bag_configs())
-    below = ManagedCollisionEmbeddingBagCollection(inner, collisions)
-    return _case(below, lambda found: found[0].values(), DIM, lambda s: kjt(s, ("a",)))
-
-
-def _itep() -> Case:
-    inner = EmbeddingBagCollection(tables=[_config("t1", ["a"])])
-    itep = GenericITEPModule(
-        table_name_to_unpruned_hash_sizes={"t1": ROWS},
-        lookups=[],
-        enable_pruning=True,
-        pruning_interval=1,
-    )
-    below = ITEPEmbeddingBagCollection(inner, itep)
-    return _case(below, _values, DIM, lambda s: kjt(s, ("a",)))
-
-
-class Plain(nn.Module):
-    """torch's own tables with what makes a naive swap go wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sum = nn.EmbeddingBag(ROWS, DIM, mode="sum", padding_idx=3)
-        self.mean = nn.EmbeddingBag(ROWS, DIM, mode="mean", padding_idx=-1, max_norm=1.5)
-        self.sequence = nn.Embedding(ROWS, DIM, padding_idx=0)
-        self.short = nn.Embedding(ROWS, DIM, max_norm=1.0)
-        self.out = nn.Linear(4 * DIM, 1)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = [
-            self.sum(ids),
-            self.mean(ids.reshape(-1), torch.arange(len(ids)) * ids.shape[1]),
-            self.sequence(ids).sum(1),
-            self.short(ids).mean(1),
-        ]
-        return self.out(torch.cat(rows, 1)).squeeze(1)
-
-
-def _plain() -> Case:
-    def ids(seed: int) -> Tensor:
-        found = torch.randint(0, ROWS, (B, 5), generator=torch.Generator().manual_seed(seed))
-        found[:, 0], found[0], found[1] = 0, 3, ROWS - 1
-        return found
-
-    return Case(Plain(), ids, lambda model, x: model(x))
-
-
-class ReadsWeight(nn.Module):
-    """A parent that reads the weights of its children."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.linear = nn.Embedding(ROWS, DIM), nn.Linear(DIM, DIM)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.linear(self.table(ids))
-        return (x @ self.table.weight.T).sum(1) + self.linear.weight.sum()
-
-
-def _reads_weight() -> Case:
-    ids = lambda s: torch.randint(0, ROWS, (B,), generator=torch.Generator().manual_seed(s))  # noqa: E731
-    return Case(ReadsWeight(), ids, lambda model, x: model(x))
-
-
-CASES = [
-    _dlrm,
-    _dlrm_dcn,
-    _dlrm_projection,
-    _deepfm,
-    _weighted,
-    _mixed_widths,
-    _feature_processed,
-    _sequences,
-    _managed_collisions,
-    _itep,
-    _plain,
-    _reads_weight,
-]
+from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, Plain, bags, config, dlrm, kjt, plain
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__.lstrip("_"))
@@ -369,7 +119,7 @@ def test_ids_out_of_range_raise_as_they_do_in_the_original():
 
 
 def test_an_untouched_collection_can_still_be_quantized():
-    case = _dlrm()
+    case = dlrm()
     embedcomp.swap_(case.model, {"dense_arch*": {"method": "low_rank", "rank": 2}})
     quantized = quantize_inference_model(copy.deepcopy(case.model))
     assert case.score(quantized, case.inputs(0)).shape == (B,)
@@ -377,7 +127,7 @@ def test_an_untouched_collection_can_still_be_quantized():
 
 def test_a_swapped_model_can_be_exported():
     torch.manual_seed(0)
-    case = _plain()
+    case = plain()
     case.model.eval()
     embedcomp.swap_(case.model, {"*": "row_int8"})
     ids = case.inputs(0)
@@ -404,7 +154,7 @@ def _quantized() -> nn.Module:
 
 def _fused() -> nn.Module:
     return FusedEmbeddingBagCollection(
-        [_config("t", ["a"])], torch.optim.SGD, {"lr": 0.1}, location=EmbeddingLocation.HOST
+        [config("t", ["a"])], torch.optim.SGD, {"lr": 0.1}, location=EmbeddingLocation.HOST
     )
 
 
@@ -482,7 +232,7 @@ def test_a_wrong_plan_is_one_sentence_and_changes_nothing(written: Any, message:
 
 
 def test_a_plan_of_another_model_is_refused():
-    case = _dlrm()
+    case = dlrm()
     plan = embedcomp.plan(case.model, batches(case), budget="50%", score=case.score)
     with pytest.raises(BadModel, match="cannot be swapped in this model"):
         embedcomp.swap_(nn.Sequential(bags()), plan)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from embedcomp.cli import compress, evaluate, log, serve, submit, train
+from embedcomp.cli import bench, compress, evaluate, log, serve, submit, train
 from embedcomp.errors import EmbedcompError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command()(train.train)
 app.command()(compress.compress)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
+app.command()(bench.bench)
 app.command()(serve.serve)
 app.command()(serve.predict)
 app.command()(submit.submit)

@@ -16,6 +16,10 @@ from embedcomp.files import replacing
 Json = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON to this file; - prints it.")
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of products: float32 or bfloat16; not given: as the artifact says."),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, as name=value; docs/settings.md lists them."),

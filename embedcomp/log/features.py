@@ -81,6 +81,20 @@ class Features:
     def multi(self) -> tuple[IdFeature, ...]:
         return tuple(f for f in self.ids if f.multi_valued)
 
+    @cached_property
+    def user(self) -> Features:
+        """Those that are the same for all candidates of a request."""
+        return self._of(lambda side: side == "user")
+
+    @cached_property
+    def item(self) -> Features:
+        """The others."""
+        return self._of(lambda side: side != "user")
+
+    def _of(self, wanted: Callable[[Side], bool]) -> Features:
+        ids = tuple(f for f in self.ids if wanted(f.side))
+        return Features(ids, tuple(f for f in self.dense if wanted(f.side)))
+
     @property
     def names(self) -> list[str]:
         return [f.name for f in self.ids] + [f.name for f in self.dense]
@@ -108,15 +122,24 @@ class Features:
         Raises:
             BadRequest: a feature is missing or its values are of the wrong type.
         """
-        dense = np.empty((rows, len(self.dense)), np.float32)
-        for i, feature in enumerate(self.dense):
-            dense[:, i] = _named(feature.name, columns, partial(_standardised, feature))
+        dense = self.encode_dense(columns, rows)
         single = np.empty((rows, len(self.single)), np.int32)
         for i, id_feature in enumerate(self.single):
             single[:, i] = _named(id_feature.name, columns, id_feature.vocabulary.encode)
         bags = tuple(_named(f.name, columns, partial(_bag, f.vocabulary)) for f in self.multi)
         bags = tuple(bag if len(bag) == rows else bag.repeat(rows) for bag in bags)
         return Rows(np.zeros(rows, np.float32), dense, single, bags)
+
+    def encode_dense(self, columns: Mapping[str, pa.Array], rows: int) -> np.ndarray:
+        """The dense columns alone: float32 [rows, D].
+
+        Raises:
+            BadRequest: as for `encode`.
+        """
+        dense = np.empty((rows, len(self.dense)), np.float32)
+        for i, feature in enumerate(self.dense):
+            dense[:, i] = _named(feature.name, columns, partial(_standardised, feature))
+        return dense
 
     def save(self, folder: Path) -> None:
         """Write features.json and one Parquet file a vocabulary into `folder`."""

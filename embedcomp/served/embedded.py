@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.served.fused import FusedTables
 from embedcomp.served.table import CompressedBag
 
 
@@ -40,10 +39,11 @@ class Embedded:
             embeddings: anything that makes a KeyedTensor of `sparse`.
             dense: float32 [B, D].
         """
-        if isinstance(embeddings, FusedTables):
-            codes, rows = embeddings.look_up(sparse, dense)
+        look_up = getattr(embeddings, "look_up", None)
+        if look_up is not None:  # FusedTables, and what stands for a collection
+            codes, rows = look_up(sparse, dense)
             return cls(codes, lambda: rows)
-        if isinstance(embeddings, EmbeddingBagCollection) and _folds(embeddings):
+        if isinstance(embeddings, EmbeddingBagCollection) and folds(embeddings):
             looked_up = _look_up(embeddings, sparse)
             codes = torch.cat([part.codes for part in looked_up] + [dense], 1)
             return cls(codes, lambda: torch.cat([p.decoded() for p in looked_up] + [dense], 1))
@@ -70,7 +70,8 @@ class _Pooled(NamedTuple):
         return self.bag.decoded(self.codes, self.constant)
 
 
-def _folds(embeddings: EmbeddingBagCollection) -> bool:
+def folds(embeddings: EmbeddingBagCollection) -> bool:
+    """Whether it gives codes, since decoders are folded into the layers that read them."""
     return any(getattr(bag, "folded", False) for bag in embeddings.embedding_bags.values())
 
 

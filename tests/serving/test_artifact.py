@@ -21,7 +21,14 @@ from serving.server import ScoringServer, ServerSettings
 def real_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
     out: Path = tmp_path_factory.mktemp("artifact") / "clicks"
-    artifact.save(out, source.build(FEATURES, seed=1), FEATURES, source, bytes={})
+    artifact.save(
+        out,
+        source.build(FEATURES, seed=1),
+        features=FEATURES,
+        source=source,
+        alone=None,
+        bytes={},
+    )
     return Scorer.open(out)
 
 

@@ -1,0 +1,622 @@
+// Scores rows by a program (engine.h): lookups, decoders, products and all, in one call.
+//
+// Rows go through the whole program a block at a time, so that what one operation writes is still
+// in the cache when the next one reads it. Plain C functions, called through ctypes (native.py);
+// several threads may call them at once.
+
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_X86_KERNELS
+#include <immintrin.h>
+#endif
+
+namespace {
+
+inline void prefetch(const uint8_t* at) {
+#if defined(__x86_64__)
+  asm volatile("prefetcht1 %0" : : "m"(*at));  // the builtin is dropped from loops as if for nothing
+#else
+  __builtin_prefetch(at);
+#endif
+}
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline float float_at(const uint8_t* x) {
+  float value;
+  std::memcpy(&value, x, 4);
+  return value;
+}
+
+inline float half_at(const uint8_t* x) {
+  uint16_t h;
+  std::memcpy(&h, x, 2);
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | ((rest & 0x3ff) << 13));
+  if (rest >= 0x400) return from_bits(sign | ((rest << 13) + 0x38000000));
+  const float value = float(rest) * 5.9604644775390625e-8f;  // a whole number of 2^-24
+  return sign ? -value : value;
+}
+
+inline float low_brain(uint32_t pair) { return from_bits(pair << 16); }
+inline float high_brain(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
+
+inline uint32_t brain_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >> 16) | 0x40;  // NaN stays NaN
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+inline uint32_t pair_of_brain(float low, float high) {
+  return brain_of(low) | (brain_of(high) << 16);
+}
+
+// x [rows, inputs] times a packed weight, to out [rows, outputs].
+struct Linear {
+  const void* a;  // floats, or pairs of bfloat16
+  int64_t lda;
+  const float* init;  // the sums begin with this,
+  int64_t init_stride;
+  const float* times;  // so many times, if it is not null
+  int64_t times_stride;
+  float* out;
+  int64_t out_stride;
+  bool relu;
+};
+
+// Dot products of n vectors x with m vectors y.
+struct Dots {
+  const float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  int64_t n, m, width;
+  const uint8_t* used;
+  const int32_t* run;
+  int32_t runs;
+  float* out;
+  int64_t out_stride;
+};
+
+struct LookUp {
+  const Stored* table;
+  const Ids* group;
+  int64_t place;
+  int64_t count;
+  bool mean, counted;
+  float* out;
+  int64_t out_stride;
+};
+
+struct Kernels {
+  void (*linear[2])(const Linear&, int64_t rows, const void* weight, int64_t inputs,
+                    int64_t outputs);
+  void (*dots[2])(const Dots&, int64_t rows, float* memory);
+  float (*multiply[2])(int64_t n);
+  void (*to_brain)(const float* x, int64_t stride, int64_t rows, int64_t n, uint32_t* out);
+  void (*copy)(const float* x, int64_t stride, int64_t rows, int64_t n, float* out,
+               int64_t out_stride);
+  int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
+  void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
+};
+
+namespace any_cpu {
+#include "kernels.inc"
+}
+
+#ifdef HAS_X86_KERNELS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace avx2 {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+
+#define HAS_VECTOR
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+namespace avx512 {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+
+#define HAS_BRAIN
+#define HAS_PERMUTE
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,prefer-vector-width=512")
+namespace avx512_bf16 {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+#endif
+
+// The kernels that this CPU can run, the best first.
+const std::vector<const Kernels*>& all_kernels() {
+  static const std::vector<const Kernels*> found = [] {
+    std::vector<const Kernels*> able;
+#ifdef HAS_X86_KERNELS
+    __builtin_cpu_init();
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
+      able.push_back(&avx512_bf16::kernels);
+    if (wide) able.push_back(&avx512::kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      able.push_back(&avx2::kernels);
+#endif
+    able.push_back(&any_cpu::kernels);
+    return able;
+  }();
+  return found;
+}
+
+std::atomic<int32_t> used_kernels{0};
+
+const Kernels& chosen() { return *all_kernels()[used_kernels.load(std::memory_order_relaxed)]; }
+
+// Where a buffer's row 0 begins, and how far the next one is; 0: all rows are one.
+struct View {
+  float* at;
+  int64_t stride;
+};
+
+// Memory of one thread, kept between calls.
+class Arena {
+ public:
+  float* take(int64_t floats) {
+    if (int64_t(memory_.size()) < floats + 16) memory_.resize(floats + 16);
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.data());
+    return reinterpret_cast<float*>((at + 63) / 64 * 64);
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+class Run {
+ public:
+  Run(const Program& program, const Call& call, const float* user, float* memory, int64_t block)
+      : p_(program), c_(call), kernels_(chosen()), block_(block), shared_(user != nullptr) {
+    item_ = memory;
+    user_ = shared_ ? const_cast<float*>(user) : item_ + block * p_.item_width;
+    scratch_ = item_ + block * (p_.item_width + (shared_ ? 0 : p_.user_width));
+    dots_ = scratch_ + 2 * block * p_.scratch + 64;
+  }
+
+  static int64_t memory(const Program& p, int64_t block) {
+    return block * (p.item_width + p.user_width + 2 * p.scratch) + p.dots + 256;
+  }
+
+  // Rows [first, first + rows) through some operations, or the problem with them. While they are
+  // computed, the stored rows of the `next` rows after them are brought near.
+  Problem operations(const Op* ops, int64_t count, int64_t first, int64_t rows, int64_t next,
+                     int64_t* bad) {
+    int64_t look_ups = 0, near = 0;
+    while (look_ups < count && ops[look_ups].kind == kLookUp) ++look_ups;
+    for (int64_t i = 0; i < count; ++i) {
+      const Problem problem = operation(ops[i], first, rows, bad);
+      if (problem != kNone) return problem;
+      if (i < look_ups || next == 0) continue;
+      const int64_t until = look_ups * (i + 1 - look_ups) / (count - look_ups);
+      for (; near < until; ++near) prefetch_rows(ops[near], first + rows, next);
+    }
+    return kNone;
+  }
+
+  void prefetch_all(const Op* ops, int64_t count, int64_t first, int64_t rows) const {
+    for (int64_t i = 0; i < count && ops[i].kind == kLookUp; ++i)
+      prefetch_rows(ops[i], first, rows);
+  }
+
+  View view(int64_t buffer) const {
+    const Buffer& b = p_.buffers[buffer];
+    if (b.constant != nullptr) return {const_cast<float*>(b.constant), 0};
+    if (b.stage == 1) return {user_ + b.at * (shared_ ? 1 : block_), shared_ ? 0 : b.width};
+    return {item_ + b.at * block_, b.width};
+  }
+
+ private:
+  Problem operation(const Op& op, int64_t first, int64_t rows, int64_t* bad) {
+    switch (op.kind) {
+      case kLookUp:
+        return look_up(op, first, rows, bad);
+      case kInput:
+        return input(op, first, rows, bad);
+      case kLinear:
+        linear(op, rows);
+        break;
+      case kDots:
+        dots(op, rows);
+        break;
+      case kUnary:
+        unary(op, rows);
+        break;
+      case kBinary:
+        binary(op, rows);
+        break;
+      default:
+        sum(op, rows);
+    }
+    return kNone;
+  }
+
+  // The pieces of an operand beside each other; they stay where they are if there is but one.
+  View bring(const Piece* pieces, int32_t count, int64_t rows, float*& scratch) {
+    if (count == 1) {
+      const View v = view(pieces->buffer);
+      return {v.at + pieces->at, v.stride};
+    }
+    int64_t width = 0;
+    for (int32_t i = 0; i < count; ++i) width += pieces[i].width;
+    int64_t at = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const View v = view(pieces[i].buffer);
+      kernels_.copy(v.at + pieces[i].at, v.stride, rows, pieces[i].width, scratch + at, width);
+      at += pieces[i].width;
+    }
+    const View brought{scratch, width};
+    scratch += rows * width;
+    return brought;
+  }
+
+  void prefetch_rows(const Op& op, int64_t first, int64_t rows) const {
+    const Stored& t = *op.table;
+    const Ids& group = c_.groups[c_.group[op.which]];
+    const int64_t place = c_.place[op.which];
+    for (int64_t r = first; r < first + rows; ++r) {
+      int64_t at = r * group.stride + place;
+      if (group.offsets != nullptr) {
+        at = group.offsets[place * group.batch + r];
+        if (at == group.offsets[place * group.batch + r + 1]) continue;
+      }
+      const int64_t id = group.ids[at];
+      if (id >= 0 && id < t.num_rows) {
+        const uint8_t* row = t.rows + id * t.row_bytes;
+        for (int64_t b = 0; b < t.row_bytes; b += 64) prefetch(row + b);
+        prefetch(row + t.row_bytes - 1);
+      }
+    }
+  }
+
+  Problem look_up(const Op& op, int64_t first, int64_t rows, int64_t* bad) {
+    const Ids& group = c_.groups[c_.group[op.which]];
+    const View out = view(op.out);
+    const LookUp what{op.table, &group, c_.place[op.which], op.times, op.mean != 0,
+                      op.counted != 0, out.at + op.out_at, out.stride};
+    const int64_t place = kernels_.look_up(what, first, rows);
+    if (place < 0) return kNone;
+    bad[0] = op.which;
+    bad[1] = group.ids[place];
+    return kBadId;
+  }
+
+  Problem input(const Op& op, int64_t first, int64_t rows, int64_t* bad) {
+    const View out = view(op.out);
+    const int64_t stride = c_.stride[op.which];
+    const float* x = c_.dense[op.which] + first * stride + op.inputs;
+    kernels_.copy(x, stride, rows, op.outputs, out.at + op.out_at, out.stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      float none = 0.0f;
+      for (int32_t c = 0; c < op.outputs; ++c) none += x[r * stride + c] * 0.0f;
+      if (none != 0.0f) {  // NaN: a number was not finite
+        bad[0] = op.which / 2;
+        bad[1] = first + r;
+        return kNotFinite;
+      }
+    }
+    return kNone;
+  }
+
+  void linear(const Op& op, int64_t rows) {
+    float* scratch = scratch_;
+    View x = bring(op.x, op.x_pieces, rows, scratch);
+    const View out = view(op.out);
+    const int64_t out_stride = op.times > 1 ? op.outputs : out.stride;
+    const int64_t vectors = rows * op.times, inputs = op.inputs, whole = op.times * inputs;
+    if (op.times > 1 && x.stride != whole) {  // vectors of several rows lie as one row's do
+      kernels_.copy(x.at, x.stride, rows, whole, scratch, whole);
+      x = {scratch, whole};
+      scratch += rows * whole;
+    }
+    const int64_t lda = op.times > 1 ? inputs : x.stride;
+    Linear product{x.at, lda,     op.bias, 0, nullptr, 0, out.at + op.out_at,
+                   out_stride, op.relu != 0};
+    if (op.counts.buffer >= 0) {
+      const View counts = view(op.counts.buffer);
+      product.times = counts.at + op.counts.at;
+      product.times_stride = counts.stride;
+    }
+    if (op.init >= 0) {
+      const View init = view(op.init);
+      product.init = init.at;
+      product.init_stride = init.stride;
+    }
+    if (!op.brain) return kernels_.linear[0](product, vectors, op.weight, inputs, op.outputs);
+    const int64_t pairs = (inputs + 1) / 2;
+    uint32_t* brain = reinterpret_cast<uint32_t*>(scratch);
+    kernels_.to_brain(x.at, lda, vectors, inputs, brain);
+    product.a = brain;
+    product.lda = pairs;
+    kernels_.linear[1](product, vectors, op.weight, pairs, op.outputs);
+  }
+
+  void dots(const Op& op, int64_t rows) {
+    float* scratch = scratch_;
+    const View x = bring(op.x, op.x_pieces, rows, scratch);
+    // without y, of x with itself
+    const View y = op.y_pieces == 0 ? x : bring(op.y, op.y_pieces, rows, scratch);
+    const View out = view(op.out);
+    const Dots what{x.at,    x.stride, y.at,   y.stride, op.times,           op.outputs, op.inputs,
+                    op.used, op.run,   op.runs, out.at + op.out_at, out.stride};
+    kernels_.dots[op.brain](what, rows, dots_);
+  }
+
+  void unary(const Op& op, int64_t rows) {
+    float* scratch = scratch_;
+    const View x = bring(op.x, op.x_pieces, rows, scratch), out = view(op.out);
+    for (int64_t r = 0; r < rows; ++r)
+      apply(op, x.at + r * x.stride, out.at + op.out_at + r * out.stride, op.outputs);
+  }
+
+  template <typename F>
+  static void each(const float* x, float* out, int64_t n, F f) {
+    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i]);
+  }
+
+  static float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+  static void apply(const Op& op, const float* x, float* out, int64_t n) {
+    const float low = op.low, high = op.high;
+    switch (op.which) {
+      case kCopy:
+        return each(x, out, n, [](float v) { return v; });
+      case kRelu:
+        return each(x, out, n, [](float v) { return v < 0.0f ? 0.0f : v; });
+      case kSigmoid:
+        return each(x, out, n, sigmoid);
+      case kTanh:
+        return each(x, out, n, [](float v) { return std::tanh(v); });
+      case kGelu:
+        return each(x, out, n, [](float v) {
+          return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f));
+        });
+      case kGeluTanh:
+        return each(x, out, n, [](float v) {
+          const float inner = 0.79788456080286536f * (v + 0.044715f * v * v * v);
+          return 0.5f * v * (1.0f + std::tanh(inner));
+        });
+      case kSilu:
+        return each(x, out, n, [](float v) { return v * sigmoid(v); });
+      case kNegative:
+        return each(x, out, n, [](float v) { return -v; });
+      case kAbs:
+        return each(x, out, n, [](float v) { return std::fabs(v); });
+      case kExp:
+        return each(x, out, n, [](float v) { return std::exp(v); });
+      case kLog:
+        return each(x, out, n, [](float v) { return std::log(v); });
+      case kSqrt:
+        return each(x, out, n, [](float v) { return std::sqrt(v); });
+      case kRsqrt:
+        return each(x, out, n, [](float v) { return 1.0f / std::sqrt(v); });
+      case kSquare:
+        return each(x, out, n, [](float v) { return v * v; });
+      case kReciprocal:
+        return each(x, out, n, [](float v) { return 1.0f / v; });
+      case kClamp:
+        return each(x, out, n, [=](float v) { return v < low ? low : v > high ? high : v; });
+      case kLogit:
+        return each(x, out, n, [](float v) { return std::log(v / (1.0f - v)); });
+      case kSoftplus:
+        return each(x, out, n, [](float v) { return v > 20.0f ? v : std::log1p(std::exp(v)); });
+      case kLeakyRelu:
+        return each(x, out, n, [=](float v) { return v < 0.0f ? low * v : v; });
+      case kElu:
+        return each(x, out, n, [=](float v) { return v < 0.0f ? low * std::expm1(v) : v; });
+      default:
+        return each(x, out, n, [=](float v) { return low * v + high; });
+    }
+  }
+
+  template <typename F>
+  static void both(const float* x, const float* y, float* out, int64_t n, F f) {
+    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i], y[i]);
+  }
+
+  void binary(const Op& op, int64_t rows) {
+    float* scratch = scratch_;
+    const View x = bring(op.x, op.x_pieces, rows, scratch);
+    const View y = bring(op.y, op.y_pieces, rows, scratch);
+    const View out = view(op.out);
+    const int64_t n = op.outputs;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float *a = x.at + r * x.stride, *b = y.at + r * y.stride;
+      float* o = out.at + op.out_at + r * out.stride;
+      switch (op.which) {
+        case kAdd:
+          both(a, b, o, n, [](float p, float q) { return p + q; });
+          break;
+        case kSubtract:
+          both(a, b, o, n, [](float p, float q) { return p - q; });
+          break;
+        case kMultiply:
+          both(a, b, o, n, [](float p, float q) { return p * q; });
+          break;
+        case kDivide:
+          both(a, b, o, n, [](float p, float q) { return p / q; });
+          break;
+        case kMaximum:  // NaN from either side stays
+          both(a, b, o, n, [](float p, float q) { return p != p || p > q ? p : q; });
+          break;
+        case kMinimum:
+          both(a, b, o, n, [](float p, float q) { return p != p || p < q ? p : q; });
+          break;
+        default:
+          both(a, b, o, n, [](float p, float q) { return std::pow(p, q); });
+      }
+    }
+  }
+
+  void sum(const Op& op, int64_t rows) {
+    float* scratch = scratch_;
+    const View x = bring(op.x, op.x_pieces, rows, scratch), out = view(op.out);
+    const int64_t n = op.times, width = op.outputs;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* a = x.at + r * x.stride;
+      float* o = out.at + op.out_at + r * out.stride;
+      if (width == 1) {  // many partial sums: more exact, and they fit a vector
+        float part[16] = {};
+        int64_t i = 0;
+        for (; i + 16 <= n; i += 16)
+          for (int c = 0; c < 16; ++c) part[c] += a[i + c];
+        for (int c = 0; i < n; ++i, ++c) part[c] += a[i];
+        for (int half = 8; half > 0; half /= 2)
+          for (int c = 0; c < half; ++c) part[c] += part[c + half];
+        *o = part[0];
+      } else {
+        for (int64_t c = 0; c < width; ++c) o[c] = a[c];
+        for (int64_t i = 1; i < n; ++i)
+          for (int64_t c = 0; c < width; ++c) o[c] += a[i * width + c];
+      }
+    }
+  }
+
+  const Program& p_;
+  const Call& c_;
+  const Kernels& kernels_;
+  const int64_t block_;
+  const bool shared_;
+  float *item_, *user_, *scratch_, *dots_;
+};
+
+thread_local Arena arena;
+
+// A call whose inputs have been checked, with lengths summed up to offsets, for as long as the next
+// one is not made.
+class Checked {
+ public:
+  // The call, or null where an input's bags do not fit its ids.
+  const Call* of(const Call& call, int64_t* bad) {
+    groups_.assign(call.groups, call.groups + call.count);
+    call_ = call;
+    call_.groups = groups_.data();
+    int64_t needed = 0;
+    for (const Ids& group : groups_)
+      if (group.lengths != nullptr) needed += group.features * group.batch + 1;
+    if (int64_t(offsets_.size()) < needed) offsets_.resize(needed);
+    int64_t* at = offsets_.data();
+    for (Ids& group : groups_) {
+      if (group.lengths == nullptr && group.offsets == nullptr) continue;
+      const int64_t bags = group.features * group.batch;
+      bool fits = true;
+      if (group.lengths != nullptr) {
+        int64_t sum = at[0] = 0;
+        for (int64_t i = 0; i < bags; ++i) {
+          fits &= group.lengths[i] >= 0 && group.lengths[i] <= group.total;
+          at[i + 1] = sum += group.lengths[i];
+        }
+        fits &= sum == group.total;
+        group.offsets = at;
+        at += bags + 1;
+      } else {
+        fits = group.offsets[0] == 0 && group.offsets[bags] == group.total;
+        for (int64_t i = 0; i < bags; ++i) fits &= group.offsets[i] <= group.offsets[i + 1];
+      }
+      if (!fits) {
+        bad[0] = &group - groups_.data();
+        return nullptr;
+      }
+    }
+    return &call_;
+  }
+
+ private:
+  std::vector<Ids> groups_;
+  std::vector<int64_t> offsets_;
+  Call call_{};
+};
+
+thread_local Checked checked;
+
+}  // namespace
+
+extern "C" {
+
+// What the user's stage gives for one row: user [user_width]. Returns a Problem.
+int32_t embedcomp_user(const Program* p, const Call* given, float* user, int64_t* bad) {
+  const Call* call = checked.of(*given, bad);
+  if (call == nullptr) return kBadBags;
+  Run run(*p, *call, user, arena.take(Run::memory(*p, 1)), 1);
+  run.prefetch_all(p->user_ops, p->user_count, 0, 1);
+  return run.operations(p->user_ops, p->user_count, 0, 1, 0, bad);
+}
+
+// Scores of rows [first, last): probabilities, or logits. user: what embedcomp_user gave for all of
+// them, or null where each row has its own. Returns a Problem.
+int32_t embedcomp_score(const Program* p, const Call* given, const float* user, int64_t first,
+                        int64_t last, int32_t probabilities, float* scores, int64_t* bad) {
+  const Call* call = checked.of(*given, bad);
+  if (call == nullptr) return kBadBags;
+  const int64_t block = std::min(p->block, std::max<int64_t>(last - first, 1));
+  Run run(*p, *call, user, arena.take(Run::memory(*p, block)), block);
+  const int64_t at_first = std::min(block, last - first);
+  if (user == nullptr) run.prefetch_all(p->user_ops, p->user_count, first, at_first);
+  run.prefetch_all(p->item_ops, p->item_count, first, at_first);
+  for (int64_t row = first; row < last; row += block) {
+    const int64_t rows = std::min(block, last - row), next = std::min(block, last - row - rows);
+    Problem problem = kNone;
+    if (user == nullptr)
+      problem = run.operations(p->user_ops, p->user_count, row, rows, next, bad);
+    if (problem == kNone)
+      problem = run.operations(p->item_ops, p->item_count, row, rows, next, bad);
+    if (problem != kNone) return problem;
+    const View out = run.view(p->out);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float logit = out.at[r * out.stride];
+      if (!std::isfinite(logit)) {
+        bad[1] = row + r;
+        return kNoScore;
+      }
+      scores[row + r] = probabilities ? float(1.0 / (1.0 + std::exp(-double(logit)))) : logit;
+    }
+  }
+  return kNone;
+}
+
+// Stored rows [first, last) as floats [last - first, width], codes of columns as they are.
+void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out) {
+  for (int64_t r = first; r < last; ++r) {
+    float* row = out + (r - first) * table->width;
+    std::fill(row, row + table->width, 0.0f);
+    chosen().add_row(*table, table->rows + r * table->row_bytes, 1.0f, row);
+  }
+}
+
+// Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].
+void embedcomp_to_brain(const float* x, int64_t n, int64_t width, uint32_t* out) {
+  chosen().to_brain(x, width, n, width, out);
+}
+
+// So many vector products of floats (brain 0) or pairs of bfloat16, for how fast they can be.
+float embedcomp_multiply(int32_t brain, int64_t n) { return chosen().multiply[brain](n); }
+
+// Use the kernels of another kind of CPU, 0 the best, for tests; returns how many there are.
+int32_t embedcomp_kernels(int32_t which) {
+  const int32_t count = int32_t(all_kernels().size());
+  if (which >= 0 && which < count) used_kernels = which;
+  return count;
+}
+
+}  // extern "C"

@@ -1,0 +1,139 @@
+// What Python fills in and the engine reads; native.py has the same structures for ctypes.
+//
+// A program scores rows by a list of operations on buffers. A buffer holds `width` floats a row; an
+// operation reads columns of buffers (pieces) and writes a whole buffer. Operations of the user
+// stage read nothing of the items, so one user's rows need them once.
+
+#pragma once
+
+#include <cstdint>
+
+// What is wrong with a call, and what `bad` then holds.
+enum Problem : int32_t {
+  kNone = 0,
+  kBadId = 1,      // feature, id
+  kBadBags = 2,    // group: its offsets do not fit its ids
+  kNotFinite = 3,  // dense input, row
+  kNoScore = 4,    // 0, row
+};
+
+// How a table's rows are stored.
+enum RowKind : int32_t {
+  kFloat32 = 0,
+  kFloat16 = 1,
+  kRowInt8 = 2,      // fp16 scale and bias end a row
+  kRowInt4 = 3,
+  kColumnInt8 = 4,   // the codes as they are; scales are in the decoder
+  kColumnInt4 = 5,
+  kColumnMixed = 6,  // of `bits` each
+};
+
+enum OpKind : int32_t {
+  kLookUp = 0,  // rows of a table, pooled
+  kInput = 1,   // columns of a dense input
+  kLinear = 2,
+  kDots = 3,
+  kUnary = 4,
+  kBinary = 5,
+  kSum = 6,
+};
+
+enum Unary : int32_t {
+  kCopy = 0, kRelu, kSigmoid, kTanh, kGelu, kGeluTanh, kSilu, kNegative, kAbs, kExp, kLog, kSqrt,
+  kRsqrt, kSquare, kReciprocal, kClamp, kLogit, kSoftplus, kLeakyRelu, kElu, kAffine,
+};
+
+enum Binary : int32_t { kAdd = 0, kSubtract, kMultiply, kDivide, kMaximum, kMinimum, kPower };
+
+struct Stored {
+  const uint8_t* rows;
+  int64_t row_bytes;
+  int64_t num_rows;
+  const int32_t* byte;  // kColumnMixed: where each column's code begins,
+  const int32_t* bit;   // the bit in that byte,
+  const int32_t* mask;  // and its largest value
+  int32_t kind;
+  int32_t width;
+  int64_t padding;  // id that counts for nothing, or -1
+};
+
+// Columns [at, at + width) of a buffer.
+struct Piece {
+  int32_t buffer;
+  int32_t at;
+  int32_t width;
+};
+
+struct Op {
+  int32_t kind;
+  int32_t which;     // Unary or Binary; kLookUp: the feature; kInput: the dense input
+  int32_t out;       // buffer,
+  int32_t out_at;    // and the first column in it
+  int32_t x_pieces;
+  int32_t y_pieces;
+  int32_t times;     // kLinear: vectors a row; kDots: vectors of x; kSum: terms; kLookUp: ids of
+                     // a bag in a matrix
+  int32_t inputs;    // kLinear: of one vector; kDots: of one vector; kInput: first column
+  int32_t outputs;   // columns that are put out (kLinear: of one vector); kDots: vectors of y
+  int32_t brain;     // kLinear and kDots: bfloat16 products, summed in float32
+  int32_t relu;      // kLinear: of what is put out
+  int32_t init;      // kLinear: buffer that the sum begins with, or -1
+  int32_t mean;      // kLookUp: of a bag's rows, not their sum
+  int32_t counted;   // kLookUp: the last column is how often a bag has the decoder's bias
+  int32_t runs;      // kDots: of what is put out
+  Piece counts;      // kLinear: how often a row has the bias; no buffer: once
+  float low;         // of kClamp, kLeakyRelu, kElu, kAffine
+  float high;
+  const Piece* x;
+  const Piece* y;
+  const void* weight;   // kLinear: packed
+  const float* bias;    // kLinear: [outputs], or null
+  const int32_t* run;   // kDots: [runs][2], place (in rows of padded y) and number of what is
+                        // put out
+  const uint8_t* used;  // kDots: [tiles of x][panels of y], whether any product is put out
+  const Stored* table;
+};
+
+// What a buffer holds: a number of floats a row, or a constant for all rows.
+struct Buffer {
+  int64_t at;  // first float: times rows in the arena of its stage
+  int64_t width;
+  int32_t stage;  // 0: a row's own, 1: the user's
+  int32_t reserved;
+  const float* constant;
+};
+
+struct Program {
+  const Op* user_ops;
+  const Op* item_ops;
+  const Buffer* buffers;
+  int64_t user_count;
+  int64_t item_count;
+  int64_t user_width;  // floats a row in the arena of each stage
+  int64_t item_width;
+  int64_t scratch;     // floats a row to bring pieces together
+  int64_t dots;        // floats for the products of one row
+  int64_t out;         // buffer of the logits
+  int64_t block;       // rows at a time
+};
+
+// Ids of several features.
+struct Ids {
+  const int64_t* ids;
+  const int64_t* offsets;  // [features * batch + 1]; null, with lengths: to be summed up from them;
+  const int64_t* lengths;  // null, without: ids are a matrix, one place a column
+  const float* weights;    // as ids, or null
+  int64_t batch;
+  int64_t stride;    // of a matrix's rows
+  int64_t features;  // of a jagged input
+  int64_t total;     // ids
+};
+
+struct Call {
+  const Ids* groups;
+  const int32_t* group;  // of each feature
+  const int32_t* place;  // of each feature in its group
+  const float* const* dense;
+  const int64_t* stride;  // of each dense input's rows
+  int64_t count;          // of groups
+};

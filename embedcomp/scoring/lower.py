@@ -1,0 +1,626 @@
+"""From a Graph to the engine's program: buffers, weights packed as the engine reads them, stages.
+
+What is decided here: decoders are multiplied into the linear layers that read them, activations
+into the layer before; a layer that reads the user's columns and the candidates' becomes two, of
+which the first is computed once for all candidates. Both ways of scoring run the same operations in
+the same order, so their scores are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from embedcomp.scoring import native
+from embedcomp.scoring.graph import Graph, Node, Run
+from embedcomp.scoring.tensors import Rows, Tensors
+
+BLOCK = 48  # rows at a time: what they need fits the second-level cache
+ITEM, USER = 0, 1
+TILE, PANEL, LANES = (
+    6,
+    64,
+    16,
+)  # rows of a tile, columns of a panel and of a vector, as in kernels.inc
+
+Piece = tuple[int, int, int]  # buffer, first column, number of columns
+_NONE: Piece = (-1, 0, 0)
+
+
+@dataclass
+class _Buffer:
+    width: int
+    stage: int
+    constant: np.ndarray | None = None
+
+
+@dataclass
+class _Op:
+    """An operation before it is written down for the engine."""
+
+    kind: int
+    stage: int
+    out: int
+    out_at: int = 0
+    x: list[Piece] = field(default_factory=list)
+    y: list[Piece] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    scratch: int = 0  # floats a row
+
+    @property
+    def reads(self) -> set[int]:
+        others = self.fields.get("init", -1), self.fields.get("counts", _NONE)[0]
+        return {piece[0] for piece in (*self.x, *self.y)} | {b for b in others if b >= 0}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Columns of the graph and where they are: `count` columns from `at` on, in one buffer."""
+
+    at: int
+    count: int
+    buffer: int
+    first: int  # column of the buffer
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one row costs: multiplications (each with an addition) by stage, and bytes."""
+
+    item_products: int
+    user_products: int
+    weight_bytes: int  # read by every block of rows
+    row_bytes: int  # of tables
+
+
+class Program:
+    """What the engine runs, with everything that it points to."""
+
+    def __init__(
+        self,
+        buffers: Sequence[_Buffer],
+        ops: Sequence[_Op],
+        out: int,
+        tables: Mapping[str, Rows],
+        work: Work,
+    ):
+        self.held: list[Any] = [tables]
+        self.work = work
+        self.rows = {name: table.stored.num_rows for name, table in tables.items()}
+        places = _places(buffers, ops, out)
+        packed = (native.Buffer * len(buffers))()
+        for made, buffer, at in zip(packed, buffers, places.at, strict=True):
+            made.at, made.width, made.stage = at, buffer.width, buffer.stage
+            if buffer.constant is not None:
+                made.constant = self._hold(buffer.constant)
+        users, items = ([self._op(op) for op in ops if op.stage == stage] for stage in (USER, ITEM))
+        user_ops, item_ops = (native.Op * len(users))(*users), (native.Op * len(items))(*items)
+        self.held += [packed, user_ops, item_ops]
+        self.struct = native.Program(
+            user_ops=user_ops,
+            item_ops=item_ops,
+            buffers=packed,
+            user_count=len(users),
+            item_count=len(items),
+            user_width=places.user,
+            item_width=places.item,
+            scratch=max((op.scratch for op in ops), default=0) + 1,
+            dots=max((op.fields.get("products", 0) for op in ops), default=0),
+            out=out,
+            block=BLOCK,
+        )
+        self.splits = bool(users)
+
+    def _op(self, op: _Op) -> native.Op:
+        values = {name: v for name, v in op.fields.items() if name != "products"}
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                values[name] = self._hold(value)
+        table, counts = values.pop("table", None), native.Piece(*values.pop("counts", _NONE))
+        defaults = {"init": -1, "times": 1, "counts": counts}
+        made = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
+        made.x, made.x_pieces = self._pieces(op.x), len(op.x)
+        made.y, made.y_pieces = self._pieces(op.y), len(op.y)
+        if table is not None:
+            made.table = ctypes.pointer(table)
+        return made
+
+    def _pieces(self, pieces: Sequence[Piece]) -> Any:
+        made = (native.Piece * max(len(pieces), 1))(*(native.Piece(*piece) for piece in pieces))
+        self.held.append(made)
+        return made
+
+    def _hold(self, array: np.ndarray) -> int:
+        self.held.append(array)
+        return int(array.ctypes.data)
+
+
+def lower(
+    graph: Graph,
+    tensors: Tensors,
+    user: Collection[str] = (),
+    user_columns: Mapping[int, Collection[int]] | None = None,
+    *,
+    brain: bool = False,
+) -> Program:
+    """The program of a graph.
+
+    Args:
+        user: names of the features that are the same for all candidates of a request.
+        user_columns: the same of dense inputs: by input, columns.
+        brain: products in bfloat16, summed in float32; else all in float32.
+    """
+    return _Lowering(graph, tensors, set(user), user_columns or {}, brain).program()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: Tensors,
+        user: set[str],
+        user_columns: Mapping[int, Collection[int]],
+        brain: bool,
+    ):
+        self.graph, self.tensors, self.brain = graph, tensors, brain
+        self.user, self.user_columns = user, user_columns
+        self.buffers: list[_Buffer] = []
+        self.ops: list[_Op] = []
+        self.sources: list[_Source] = []  # by `at`
+        self.tables: dict[str, Rows] = {}
+        self.raw: dict[int, int] = {}  # buffer of each feature's summed codes
+        self.decoded: dict[int, np.ndarray] = {}  # by `at`, for nodes that wait to be decoded
+        self.looked_up: dict[int, Node] = {}  # the same nodes
+        self.outputs: dict[tuple[int, str], int] = {}  # buffers of decoded rows, by feature, form
+        self.parents: dict[int, tuple[int, int]] = {}  # buffers within others, and where
+        self.products = {ITEM: 0, USER: 0}
+        self.weight_bytes = 0
+
+    def program(self) -> Program:
+        fused = self._activations()
+        for node in self.graph.nodes:
+            if node.at in fused:  # an activation that its layer has already
+                layer = fused[node.at]
+                self._place(node.at, node.width, self._pieces(((layer.at, layer.width),))[0][0])
+            else:
+                relu = any(layer is node for layer in fused.values())
+                getattr(self, f"_{node.op}")(node, relu)
+        ((out, at, _),) = self._pieces(((self.graph.out, 1),))
+        if at or self.buffers[out].width != 1:
+            out = self._unary_of([(out, at, 1)], "copy")
+        if self.buffers[out].stage == USER:  # no candidate matters
+            out = self._unary_of([(out, 0, 1)], "copy", stage=ITEM)
+        for op in self.ops:
+            self._settle(op)
+        # lookups first, so that the next block's rows can be brought near meanwhile
+        self.ops.sort(key=lambda op: op.kind != native.LOOK_UP)
+        rows = sum(self.tables[f.table].stored.row_bytes for f in self.graph.features)
+        work = Work(self.products[ITEM], self.products[USER], self.weight_bytes, rows)
+        return Program(self.buffers, self.ops, out, self.tables, work)
+
+    def _together(self, pieces: list[Piece]) -> list[Piece]:
+        """Whole buffers as neighbours within a new one, so that nothing has to be copied.
+
+        Left as they are where one is of another stage, or lies within another buffer already.
+        """
+        stages = {self.buffers[buffer].stage for buffer, _, _ in pieces}
+        names = [buffer for buffer, _, _ in pieces]
+        apart = {
+            op.out for op in self.ops if op.fields.get("times", 1) > 1 and op.kind == native.LINEAR
+        }
+        for buffer, at, width in pieces:
+            held = self.buffers[buffer]
+            if at or width != held.width or held.constant is not None or buffer in apart:
+                return pieces
+        if len(pieces) < 2 or len(stages) > 1 or len(set(names)) < len(names):
+            return pieces
+        if self.parents.keys() & set(names):
+            return pieces
+        whole = self._buffer(sum(piece[2] for piece in pieces), stages.pop())
+        at = 0
+        for buffer, _, width in pieces:
+            self.parents[buffer] = whole, at
+            at += width
+        return [(whole, 0, at)]
+
+    def _settle(self, op: _Op) -> None:
+        """Name the buffers that buffers lie in."""
+        op.x, op.y = ([self._settled(piece) for piece in of] for of in (op.x, op.y))
+        op.x, op.y = _joined(op.x), _joined(op.y)
+        op.out, op.out_at, _ = self._settled((op.out, 0, 0))
+        if "counts" in op.fields:
+            op.fields["counts"] = self._settled(op.fields["counts"])
+
+    def _settled(self, piece: Piece) -> Piece:
+        buffer, at, width = piece
+        while buffer in self.parents:
+            buffer, start = self.parents[buffer]
+            at += start
+        return buffer, at, width
+
+    def _activations(self) -> dict[int, Node]:
+        """Layers with a ReLU that nothing but it reads, by the first column of the ReLU."""
+        layers = {node.at: node for node in self.graph.nodes if node.op == "linear"}
+        found = {}
+        for node in self.graph.nodes:
+            if node.op == "unary" and node.name == "relu" and len(node.x) == 1:
+                layer = layers.get(node.x[0][0])
+                if layer is not None and node.x[0] == (layer.at, layer.width):
+                    readers = [n for n in self.graph.nodes if _overlaps(n, layer)]
+                    if (
+                        readers == [node]
+                        and not layer.at <= self.graph.out < layer.at + layer.width
+                    ):
+                        found[node.at] = layer
+        return found
+
+    def _buffer(self, width: int, stage: int, constant: np.ndarray | None = None) -> int:
+        self.buffers.append(_Buffer(width, stage, constant))
+        return len(self.buffers) - 1
+
+    def _place(self, at: int, count: int, buffer: int, first: int = 0) -> None:
+        self.sources.append(_Source(at, count, buffer, first))
+        self.sources.sort(key=lambda source: source.at)
+
+    def _pieces(self, runs: Iterable[Run], *, decode: bool = True) -> list[Piece]:
+        """Where columns are; tables that wait to be decoded are, unless they may stay."""
+        pieces: list[Piece] = []
+        for first, number in runs:
+            at, end = first, first + number
+            while at < end:
+                waiting = self._waiting(at)
+                if waiting is not None and decode:
+                    self._decode(waiting)
+                source = self._source(at)
+                taken = min(end, source.at + source.count) - at
+                start = source.first + at - source.at
+                if pieces and pieces[-1][0] == source.buffer and sum(pieces[-1][1:]) == start:
+                    pieces[-1] = (source.buffer, pieces[-1][1], pieces[-1][2] + taken)
+                else:
+                    pieces.append((source.buffer, start, taken))
+                at += taken
+        return pieces
+
+    def _source(self, column: int) -> _Source:
+        place = bisect_right(self.sources, column, key=lambda source: source.at) - 1
+        source = self.sources[place]
+        assert source.at <= column < source.at + source.count, (column, source)
+        return source
+
+    def _waiting(self, column: int) -> Node | None:
+        """The table that this column is of, if it is not decoded yet."""
+        for at, node in self.looked_up.items():
+            if at <= column < at + node.width:
+                return node
+        return None
+
+    def _stage(self, pieces: Iterable[Piece]) -> int:
+        """Of what reads them: the user's where everything is; constants are every stage's."""
+        return min((self.buffers[buffer].stage for buffer, _, _ in pieces), default=USER)
+
+    # One method an operation of the graph.
+
+    def _input(self, node: Node, _: bool) -> None:
+        columns = self.user_columns.get(node.which, ())
+        stages = np.array([node.column + i in columns for i in range(node.width)], np.int8)
+        edges = [0, *(np.flatnonzero(np.diff(stages)) + 1).tolist(), node.width]
+        for first, last in pairwise(edges):
+            stage = USER if stages[first] else ITEM
+            out = self._buffer(last - first, stage)
+            columns_of = {"inputs": node.column + first, "outputs": last - first}
+            fields = {"which": 2 * node.which + stage, **columns_of}
+            self.ops.append(_Op(native.INPUT, stage, out, fields=fields))
+            self._place(node.at + first, last - first, out)
+
+    def _look_up(self, node: Node, _: bool) -> None:
+        feature = self.graph.features[node.which]
+        if feature.table not in self.tables:
+            self.tables[feature.table] = self.tensors.table(feature.table)
+        table = self.tables[feature.table]
+        mapping = table.decoder if node.form == "rows" else table.codes
+        if node.which not in self.raw:
+            counted = table.decoder is not None or table.codes is not None
+            stage = USER if feature.name in self.user else ITEM
+            out = self._buffer(table.width + counted, stage)
+            fields = {
+                "which": node.which,
+                "times": feature.count,
+                "table": table.stored,
+                "counted": counted,
+                "mean": self.tensors.tables[feature.table].pooling == "mean",
+            }
+            self.ops.append(_Op(native.LOOK_UP, stage, out, fields=fields))
+            self.raw[node.which] = out
+        if mapping is None:
+            self._place(node.at, node.width, self.raw[node.which])
+        else:
+            self.looked_up[node.at], self.decoded[node.at] = node, mapping
+
+    def _decode(self, node: Node) -> None:
+        """Turn codes into rows, once, where something else than a linear layer reads them."""
+        del self.looked_up[node.at]
+        done = self.outputs.get((node.which, node.form))
+        if done is not None:  # the same rows are given twice
+            self._place(node.at, node.width, done)
+            return
+        raw = self.raw[node.which]
+        decoder, width = self.decoded[node.at], self.buffers[raw].width - 1
+        counts = (raw, width, 1)
+        out = self._product([(raw, 0, width)], decoder[:-1].T, decoder[-1], counts=counts)
+        self.outputs[node.which, node.form] = out
+        self._place(node.at, node.width, out)
+
+    def _weight(self, node: Node, _: bool) -> None:
+        if any(_overlaps(other, node) for other in self.graph.nodes):  # else it is read by name
+            constant = np.ascontiguousarray(self.tensors.weight(node.name), np.float32).reshape(-1)
+            self._place(node.at, node.width, self._buffer(node.width, USER, constant))
+
+    def _linear(self, node: Node, relu: bool) -> None:
+        weight = self.tensors.weight(node.name).astype(np.float64)
+        if node.form == "transposed":
+            weight = weight.T
+        bias = self.tensors.weight(node.bias).astype(np.float64) if node.bias else None
+        pieces, parts = self._read(node, weight)
+        stages = [self.buffers[buffer].stage for buffer, _, _ in pieces]
+        if node.times > 1 or len(set(stages)) == 1:
+            out = self._product(pieces, np.concatenate(parts, 1), bias, times=node.times, relu=relu)
+        else:
+            init = -1
+            for stage, its_bias in ((USER, bias), (ITEM, None)):
+                own = [i for i, of in enumerate(stages) if of == stage]
+                out = init = self._product(
+                    [pieces[i] for i in own],
+                    np.concatenate([parts[i] for i in own], 1),
+                    its_bias,
+                    init=init,
+                    relu=relu and stage == ITEM,
+                )
+        self._place(node.at, node.width, out)
+
+    def _read(self, node: Node, weight: np.ndarray) -> tuple[list[Piece], list[np.ndarray]]:
+        """What a linear layer reads, and the columns of its weight for each piece.
+
+        Where codes are no wider than the rows that they stand for, their decoder is multiplied into
+        the weight.
+        """
+        if node.times > 1:
+            return self._pieces(node.x), [weight]
+        pieces: list[Piece] = []
+        parts: list[np.ndarray] = []
+        column = 0
+        for first, number in node.x:
+            at, end = first, first + number
+            while at < end:
+                waiting = self._waiting(at)
+                if waiting is not None and (
+                    waiting.at != at
+                    or waiting.at + waiting.width > end
+                    or len(self.decoded[at]) > waiting.width
+                ):
+                    self._decode(waiting)
+                    waiting = None
+                if waiting is not None:
+                    raw, taken = self.raw[waiting.which], waiting.width
+                    pieces.append((raw, 0, self.buffers[raw].width))
+                    parts.append(weight[:, column : column + taken] @ self.decoded[at].T)
+                else:
+                    source = self._source(at)
+                    taken = min(end, source.at + source.count) - at
+                    pieces.append((source.buffer, source.first + at - source.at, taken))
+                    parts.append(weight[:, column : column + taken])
+                at += taken
+                column += taken
+        return pieces, parts
+
+    def _product(
+        self,
+        pieces: list[Piece],
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        *,
+        times: int = 1,
+        init: int = -1,
+        counts: Piece = _NONE,
+        relu: bool = False,
+    ) -> int:
+        """A linear operation; gives its buffer.
+
+        Args:
+            counts: how often a row has the bias; none: once.
+        """
+        outputs, inputs = weight.shape
+        pieces = _joined(pieces)
+        stage = self._stage(pieces)
+        out = self._buffer(times * outputs, stage)
+        packed = pack(np.ascontiguousarray(weight, np.float32), brain=self.brain)
+        fields: dict[str, Any] = {
+            "weight": packed,
+            "times": times,
+            "inputs": inputs,
+            "outputs": outputs,
+            "brain": self.brain,
+            "relu": relu,
+            "init": init,
+            "counts": counts,
+        }
+        if bias is not None:
+            fields["bias"] = np.ascontiguousarray(bias, np.float32)
+        whole = times * inputs
+        scratch = whole * ((len(pieces) > 1) + (times > 1)) + self.brain * times * (inputs + 1) // 2
+        self.ops.append(
+            _Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1)
+        )
+        self.products[stage] += times * inputs * outputs
+        self.weight_bytes += packed.nbytes
+        return out
+
+    def _dots(self, node: Node, _: bool) -> None:
+        x, y = self._together(self._pieces(node.x)), self._together(self._pieces(node.y))
+        n, m, width = node.times, node.outputs, node.inputs
+        wanted = np.zeros(n * m, bool)
+        for other in self.graph.nodes:
+            for first, number in (*other.x, *other.y):
+                low, high = max(first, node.at), min(first + number, node.at + n * m)
+                wanted[low - node.at : max(high, low) - node.at] = True
+        runs = _runs(wanted, m)
+        out = self._buffer(int(wanted.sum()), self._stage([*x, *y]))
+        place = 0
+        for first, number in runs:
+            self._place(node.at + first, number, out, place)
+            place += number
+        padded, words = -(-m // LANES) * LANES, (width + 1) // 2 if self.brain else width
+        tiles = np.zeros((-(-n // TILE), padded // LANES), np.uint8)
+        rows, columns = np.divmod(np.flatnonzero(wanted), m)
+        tiles[rows // TILE, columns // LANES] = 1
+        fields = {
+            "times": n,
+            "inputs": width,
+            "outputs": m,
+            "brain": self.brain,
+            "runs": len(runs),
+            "run": np.array([(a // m * padded + a % m, k) for a, k in runs], np.int32),
+            "used": tiles,
+            "products": (n + TILE) * padded + words * padded + (n + m) * words + 64,
+        }
+        scratch = n * width * (len(x) > 1) + m * width * (len(y) > 1)
+        stage = self.buffers[out].stage
+        self.ops.append(_Op(native.DOTS, stage, out, 0, x, y, fields, scratch))
+        self.products[stage] += int(wanted.sum()) * width
+
+    def _unary(self, node: Node, _: bool) -> None:
+        out = self._unary_of(self._pieces(node.x), node.name, low=node.low, high=node.high)
+        self._place(node.at, node.width, out)
+
+    def _unary_of(
+        self,
+        x: list[Piece],
+        name: str,
+        *,
+        stage: int | None = None,
+        low: float = 0,
+        high: float = 0,
+    ) -> int:
+        width = sum(piece[2] for piece in x)
+        stage = self._stage(x) if stage is None else stage
+        out = self._buffer(width, stage)
+        fields = {"which": native.UNARIES.index(name), "outputs": width, "low": low, "high": high}
+        self.ops.append(_Op(native.UNARY, stage, out, x=x, fields=fields, scratch=width))
+        return out
+
+    def _binary(self, node: Node, _: bool) -> None:
+        x, y = self._pieces(node.x), self._pieces(node.y)
+        stage = self._stage([*x, *y])
+        out = self._buffer(node.width, stage)
+        fields = {"which": native.BINARIES.index(node.name), "outputs": node.width}
+        self.ops.append(_Op(native.BINARY, stage, out, 0, x, y, fields, 2 * node.width))
+        self._place(node.at, node.width, out)
+
+    def _sum(self, node: Node, _: bool) -> None:
+        x = self._pieces(node.x)
+        out = self._buffer(node.width, self._stage(x))
+        stage, scratch = self.buffers[out].stage, node.times * node.width
+        fields = {"times": node.times, "outputs": node.width}
+        self.ops.append(_Op(native.SUM, stage, out, x=x, fields=fields, scratch=scratch))
+        self._place(node.at, node.width, out)
+
+
+def pack(weight: np.ndarray, *, brain: bool) -> np.ndarray:
+    """A weight float32 [outputs, inputs] as the engine reads it: panels [inputs, up to 64 outputs].
+
+    In bfloat16, two inputs lie beside each other in one 32-bit word.
+    """
+    outputs, inputs = weight.shape
+    columns = weight.T  # [inputs, outputs]
+    if brain:
+        words = np.empty((outputs, (inputs + 1) // 2), np.uint32)
+        native.needed().embedcomp_to_brain(weight.ctypes.data, outputs, inputs, words.ctypes.data)
+        columns = words.T
+    panels = []
+    for first in range(0, outputs, PANEL):
+        part = columns[:, first : first + PANEL]
+        missing = -part.shape[1] % LANES
+        panels.append(np.pad(part, ((0, 0), (0, missing))).reshape(-1))
+    return np.concatenate(panels) if panels else np.zeros(0, columns.dtype)
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbours within one buffer as one piece."""
+    joined: list[Piece] = []
+    for buffer, at, width in pieces:
+        if joined and joined[-1][0] == buffer and sum(joined[-1][1:]) == at:
+            joined[-1] = (buffer, joined[-1][1], joined[-1][2] + width)
+        else:
+            joined.append((buffer, at, width))
+    return joined
+
+
+def _overlaps(reader: Node, node: Node) -> bool:
+    end = node.at + node.width
+    return any(first < end and node.at < first + n for first, n in (*reader.x, *reader.y))
+
+
+def _runs(wanted: np.ndarray, width: int) -> list[Run]:
+    """Runs of what is wanted, none of which goes on into the next row of `width`."""
+    places = np.flatnonzero(wanted)
+    breaks = np.flatnonzero((np.diff(places) != 1) | (places[1:] % width == 0)) + 1
+    return [(int(part[0]), len(part)) for part in np.split(places, breaks) if len(part)]
+
+
+@dataclass(frozen=True)
+class _Places:
+    at: list[int]
+    user: int  # floats a row
+    item: int
+
+
+def _places(buffers: Sequence[_Buffer], ops: Sequence[_Op], out: int) -> _Places:
+    """Where each buffer lies; a row's own are reused when nothing reads them any more."""
+    last = {buffer: i for i, op in enumerate(ops) for buffer in (op.out, *op.reads)}
+    at = [0] * len(buffers)
+    free: list[tuple[int, int]] = []  # (first, width), sorted
+    item = 0
+    written: dict[int, int] = {}
+    for i, op in enumerate(ops):
+        written.setdefault(op.out, i)
+    user = 0
+    for i, buffer in enumerate(buffers):
+        if buffer.stage == USER and i in written:
+            at[i], user = user, user + _padded(buffer.width)
+    for i, op in enumerate(ops):
+        if op.stage == ITEM and written[op.out] == i:
+            width = _padded(buffers[op.out].width)
+            hole = next((h for h in free if h[1] >= width), None)
+            if hole is None:
+                at[op.out], item = item, item + width
+            else:
+                free.remove(hole)
+                at[op.out] = hole[0]
+                if hole[1] > width:
+                    free.append((hole[0] + width, hole[1] - width))
+        for done in {op.out, *op.reads}:
+            held = buffers[done]
+            if held.stage == ITEM and last[done] == i and done != out:
+                free.append((at[done], _padded(held.width)))
+        free = _merged(free)
+    return _Places(at, user, item)
+
+
+def _merged(free: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for first, width in sorted(free):
+        if merged and sum(merged[-1]) == first:
+            merged[-1] = (merged[-1][0], merged[-1][1] + width)
+        else:
+            merged.append((first, width))
+    return merged
+
+
+def _padded(width: int) -> int:
+    """Whole vectors, so that buffers begin on a cache line."""
+    return -(-width // LANES) * LANES

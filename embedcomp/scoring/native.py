@@ -1,0 +1,176 @@
+"""The compiled engine (engine.cpp) and the structures that it shares with Python (engine.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from embedcomp.errors import EmbedcompError
+
+
+class NotBuilt(EmbedcompError):
+    """The compiled engine is missing, and torch has to score."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the compiled engine was not built; install a C++ compiler and run pip install again"
+        )
+
+
+class Stored(ctypes.Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("row_bytes", c_int64),
+        ("num_rows", c_int64),
+        ("byte", c_void_p),
+        ("bit", c_void_p),
+        ("mask", c_void_p),
+        ("kind", c_int32),
+        ("width", c_int32),
+        ("padding", c_int64),
+    )
+
+
+class Piece(ctypes.Structure):
+    _fields_ = (("buffer", c_int32), ("at", c_int32), ("width", c_int32))
+
+
+class Op(ctypes.Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        ("which", c_int32),
+        ("out", c_int32),
+        ("out_at", c_int32),
+        ("x_pieces", c_int32),
+        ("y_pieces", c_int32),
+        ("times", c_int32),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+        ("brain", c_int32),
+        ("relu", c_int32),
+        ("init", c_int32),
+        ("mean", c_int32),
+        ("counted", c_int32),
+        ("runs", c_int32),
+        ("counts", Piece),
+        ("low", c_float),
+        ("high", c_float),
+        ("x", ctypes.POINTER(Piece)),
+        ("y", ctypes.POINTER(Piece)),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("run", c_void_p),
+        ("used", c_void_p),
+        ("table", ctypes.POINTER(Stored)),
+    )
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = (
+        ("at", c_int64),
+        ("width", c_int64),
+        ("stage", c_int32),
+        ("reserved", c_int32),
+        ("constant", c_void_p),
+    )
+
+
+class Program(ctypes.Structure):
+    _fields_ = (
+        ("user_ops", ctypes.POINTER(Op)),
+        ("item_ops", ctypes.POINTER(Op)),
+        ("buffers", ctypes.POINTER(Buffer)),
+        ("user_count", c_int64),
+        ("item_count", c_int64),
+        ("user_width", c_int64),
+        ("item_width", c_int64),
+        ("scratch", c_int64),
+        ("dots", c_int64),
+        ("out", c_int64),
+        ("block", c_int64),
+    )
+
+
+class Ids(ctypes.Structure):
+    _fields_ = (
+        ("ids", c_int64),
+        ("offsets", c_int64),
+        ("lengths", c_int64),
+        ("weights", c_int64),
+        ("batch", c_int64),
+        ("stride", c_int64),
+        ("features", c_int64),
+        ("total", c_int64),
+    )
+
+
+class Call(ctypes.Structure):
+    _fields_ = (
+        ("groups", ctypes.POINTER(Ids)),
+        ("group", c_int64),
+        ("place", c_int64),
+        ("dense", ctypes.POINTER(c_int64)),
+        ("stride", ctypes.POINTER(c_int64)),
+        ("count", c_int64),
+    )
+
+
+def new_call(groups: int, dense: int) -> Call:
+    """A call with room for so many inputs; `arrays` are its groups, dense and stride."""
+    arrays = (Ids * groups)(), (c_int64 * max(dense, 1))(), (c_int64 * max(dense, 1))()
+    call = Call(groups=arrays[0], dense=arrays[1], stride=arrays[2])
+    call.arrays = arrays
+    return call
+
+
+KINDS = {
+    "float32": 0,
+    "float16": 1,
+    "row_int8": 2,
+    "row_int4": 3,
+    "column_int8": 4,
+    "column_int4": 5,
+    "column_mixed": 6,
+}
+BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
+LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
+UNARIES = (
+    *("copy", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "negative", "abs", "exp"),
+    *("log", "sqrt", "rsqrt", "square", "reciprocal", "clamp", "logit", "softplus", "leaky_relu"),
+    *("elu", "affine"),
+)
+BINARIES = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The engine's functions; None where they were not built."""
+    for file in Path(__file__).parent.glob("_engine*.so"):
+        found = ctypes.CDLL(str(file))
+        found.embedcomp_user.restype = found.embedcomp_score.restype = c_int32
+        call, id = ctypes.POINTER(Call), ctypes.POINTER(c_int64)
+        found.embedcomp_user.argtypes = [c_void_p, call, c_void_p, id]
+        found.embedcomp_score.argtypes = [
+            *(c_void_p, call, c_void_p, c_int64, c_int64, c_int32, c_void_p, id)
+        ]
+        found.embedcomp_rows.restype = found.embedcomp_to_brain.restype = None
+        found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+        found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+        found.embedcomp_multiply.restype = c_float
+        found.embedcomp_multiply.argtypes = [c_int32, c_int64]
+        return found
+    return None
+
+
+def needed() -> ctypes.CDLL:
+    """The engine's functions.
+
+    Raises:
+        NotBuilt: they are missing.
+    """
+    found = library()
+    if found is None:
+        raise NotBuilt
+    return found

@@ -1,0 +1,194 @@
+"""What the engine reads of a request: encoded rows of a log, or a model's own inputs.
+
+Tensors are used where they lie; torch itself is not needed to find out where that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedcomp.errors import BadRequest
+from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
+from embedcomp.scoring.engine import Ids, Inputs, address
+from embedcomp.scoring.graph import Leaf
+from embedcomp.scoring.inputs import leaves
+from embedcomp.scoring.standalone import Standalone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encoded(rows: Rows, features: Features, dense: np.ndarray | None = None) -> Inputs:
+    """Encoded rows as the engine takes them; the dense part is the whole model's."""
+    batch, single = rows.single.shape
+    values = [rows.single.T.reshape(-1), *(bag.values for bag in rows.bags)]
+    lengths = [np.ones(batch * single, np.int64), *(np.diff(bag.offsets) for bag in rows.bags)]
+    ids = np.concatenate(values).astype(np.int64)
+    held = np.concatenate(lengths)
+    dense = np.ascontiguousarray(rows.dense if dense is None else dense)
+    jagged = Ids(
+        address(ids), len(ids), lengths=address(held), keys=tuple(features.keys), held=(ids, held)
+    )
+    return Inputs(batch, {1: jagged}, [(address(dense), dense.shape[1])], held=dense)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One leaf of a model's inputs as arrays.
+
+    values: float32 or int64 [B, width], or of a jagged input int64 [n], whose features are the
+        leaf's keys.
+    lengths, weights: of a jagged input, int64 [features * B] and float32 [n].
+    """
+
+    leaf: Leaf
+    values: np.ndarray
+    lengths: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+
+def from_parts(parts: Sequence[Part], leaves: Sequence[Leaf]) -> Inputs:
+    """Arrays as the engine takes them."""
+    ids: dict[int, Ids] = {}
+    dense: list[tuple[int, int]] = []
+    rows = 0
+    for part in parts:
+        place, values = leaves.index(part.leaf), part.values
+        if part.lengths is not None:
+            rows = len(part.lengths) // len(part.leaf.keys)
+            ids[place] = Ids(
+                address(values),
+                len(values),
+                lengths=address(part.lengths),
+                weights=0 if part.weights is None else address(part.weights),
+                keys=part.leaf.keys,
+            )
+        elif part.leaf.kind == "dense":
+            rows = len(values)
+            dense.append((address(values), values.shape[1]))
+        else:
+            rows = len(values)
+            ids[place] = Ids(address(values), values.size, stride=values.shape[1])
+    return Inputs(rows, ids, dense, held=parts)
+
+
+def prepared(inputs: Any, wanted: tuple[Leaf, ...]) -> Inputs:
+    """A model's inputs as the engine takes them.
+
+    Raises:
+        BadRequest: they are not like the example's.
+    """
+    found = list(leaves(inputs))
+    if len(found) != len(wanted):
+        raise BadRequest(
+            "inputs", f"hold {len(found)} parts, but the model was saved with {len(wanted)}"
+        )
+    ids: dict[int, Ids] = {}
+    dense: list[tuple[int, int]] = []
+    held: list[Any] = []
+    sizes: dict[str, int] = {}
+    for place, (leaf, (name, value)) in enumerate(zip(wanted, found, strict=True)):
+        if name != leaf.name:
+            raise BadRequest("inputs", f"have {name or 'one part'} where {leaf.name} is expected")
+        if leaf.kind == "jagged":
+            ids[place] = _jagged(value, leaf)
+            sizes[name] = value.stride()
+        elif leaf.kind != "other":
+            tensor = _matrix(value, leaf)
+            sizes[name] = len(tensor)
+            held.append(tensor)
+            if leaf.kind == "dense":
+                dense.append((tensor.data_ptr(), leaf.width if leaf.width is not None else 1))
+            else:
+                stride = leaf.width if leaf.width is not None else 1
+                ids[place] = Ids(tensor.data_ptr(), tensor.numel(), stride=stride)
+    rows = next(iter(sizes.values()))
+    for name, size in sizes.items():
+        if size != rows:
+            raise BadRequest("inputs", f"{name} has {size} rows, but {next(iter(sizes))} {rows}")
+    return Inputs(rows, ids, dense, (inputs, held))
+
+
+def _jagged(value: Any, leaf: Leaf) -> Ids:
+    try:
+        keys, values, weights = value.keys(), value.values(), value.weights_or_none()
+        lengths, offsets = value.lengths_or_none(), value.offsets_or_none()
+    except AttributeError:
+        raise BadRequest("inputs", f"{leaf.name} must be a KeyedJaggedTensor") from None
+    if (weights is not None) != leaf.weighted:
+        raise BadRequest(
+            "inputs", f"{leaf.name} must come {'with' if leaf.weighted else 'without'} weights"
+        )
+    values, lengths, offsets = (_int64(t) for t in (values, lengths, offsets))
+    if weights is not None:
+        weights = weights.float().contiguous()
+        if weights.numel() != values.numel():
+            raise BadRequest("inputs", f"{leaf.name} has not as many weights as ids")
+    stride = value.stride()
+    bags = len(keys) * stride
+    if (lengths is not None and lengths.numel() != bags) or (
+        lengths is None and offsets is not None and offsets.numel() != bags + 1
+    ):
+        raise BadRequest("inputs", f"{leaf.name} does not have one bag a feature and row")
+    return Ids(
+        values.data_ptr(),
+        values.numel(),
+        lengths=0 if lengths is None else lengths.data_ptr(),
+        offsets=0 if offsets is None or lengths is not None else offsets.data_ptr(),
+        weights=0 if weights is None else weights.data_ptr(),
+        keys=tuple(keys),
+        held=(values, lengths, offsets, weights),
+    )
+
+
+def _int64(tensor: Any) -> Any:
+    return None if tensor is None else tensor.long().contiguous()
+
+
+def _matrix(value: Any, leaf: Leaf) -> Tensor:
+    shape = () if leaf.width is None else (leaf.width,)
+    what = "float32" if leaf.kind == "dense" else "int64"
+    given = getattr(value, "shape", None)
+    if given is None or tuple(given[1:]) != shape or not len(given):
+        raise BadRequest("inputs", f"{leaf.name} must be {what} {['B', *shape]}")
+    floating = value.is_floating_point()
+    if floating != (leaf.kind == "dense"):
+        raise BadRequest("inputs", f"{leaf.name} must be {what}, but is {value.dtype}")
+    tensor: Tensor = (value.float() if floating else value.long()).contiguous()
+    return tensor
+
+
+def refuse_several(inputs: Any, alone: Standalone) -> None:
+    """Rows of several users must not be scored as one's.
+
+    Raises:
+        BadRequest: a user's feature differs between rows.
+    """
+    dense = 0
+    for leaf, (_, value) in zip(alone.leaves, leaves(inputs), strict=True):
+        if leaf.kind == "jagged":
+            for key in set(leaf.keys) & set(alone.user):
+                feature = value[key]
+                rows, ids = feature.lengths(), feature.values()
+                first = int(rows[0]) if len(rows) else 0
+                same = bool((rows == first).all()) and (
+                    first == 0 or bool((ids.view(-1, first) == ids[:first]).all())
+                )
+                weights = feature.weights_or_none()
+                if same and first and weights is not None:
+                    same = bool((weights.view(-1, first) == weights[:first]).all())
+                if not same:
+                    raise BadRequest(key, "differs between rows, but one_user says it does not")
+        elif leaf.kind == "dense":
+            for column in alone.user_columns.get(dense, ()):
+                if not bool((value[:, column] == value[:1, column]).all()):
+                    raise BadRequest(
+                        f"column {column} of {leaf.name}",
+                        "differs between rows, but one_user says it does not",
+                    )
+            dense += 1

@@ -1,0 +1,181 @@
+"""The tensors of an artifact, where they lie in its file, and what compressed layers mean."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedcomp.errors import BadArtifact
+from embedcomp.scoring import native
+
+_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
+    **{"I8": "<i1", "U8": "<u1", "BOOL": "?"},
+}
+
+
+def mapped(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, read-only and shared with every process that maps it.
+
+    Raises:
+        BadArtifact: it is not such a file.
+    """
+    try:
+        with file.open("rb") as stream:
+            whole = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        start = 8 + int(whole[:8].view("<u8")[0])
+        header = json.loads(whole[8:start].tobytes())
+        header.pop("__metadata__", None)
+        return {name: _view(whole[start:], **entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadArtifact(f"{file} is not a safetensors file: {error}") from error
+
+
+def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    first, last = data_offsets
+    return data[first:last].view(_TYPES[dtype]).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMatrix:
+    """A StoredRows module: its name, and how its tensors are to be read."""
+
+    storage: str
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """An embedding module."""
+
+    rows: int
+    dim: int
+    pooling: str  # "sum", "mean" or "none"
+    padding_idx: int | None = None
+    last_offset: bool = True  # a bag's offsets end with the number of ids
+    stored: bool = False  # its rows are a StoredRows module; else a float32 weight
+    decodes: bool = False  # which are codes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the engine reads of a table: rows [k], and the map from them to what it stands for.
+
+    decoder: float64 [k + 1, dim], from a bag's summed codes and how often it has the bias, to its
+        row; None: the codes are the row.
+    codes: float64 [k + 1, k], from the same to the codes as numbers; None: they are them.
+    """
+
+    stored: native.Stored
+    width: int
+    held: tuple[Any, ...]
+    decoder: np.ndarray | None
+    codes: np.ndarray | None
+
+
+class Tensors:
+    """An artifact's tensors by name, with the layers that are stored in other forms.
+
+    Args:
+        held: what is on disk.
+        stored: StoredRows modules by name.
+        tables: embedding modules by name.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[str, np.ndarray],
+        stored: Mapping[str, StoredMatrix],
+        tables: Mapping[str, Table],
+    ):
+        self.held, self.stored, self.tables = held, stored, tables
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight of the dense part as float32; that of a compressed layer is decoded."""
+        if name in self.held:
+            return np.ascontiguousarray(self.held[name])
+        layer, _, part = name.rpartition(".")
+        if part == "weight":
+            return self.matrix(f"{layer}.stored")
+        matrix = self.matrix(f"{layer}.{part}")  # the factors of a low-rank layer
+        return np.ascontiguousarray(matrix.T) if part == "first" else matrix
+
+    def matrix(self, name: str) -> np.ndarray:
+        """A StoredRows module as float32 [rows, width]."""
+        what = self.stored[name]
+        if what.storage == "float32":
+            return np.ascontiguousarray(self.held[f"{name}.stored"])
+        stored, _, held = self._rows(name, -1)
+        codes = np.empty((what.rows, what.width), np.float32)
+        native.needed().embedcomp_rows(ctypes.byref(stored), 0, what.rows, codes.ctypes.data)
+        del held
+        grid = self.held.get(f"{name}.grid")
+        return codes if grid is None else codes * grid[0] + grid[1]
+
+    def table(self, name: str) -> Rows:
+        """What a lookup reads of a table."""
+        table = self.tables[name]
+        padding = -1 if table.padding_idx is None else table.padding_idx
+        if not table.stored:
+            weight = self.held[f"{name}.weight"]
+            stored = native.Stored(
+                rows=_address(weight),
+                row_bytes=4 * table.dim,
+                num_rows=table.rows,
+                kind=native.KINDS["float32"],
+                width=table.dim,
+                padding=padding,
+            )
+            return Rows(stored, table.dim, (weight,), None, None)
+        stored, grid, held = self._rows(f"{name}.stored", padding)
+        width = self.stored[f"{name}.stored"].width
+        codes = decoder = None
+        if grid is not None:
+            codes = np.concatenate([np.diag(grid[0].astype(np.float64)), grid[1:2]])
+        if table.decodes:
+            weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
+            bias = self.held.get(f"{name}.decode.bias", np.zeros(table.dim))
+            counted = np.eye(width + 1, width) if codes is None else codes
+            decoder = counted @ weight
+            decoder[-1] += bias
+        else:
+            decoder = codes
+        return Rows(stored, width, held, decoder, codes)
+
+    def _rows(
+        self, name: str, padding: int
+    ) -> tuple[native.Stored, np.ndarray | None, tuple[Any, ...]]:
+        """How to read a StoredRows module, its scales and offsets, and what must be kept."""
+        what, rows = self.stored[name], self.held[f"{name}.stored"]
+        grid = self.held.get(f"{name}.grid")
+        kind = "column_mixed" if what.storage.startswith("column_mixed") else what.storage
+        held: tuple[Any, ...] = (rows,)
+        stored = native.Stored(
+            rows=_address(rows),
+            row_bytes=rows.shape[1] * rows.itemsize,
+            num_rows=what.rows,
+            kind=native.KINDS[kind],
+            width=what.width,
+            padding=padding,
+        )
+        if kind == "column_mixed":
+            assert grid is not None
+            bits = grid[2].astype(np.int32)
+            starts = (bits.cumsum() - bits).astype(np.int32)
+            places = [starts // 8, starts % 8, (1 << bits) - 1]
+            places = [np.ascontiguousarray(place, np.int32) for place in places]
+            stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
+            held += tuple(places)
+        return stored, None if grid is None else np.array(grid[:2], np.float64), held
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])

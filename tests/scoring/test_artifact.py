@@ -1,0 +1,282 @@
+"""Artifacts that stand alone: what is scored without the model's code is what the model gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import embedcomp
+from embedcomp.errors import BadArtifact, BadRequest
+from embedcomp.scoring.export import CannotExport, rebatched
+from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, dlrm, kjt, reads_weight, tabular
+
+CLOSE = 3e-6  # deepfm takes the difference of large sums, which float32 rounds
+BY_TORCH = {"feature_processed", "sequences", "managed_collisions", "plain"}
+SWAPS: list[dict[str, Any]] = [
+    {},
+    {"method": "row_int8"},
+    {"method": "row_int4"},
+    {"method": "float16"},
+    *(
+        {"method": "low_rank", "rank": 5, "storage": storage}
+        for storage in ("float32", "float16", "column_int8", "column_int4", "column_mixed3")
+    ),
+]
+
+
+@pytest.fixture(params=[c for c in CASES if c is not reads_weight], ids=lambda c: c.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(0)
+    made: Case = request.param()
+    made.model.eval()
+    return made
+
+
+def probabilities(case: Case, inputs: Any) -> np.ndarray:
+    with torch.no_grad():
+        return torch.sigmoid(case.score(case.model, inputs)).reshape(-1).numpy()
+
+
+def swapped(case: Case, swap: dict[str, Any]) -> None:
+    """Swap the tables, and every linear layer that takes the method."""
+    if not swap:
+        return
+    plan = {}
+    for layer in embedcomp.explain(case.model):
+        if swap["method"] in layer.methods:
+            rank = {"rank": min(2, *layer.shape)} if layer.kind == "Linear" else {}
+            plan[layer.layer] = swap | (rank if "rank" in swap else {})
+    embedcomp.swap_(case.model, plan)
+
+
+def saved(case: Case, folder: Path, **settings: Any) -> embedcomp.Scorer:
+    made = embedcomp.save(
+        case.model, folder / "m", score=case.score, example=case.inputs(1), **settings
+    )
+    return embedcomp.Scorer(made)
+
+
+@pytest.mark.parametrize("swap", SWAPS, ids=lambda s: "_".join(map(str, s.values())) or "kept")
+def test_scores_are_the_models(case: Case, swap: dict[str, Any], tmp_path: Path) -> None:
+    swapped(case, swap)
+    scorer = saved(case, tmp_path)
+    inputs = case.inputs(2)
+    found = scorer.score(inputs)
+    np.testing.assert_allclose(found, probabilities(case, inputs), atol=CLOSE)
+    # a row's score does not depend on the rows around it
+    if scorer.engine.startswith("compiled"):
+        for rows in ([7], [3, 40, 7]):
+            few = scorer.score(rebatched(inputs, B, torch.tensor(rows)))
+            assert np.array_equal(few, found[rows])
+    assert len(scorer.score(rebatched(inputs, B, torch.arange(0)))) == 0
+
+
+def test_the_engine_runs_what_it_can(request: pytest.FixtureRequest, case: Case, tmp_path: Path):
+    name = request.node.callspec.id
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("torch, since" if name in BY_TORCH else "compiled engine")
+
+
+def test_torch_scores_the_same_where_the_engine_was_not_built(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped(case, SWAPS[-1])
+    inputs = case.inputs(2)
+    found = saved(case, tmp_path).score(inputs)
+    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    scorer = embedcomp.Scorer.open(tmp_path / "m")
+    assert scorer.engine.startswith("torch")
+    np.testing.assert_allclose(scorer.score(inputs), found, atol=CLOSE)
+    one = rebatched(inputs, B, torch.tensor([5]))
+    np.testing.assert_allclose(scorer.score(one), found[5:6], atol=CLOSE)
+
+
+def test_bfloat16_is_close(case: Case, tmp_path: Path) -> None:
+    swapped(case, SWAPS[-1])
+    scorer = saved(case, tmp_path, precision="bfloat16")
+    if scorer.engine.startswith("compiled"):
+        assert scorer.engine.endswith("bfloat16")
+        inputs = case.inputs(2)
+        np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=0.02)
+        same = embedcomp.Scorer.open(tmp_path / "m", precision="float32").score(inputs)
+        np.testing.assert_allclose(same, probabilities(case, inputs), atol=CLOSE)
+
+
+def test_several_threads_give_the_same_scores(tmp_path: Path) -> None:
+    case = dlrm()
+    case.model.eval()
+    saved(case, tmp_path)
+    inputs = rebatched(case.inputs(2), B, torch.arange(400) % B)
+    one, two = (
+        embedcomp.Scorer.open(tmp_path / "m", threads=threads).score(inputs) for threads in (1, 2)
+    )
+    assert np.array_equal(one, two)
+
+
+def test_a_fresh_model_is_filled_and_gives_the_same_bits(case: Case, tmp_path: Path) -> None:
+    swapped(case, SWAPS[-1])
+    inputs = case.inputs(2)
+    saved(case, tmp_path)
+    wanted = probabilities(case, inputs)
+    fresh = next(c for c in CASES if type(c().model) is type(case.model) and _alike(c(), case))()
+    fresh.model.eval()
+    embedcomp.load_(fresh.model, tmp_path / "m")
+    assert np.array_equal(probabilities(fresh, inputs), wanted)
+
+
+def _alike(one: Case, other: Case) -> bool:
+    names = {n.removesuffix(".stored") for n, _ in other.model.named_modules()}
+    return {n for n, _ in one.model.named_modules()} <= names
+
+
+def test_another_model_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
+    case, other = dlrm(), tabular()
+    saved(case, tmp_path)
+    before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+    with pytest.raises(BadArtifact, match="is not of this model"):
+        embedcomp.load_(other.model, tmp_path / "m")
+    after = other.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+SOURCE = """
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+class Vanishing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        tables = [
+            EmbeddingBagConfig(name=f"t{f}", num_embeddings=60, embedding_dim=8, feature_names=[f])
+            for f in "abcd"
+        ]
+        self.tables = EmbeddingBagCollection(tables=tables)
+        self.top = nn.Sequential(nn.Linear(35, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, dense, sparse):
+        return self.top(torch.cat([self.tables(sparse).values(), dense], 1)).squeeze(1)
+"""
+SCORE = """
+import sys
+import numpy as np, torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+import embedcomp
+held = torch.load(sys.argv[2])
+sparse = KeyedJaggedTensor(keys=list("abcd"), values=held["values"], lengths=held["lengths"])
+try:
+    import vanishing
+    raise SystemExit("the model's source is still there")
+except ModuleNotFoundError:
+    pass
+np.save(sys.argv[3], embedcomp.Scorer.open(sys.argv[1]).score((held["dense"], sparse)))
+"""
+
+
+def test_an_artifact_outlives_its_models_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "vanishing.py"
+    source.write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import vanishing
+
+    torch.manual_seed(0)
+    case = Case(vanishing.Vanishing().eval(), dlrm().inputs, lambda model, x: model(*x).view(-1))
+    embedcomp.swap_(case.model, {TABLES.replace("embedding_bags", "tables"): "row_int8"})
+    saved(case, tmp_path)
+    dense, sparse = case.inputs(3)
+    wanted = probabilities(case, (dense, sparse))
+    source.unlink()
+    torch.save(
+        {"dense": dense, "values": sparse.values(), "lengths": sparse.lengths()}, tmp_path / "x"
+    )
+    arguments = [str(tmp_path / "m"), str(tmp_path / "x"), str(tmp_path / "scores.npy")]
+    subprocess.run([sys.executable, "-c", SCORE, *arguments], check=True, env=os.environ)
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), wanted, rtol=0, atol=1e-6)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(ROWS, DIM), nn.Linear(DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        if x.sum() > 0:
+            x = x * 2
+        return self.out(x).squeeze(1)
+
+
+class Remembers(Branching):
+    """Keeps a number of the example's."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.table(ids)).squeeze(1) * float(len(ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(), r"cannot follow the model at .*test_artifact\.py:\d+"),
+        (Remembers(), "fixes the number of rows|gives other scores|does not run"),
+        (reads_weight().model, "reads the rows of table themselves"),
+        (nn.Embedding(ROWS, 1), "an embedding module itself"),
+    ],
+    ids=["branch", "length", "weight", "bare"],
+)
+def test_what_cannot_stand_alone_is_refused(model: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotExport, match=message):
+        embedcomp.save(
+            model,
+            tmp_path / "m",
+            score=lambda m, x: m(x).reshape(-1),
+            example=torch.randint(0, ROWS, (B,)),
+        )
+    assert not (tmp_path / "m").exists()
+
+
+def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path) -> None:
+    case = dlrm()
+    case.model.eval()
+    swapped(case, SWAPS[-1])
+    scorer = saved(case, tmp_path, user=("a", "c"))
+    dense, sparse = rebatched(case.inputs(3), B, torch.zeros(64, dtype=torch.long))
+    others = rebatched(case.inputs(4)[1], B, torch.arange(64) % B)
+    parts = [(sparse if key in "ac" else others)[key] for key in "abcd"]
+    mixed = type(sparse)(
+        keys=list("abcd"),
+        values=torch.cat([part.values() for part in parts]),
+        lengths=torch.cat([part.lengths() for part in parts]),
+    )
+    dense = torch.randn(64, dense.shape[1])
+    whole = scorer.score((dense, mixed))
+    assert np.array_equal(scorer.score((dense, mixed), one_user=True), whole)
+    np.testing.assert_allclose(whole, probabilities(case, (dense, mixed)), atol=CLOSE)
+    with pytest.raises(BadRequest, match=r"'[ac]': differs between rows"):
+        scorer.score(case.inputs(3), one_user=True)
+
+
+def test_an_unknown_user_feature_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotExport, match="the user's feature 'z' is none of the inputs'"):
+        saved(dlrm(), tmp_path, user=["z"])
+
+
+def test_features_may_come_in_another_order(tmp_path: Path) -> None:
+    case = dlrm()
+    case.model.eval()
+    scorer = saved(case, tmp_path)
+    dense, sparse = case.inputs(3)
+    turned = sparse.permute([2, 0, 3, 1])
+    assert np.array_equal(scorer.score((dense, turned)), scorer.score((dense, sparse)))
+    with pytest.raises(BadRequest, match="'d': is missing"):
+        scorer.score((dense, kjt(3, ("a", "b", "c"))))
