@@ -1,4 +1,4 @@
-"""The compiled parts are the engine and the fused lookup; without them, plain torch steps in."""
+"""The one compiled part is the scoring engine; where it cannot be built, torch scores."""
 
 from setuptools import Extension, setup
 
@@ -11,14 +11,6 @@ setup(
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,
-        ),
-        Extension(
-            "embedcomp.served._lookup",
-            ["embedcomp/served/lookup.cpp"],
-            language="c++",
-            # products and sums are rounded as torch rounds them
-            extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
-            optional=True,
-        ),
+        )
     ]
 )

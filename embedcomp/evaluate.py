@@ -9,17 +9,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import nn
 
 from embedcomp.compress.sizes import model_bytes
-from embedcomp.log.batches import in_order, read_rows, to_batch
+from embedcomp.log.batches import in_order, read_rows
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.metrics import Quality
-from embedcomp.served.fused import fused
+from embedcomp.scoring.by_torch import in_memory
+from embedcomp.scoring.runs import Runs
 from embedcomp.train.tables import fast_tables
 
 EVALUATION_ROWS = 8192  # rows scored at a time
@@ -66,31 +68,24 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-@torch.inference_mode()
 def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> dict[str, float]:
     """Rows a second of the model as it is served (ids already mapped), per batch size: median."""
-    model.eval()
     largest = max(SPEED_BATCHES)
     rows = Rows.concatenate(list(islice(read_rows(log, features, log.pieces(split)), 1)))
-    repeated = rows.take(torch.arange(largest).remainder(len(rows)).numpy())
-    with fused(model):
-        return {
-            str(n): round(_rows_per_second(model, repeated, features, n), 1) for n in SPEED_BATCHES
-        }
+    repeated = rows.take(np.arange(largest) % len(rows))
+    runs = in_memory(model, features)
+    return {str(n): round(_rows_per_second(runs, repeated, features, n), 1) for n in SPEED_BATCHES}
 
 
-def _rows_per_second(model: nn.Module, rows: Rows, features: Features, batch_rows: int) -> float:
+def _rows_per_second(runs: Runs, rows: Rows, features: Features, batch_rows: int) -> float:
     starts = range(0, len(rows), batch_rows)
-    batches = [
-        to_batch(rows.take(torch.arange(s, s + batch_rows).numpy()), features.keys)
-        for s in starts[:64]
-    ]
+    batches = [rows.take(np.arange(start, start + batch_rows)) for start in starts[:64]]
     seconds: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() - began < SPEED_SECONDS or len(seconds) < 5:
         for batch in batches:
             start = time.perf_counter()
-            model(batch.dense, batch.sparse)
+            runs.score_encoded(batch, features)
             seconds.append(time.perf_counter() - start)
     return batch_rows / median(seconds)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.statistics import Statistics
+from embedcomp.errors import BadArtifact
 from embedcomp.files import remove
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog, Piece
@@ -34,6 +36,7 @@ from embedcomp.train.fit import Data, Watch, fit
 from embedcomp.train.settings import TrainSettings
 
 MEASURE_BATCH_ROWS = 2048
+WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
 
 
 def quiet(report: object) -> None:
@@ -140,6 +143,72 @@ def compress(
         history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
     training = {"settings": asdict(settings), "history": history}
     return _saved(out, compressed, original.features, original.source, training, plan)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How an old plan fares with new weights and today's log, in predicted increase of log loss.
+
+    planned: when the plan was made; now: the same choices today; best: a new plan of the same bytes
+    today, or None where the old one has not become worse.
+    """
+
+    planned: float
+    now: float
+    best: float | None
+
+    @property
+    def new_plan_pays(self) -> bool:
+        return self.best is not None and self.best < (1 - WORTH_PLANNING) * self.now
+
+    def __str__(self) -> str:
+        told = f"predicted log loss +{self.now:.2e}, +{self.planned:.2e} when it was planned"
+        if self.best is None:
+            return f"the plan still holds: {told}"
+        if self.new_plan_pays:
+            return (
+                f"the log has drifted: {told}; a new plan would give +{self.best:.2e}, so "
+                "compress again"
+            )
+        return f"the log has drifted, but a new plan would hardly help (+{self.best:.2e}): {told}"
+
+
+def recompress(
+    planned: Artifact,
+    checkpoint: Path,
+    log: ClickLog,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch = quiet,
+) -> tuple[Artifact, Drift]:
+    """Carry out an artifact's plan on other weights of the same model, and write the result.
+
+    Args:
+        planned: made by `compress`; its vocabularies stay.
+        settings: the budget is the plan's.
+
+    Raises:
+        BadArtifact: the artifact has no plan, or no source.
+        BadModel: the checkpoint does not fit the model.
+    """
+    if planned.plan is None:
+        raise BadArtifact(f"{planned.folder} is a trained model without a plan; use compress")
+    with TemporaryDirectory() as scratch:
+        loading = TrainSettings(epochs=0)
+        original = train(
+            log, planned.features, planned.source, loading, Path(scratch) / "m", start=checkpoint
+        )
+        model, measured = original.model(), measure(original, log, settings)
+        found = layers_of(original, model)
+        today = planner.repriced(model, planned.plan, found, measured)
+        best = None
+        if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
+            names = settings.methods or tuple(methods.names())
+            single = set(today.single_valued)
+            best = planner.plan(model, found, measured, today.budget_bytes, names, single).loss
+        made = compress(original, log, measured, today, settings, out, watch=watch)
+    return made, Drift(planned.plan.loss, today.loss, best)
 
 
 def control(

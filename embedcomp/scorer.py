@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,11 @@ from embedcomp.artifact import Artifact
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.log.features import Features
 from embedcomp.scoring import native
-from embedcomp.scoring.engine import Engine
-from embedcomp.scoring.lower import Work, lower
-from embedcomp.scoring.prepare import Part, encoded, from_parts, prepared, refuse_several
-from embedcomp.scoring.standalone import PRECISIONS, Standalone
+from embedcomp.scoring.by_engine import ByEngine
+from embedcomp.scoring.lower import Work
+from embedcomp.scoring.prepare import Part
+from embedcomp.scoring.runs import Runs
+from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.scoring.tensors import mapped
 
 
@@ -117,95 +117,16 @@ class Scorer:
         return self._runs.score_columns(self.features, columns, theirs, items.num_rows)
 
 
-class _Runs(Protocol):
-    """What runs a model."""
-
-    description: str
-    work: Work | None
-    splits: bool
-
-    def call(
-        self, items: Sequence[Part], user: Sequence[Part] | None
-    ) -> Callable[[], np.ndarray]: ...
-
-    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray: ...
-
-    def score_columns(
-        self,
-        features: Features,
-        items: Mapping[str, pa.Array],
-        user: Mapping[str, pa.Array],
-        rows: int,
-    ) -> np.ndarray: ...
-
-
-def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> _Runs:
+def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
     alone = artifact.standalone
     if alone is not None and alone.graph is not None and native.library() is not None:
-        return _Native(alone, mapped(artifact.tensors_file), threads, precision)
-    if precision == "bfloat16":
-        reason = native.NotBuilt() if alone is None or alone.graph is not None else alone.reason
-        raise BadSettings(f"{artifact.name} is scored by torch, in float32: {reason}")
+        return ByEngine(alone, mapped(artifact.tensors_file), threads, precision)
     from embedcomp.scoring import by_torch
 
-    return by_torch.opened(artifact)
-
-
-class _Native:
-    """The compiled engine."""
-
-    def __init__(
-        self,
-        alone: Standalone,
-        held: Mapping[str, np.ndarray],
-        threads: int | None,
-        precision: str | None,
-    ):
-        assert alone.graph is not None
-        self._alone = alone
-        used = precision or alone.precision
-        program = lower(
-            alone.graph,
-            alone.tensors(held),
-            alone.user,
-            alone.user_columns,
-            brain=used == "bfloat16",
-        )
-        self.work: Work | None = program.work
-        self.splits = program.splits
-        self._engine = Engine(alone.graph, program, alone.user, threads)
-        self.description = f"compiled engine, {used}"
-
-    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
-        ours = from_parts(items, self._alone.leaves)
-        theirs = None if user is None else from_parts(user, self._alone.leaves)
-        return partial(self._engine.score, ours, theirs)
-
-    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
-        read = prepared(inputs, self._alone.leaves)
-        if one_user and read.rows:
-            refuse_several(inputs, self._alone)
-        return self._engine.score(read, read if one_user else None)
-
-    def score_columns(
-        self,
-        features: Features,
-        items: Mapping[str, pa.Array],
-        user: Mapping[str, pa.Array],
-        rows: int,
-    ) -> np.ndarray:
-        everything = {**items, **user}
-        whole = set(features.user.names) <= user.keys() and not (
-            set(features.item.names) & user.keys()
-        )
-        if not user or not whole:
-            return self._engine.score(encoded(features.encode(everything, rows), features))
-        dense = features.encode_dense(everything, rows)
-        of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))
-        return self._engine.score(
-            encoded(of_items.encode(items, rows), of_items, dense),
-            encoded(of_user.encode(user, 1), of_user, dense),
-        )
+    runs = by_torch.opened(artifact, threads, precision)
+    if precision == "bfloat16" and runs.work is None:
+        raise BadSettings(f"{artifact.name} is scored in float32 alone, by {runs.description}")
+    return runs
 
 
 def _user_columns(user: pa.RecordBatch, items: Mapping[str, pa.Array]) -> dict[str, pa.Array]:

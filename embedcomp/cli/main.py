@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from embedcomp.cli import bench, compress, evaluate, log, serve, submit, train
+from embedcomp.cli import bench, compress, evaluate, log, recompress, serve, submit, train
 from embedcomp.errors import EmbedcompError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.add_typer(log.app, name="log", help="Make and look at click logs.")
 app.command()(train.train)
 app.command()(compress.compress)
+app.command()(recompress.recompress)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
 app.command()(bench.bench)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import Choice, empty_bytes
+from embedcomp.compress.choices import Choice, empty_bytes, predicted_loss
 from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.knapsack import total_bytes
 from embedcomp.compress.layers import Found
@@ -20,8 +20,8 @@ from embedcomp.compress.plan import Plan, Planned
 from embedcomp.compress.search import Search
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
-from embedcomp.compress.swap import empty_like, on_meta
-from embedcomp.errors import BadSettings, BudgetTooSmall
+from embedcomp.compress.swap import Compressing, empty_like, on_meta
+from embedcomp.errors import BadModel, BadSettings, BudgetTooSmall
 from embedcomp.log.schema import first_problem
 from embedcomp.served.embedded import readers
 
@@ -62,6 +62,22 @@ def plan(
     built = module_bytes(empty_like(on_meta(model), made))
     assert built == made.bytes_after, (built, made.bytes_after)
     return made
+
+
+def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> Plan:
+    """The same choices for other weights or another log, with the losses that they have there.
+
+    Raises:
+        BadModel: the plan is another model's.
+        CannotStore: values do not fit the planned storage any more.
+    """
+    layers = measured.measured(found).layers
+    missing = [p.layer for p in plan.layers if p.layer not in layers]
+    if missing:
+        raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
+    compressing = Compressing(model, plan, layers)
+    losses = {p.layer: predicted_loss(*compressing.served(p)) for p in plan.tables + plan.linears}
+    return replace(plan, layers=tuple(replace(p, loss=losses[p.layer]) for p in plan.layers))
 
 
 def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:

@@ -9,7 +9,7 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress.choices import empty_on_meta
-from embedcomp.compress.contract import Layer
+from embedcomp.compress.contract import Layer, Served
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan, Planned
@@ -47,20 +47,41 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
     Raises:
         CannotStore: as for `apply`; the model may be half swapped.
     """
-    around = readers(model)
-    tables: dict[str, tuple[Layer, nn.Module]] = {}
+    compressing = Compressing(model, plan, layers)
 
     def make(planned: Planned, inside: nn.Module) -> nn.Module:
-        layer = layers[planned.layer]
-        if planned.layer in around:
-            reader, single = around[planned.layer], set(plan.single_valued)
-            layer = narrowed(layer, reader, tables, single)
-        served = methods.get(planned.method).compress(layer, planned.typed_settings)
-        if planned.kind == "table":
-            tables[planned.layer] = layer, served
-        return served
+        return compressing.served(planned)[1]
 
     _swap(model, plan, make)
+
+
+class Compressing:
+    """Makes the served layers of a plan, tables before the linear layers that read them.
+
+    Args:
+        model: as it was before any layer was swapped.
+        layers: with their statistics.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, layers: Mapping[str, Layer]):
+        self._around, self._layers = readers(model), layers
+        self._single = set(plan.single_valued)
+        self._tables: dict[str, tuple[Layer, nn.Module]] = {}
+
+    def served(self, planned: Planned) -> tuple[Layer, Served]:
+        """The layer as it is served, and as it was (with decoders folded into it).
+
+        Raises:
+            CannotStore: its values do not fit the planned storage.
+        """
+        layer = self._layers[planned.layer]
+        if planned.layer in self._around:
+            reader = self._around[planned.layer]
+            layer = narrowed(layer, reader, self._tables, self._single)
+        served = methods.get(planned.method).compress(layer, planned.typed_settings)
+        if planned.kind == "table":
+            self._tables[planned.layer] = layer, served
+        return layer, served
 
 
 def empty_like(model: nn.Module, plan: Plan) -> nn.Module:

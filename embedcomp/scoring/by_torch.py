@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.artifact import Artifact
 from embedcomp.errors import BadRequest
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
+from embedcomp.scoring import native
+from embedcomp.scoring.by_engine import ByEngine
+from embedcomp.scoring.export import CannotExport, stand_alone_from_log
 from embedcomp.scoring.inputs import leaves
 from embedcomp.scoring.lower import Work
 from embedcomp.scoring.portable import Portable
-from embedcomp.scoring.prepare import Part
+from embedcomp.scoring.prepare import Part, prepared
+from embedcomp.scoring.runs import Runs
 from embedcomp.scoring.standalone import Standalone
-from embedcomp.served.fused import fuse
 
 
-def opened(artifact: Artifact) -> ByTorch:
+def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
     """The artifact's program; an artifact without one is built by the model's own code."""
-    alone = artifact.standalone
-    if alone is not None:
-        portable = Portable.open(alone, artifact.folder, artifact.tensors())
-        reason = alone.reason or "the compiled engine was not built"
-        return ByTorch(portable.logits, alone, f"torch, since {reason}")
-    model = fuse(artifact.model())
-    return ByTorch(lambda inputs: model(*inputs).view(-1), None, "the model's own code")
+    if artifact.standalone is None:
+        return in_memory(artifact.model(), artifact.features, threads, precision)
+    return _portable(
+        artifact.standalone, Portable.open(artifact.standalone, artifact.folder, artifact.tensors())
+    )
+
+
+def in_memory(
+    model: nn.Module,
+    features: Features,
+    threads: int | None = 1,
+    precision: str | None = None,
+) -> Runs:
+    """A model of a log's features as it is served."""
+    try:
+        made = stand_alone_from_log(model, features)
+    except CannotExport as error:
+        logging.getLogger(__name__).warning("scored by the model's own code: %s", error)
+        return ByTorch(lambda inputs: model(*inputs).view(-1), None, "the model's own code")
+    alone = made.standalone
+    if alone.graph is None or native.library() is None:
+        return _portable(alone, Portable(alone, made.program, made.held))
+    held = {name: tensor.numpy() for name, tensor in made.held.items()}
+    return ByEngine(alone, held, threads, precision)
+
+
+def _portable(alone: Standalone, portable: Portable) -> ByTorch:
+    reason = alone.reason or "the compiled engine was not built"
+    return ByTorch(portable.logits, alone, f"torch, since {reason}")
 
 
 class ByTorch:
@@ -56,12 +83,18 @@ class ByTorch:
     @torch.inference_mode()
     def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
         """Probabilities [B]; the user's part is computed for every row."""
-        if self._alone is not None:
-            _check(inputs, self._alone)
+        if self._alone is not None and not _check(inputs, self._alone):
+            return np.empty(0, np.float32)
         scores: np.ndarray = torch.sigmoid(self._logits(inputs).float()).numpy()
         if not np.isfinite(scores).all():
             raise BadRequest("score", "a row has none: its numbers are not finite")
         return scores
+
+    def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
+        if not len(rows):  # torchrec cannot split an empty KeyedJaggedTensor
+            return rows.labels
+        batch = to_batch(rows, features.keys)
+        return self.score_inputs((batch.dense, batch.sparse), False)
 
     def score_columns(
         self,
@@ -71,11 +104,7 @@ class ByTorch:
         rows: int,
     ) -> np.ndarray:
         """Probabilities [B]; the user's columns are repeated."""
-        encoded = features.encode({**items, **user}, rows)
-        if not rows:  # torchrec cannot split an empty KeyedJaggedTensor
-            return encoded.labels
-        batch = to_batch(encoded, features.keys)
-        return self.score_inputs((batch.dense, batch.sparse), False)
+        return self.score_encoded(features.encode({**items, **user}, rows), features)
 
 
 def _tensor(part: Part) -> Tensor | KeyedJaggedTensor:
@@ -91,11 +120,19 @@ def _tensor(part: Part) -> Tensor | KeyedJaggedTensor:
     )
 
 
-def _check(inputs: Any, alone: Standalone) -> None:
-    found = [name for name, _ in leaves(inputs)]
-    wanted = [leaf.name for leaf in alone.leaves]
-    if found != wanted:
-        raise BadRequest("inputs", f"have parts {found}, but the model was saved with {wanted}")
+def _check(inputs: Any, alone: Standalone) -> int:
+    """Number of rows.
+
+    Raises:
+        BadRequest: the inputs are not like the example's, bags do not fit their ids, or a number is
+            not finite.
+    """
+    rows = prepared(inputs, alone.leaves).rows
     for leaf, (_, value) in zip(alone.leaves, leaves(inputs), strict=True):
-        if leaf.kind == "dense" and not bool(torch.isfinite(value).all()):
+        if leaf.kind == "jagged":
+            lengths = value.lengths()
+            if bool((lengths < 0).any()) or int(lengths.sum()) != len(value.values()):
+                raise BadRequest("inputs", f"{leaf.name}: its lengths do not fit its values")
+        elif leaf.kind == "dense" and not bool(torch.isfinite(value).all()):
             raise BadRequest("inputs", f"{leaf.name} holds a number that is not finite")
+    return rows

@@ -619,4 +619,11 @@ int32_t embedcomp_kernels(int32_t which) {
   return count;
 }
 
+// Bytes of each structure that Python fills in, for tests.
+void embedcomp_sizes(int32_t* sizes) {
+  const size_t all[] = {sizeof(Stored), sizeof(Piece), sizeof(Op),  sizeof(Buffer),
+                        sizeof(Program), sizeof(Ids),  sizeof(Call)};
+  for (int i = 0; i < 7; ++i) sizes[i] = int32_t(all[i]);
+}
+
 }  // extern "C"

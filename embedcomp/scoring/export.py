@@ -217,7 +217,7 @@ class _Stands(nn.Module):
         return self._pooled(*args)
 
     def look_up(self, sparse: KeyedJaggedTensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and rows with the dense features, as FusedTables gives them."""
+        """Codes and rows, each with the dense features, as Embedded.of asks for them."""
         widths = tuple(self._widths(sparse))
         if self.calls.given is None:
             found, folded = Embedded.of(self.module, sparse, dense), folds(self.module)

@@ -40,7 +40,7 @@ class Embedded:
             dense: float32 [B, D].
         """
         look_up = getattr(embeddings, "look_up", None)
-        if look_up is not None:  # FusedTables, and what stands for a collection
+        if look_up is not None:  # what stands for a collection while a model is exported
             codes, rows = look_up(sparse, dense)
             return cls(codes, lambda: rows)
         if isinstance(embeddings, EmbeddingBagCollection) and folds(embeddings):

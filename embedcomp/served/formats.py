@@ -12,11 +12,12 @@ import heapq
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import fbgemm_gpu  # noqa: F401 - registers the operators of row-wise integers
 import torch
 from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
-from embedcomp.served import native
+from embedcomp.scoring import native
 
 # what the factors of a low-rank layer may be stored in
 FactorStorage = Literal[
@@ -237,38 +238,30 @@ class MixedColumns:
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
         assert grid is not None
         byte, shift = places(grid[2])
-        library = native.library()
-        if library is not None and stored.is_cpu and not torch.compiler.is_compiling():
-            return self._decode_compiled(library, stored, grid, byte, shift)
+        if stored.is_cpu and native.library() is not None and not torch.compiler.is_compiling():
+            return self._codes(stored, grid, byte, shift) * grid[0] + grid[1]
         following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
         low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))
         codes = ((low | high << 8) >> shift) & _levels(grid[2]).to(torch.int16)
         return codes * grid[0] + grid[1]
 
-    def _decode_compiled(
-        self, library: ctypes.CDLL, stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor
-    ) -> Tensor:
-        stored, grid = stored.contiguous(), grid.contiguous()
-        held = byte.int(), shift.int(), _levels(grid[2]).int()
-        rows = torch.empty(len(stored), grid.shape[1])
-        library.embedcomp_decode_columns(
-            stored.data_ptr(),
-            len(stored),
-            stored.shape[1],
-            grid.shape[1],
-            *(column.data_ptr() for column in held),
-            grid[0].data_ptr(),
-            grid[1].data_ptr(),
-            rows.data_ptr(),
+    def _codes(self, stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor) -> Tensor:
+        """The codes as floats [n, width], unpacked by the compiled engine."""
+        stored = stored.contiguous()
+        places = byte.int(), shift.int(), _levels(grid[2]).int()
+        table = native.Stored(
+            rows=stored.data_ptr(),
+            row_bytes=stored.shape[1],
+            num_rows=len(stored),
+            kind=native.KINDS["column_mixed"],
+            width=grid.shape[1],
+            padding=-1,
         )
-        return rows
-
-
-def column_bits(rounding: ColumnWise | MixedColumns, grid: Tensor) -> Tensor:
-    """Bits of each column's code, float32 [width]."""
-    if isinstance(rounding, MixedColumns):
-        return grid[2]
-    return torch.full_like(grid[0], rounding.bits)
+        table.byte, table.bit, table.mask = (place.data_ptr() for place in places)
+        codes = torch.empty(len(stored), grid.shape[1])
+        at = codes.data_ptr()
+        native.needed().embedcomp_rows(ctypes.byref(table), 0, len(stored), at)
+        return codes
 
 
 def _levels(bits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-
-from embedcomp.served.fused import in_order
 
 
 class FlatTables(nn.Module):
@@ -150,3 +148,11 @@ def fast_tables(
         for parent, name, collection, fast in swapped:
             fast.write_back(collection)
             setattr(parent, name, collection)
+
+
+def in_order(sparse: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJaggedTensor:
+    """The features in the order asked for, and no others."""
+    keys = sparse.keys()
+    if keys == features:
+        return sparse
+    return sparse.permute([keys.index(name) for name in features])

@@ -183,3 +183,51 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         load = ["train", "log", "--model", "deepfm", "--checkpoint", file, "--out", "o"]
         assert run(monkeypatch, *load) == 2
         assert message in capsys.readouterr().err
+
+
+def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_fits(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    from embedcomp.artifact import Artifact
+
+    model, small = Artifact.open("model"), Artifact.open("small")
+    state = model.model().state_dict()
+    torch.save(state, "same.pt")
+    torch.save({n: t.roll(7, 0) if t.dim() > 1 else t for n, t in state.items()}, "other.pt")
+    told = {}
+    for name in ("same", "other"):
+        options = ["--plan", "small", "--checkpoint", f"{name}.pt", "--log", "log"]
+        assert run(monkeypatch, "recompress", *options, "--out", name) == 0
+        told[name] = " ".join(capsys.readouterr().out.split())
+        made_of = Artifact.open(name)
+        assert made_of.plan is not None and small.plan is not None
+        choices = [[(p.layer, p.settings) for p in a.plan.layers] for a in (made_of, small)]
+        assert choices[0] == choices[1]
+        assert made_of.manifest.bytes == small.manifest.bytes
+    assert "the plan still holds" in told["same"]
+    assert "the log has drifted" in told["other"]
+    same, before = Artifact.open("same").model(), small.model()
+    assert all(torch.equal(t, same.state_dict()[n]) for n, t in before.state_dict().items())
+    options = ["--plan", "model", "--checkpoint", "same.pt", "--log", "log", "--out", "o"]
+    assert run(monkeypatch, "recompress", *options) == 2
+    assert "is a trained model without a plan" in capsys.readouterr().err
+
+
+def test_bench_prints_rows_and_the_share_of_the_limit(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("embedcomp.bench.SECONDS", 0.001)
+    monkeypatch.setattr("embedcomp.bench.BATCHES", (1, 64))
+    arguments = ["bench", "small", "--against", "model", "--precision", "bfloat16"]
+    assert run(monkeypatch, *arguments, "--json", "-") == 0
+    import json
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["engines"]["artifact"] == "compiled engine, bfloat16"
+    first = found["measured"][0]
+    assert first["batch"] == "1" and first["threads"] == 1 and first["rows_per_second"] > 0
+    assert 0 < first["share"] < 2 and found["limits"]["against"]["products"] > 0
+    assert run(monkeypatch, "bench", "small", "--precision", "float8") == 2
+    assert "precision is 'float8'" in capsys.readouterr().err

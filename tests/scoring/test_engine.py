@@ -1,0 +1,201 @@
+"""The compiled engine against numpy: every operation, every storage, the kernels of every CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from embedcomp.scoring import native
+from embedcomp.scoring.engine import Engine, Ids, Inputs, address
+from embedcomp.scoring.graph import Feature, Graph, Node
+from embedcomp.scoring.lower import lower
+from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
+from embedcomp.served.formats import STORAGES
+from embedcomp.served.rows import StoredRows
+
+library = native.library()
+pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")
+KERNELS = library.embedcomp_kernels(-1) if library is not None else 1
+
+
+@pytest.fixture(params=range(KERNELS), ids=lambda i: f"kernels_{i}")
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels of this CPU, and of those before it."""
+    native.needed().embedcomp_kernels(request.param)
+    yield
+    native.needed().embedcomp_kernels(0)
+
+
+def run(graph: Graph, tensors: dict[str, np.ndarray], *dense: np.ndarray, brain: bool = False):
+    made = Tensors(tensors, {}, {})
+    engine = Engine(graph, lower(graph, made, brain=brain))
+    inputs = Inputs(len(dense[0]), {}, [(address(x), x.shape[1]) for x in dense], dense)
+    return engine.score(inputs, logits=True)
+
+
+def summed(*nodes: Node) -> Graph:
+    """Inputs, then these nodes, then the sum of the last one's columns."""
+    last = nodes[-1]
+    total = Node(
+        op="sum", at=last.at + last.width, width=1, times=last.width, x=((last.at, last.width),)
+    )
+    return Graph(features=(), nodes=(*nodes, total), out=total.at)
+
+
+def dense(width: int, which: int = 0, at: int = 0) -> Node:
+    return Node(op="input", at=at, width=width, which=which)
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("brain", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 1, 1), (1, 33, 64), (2, 7, 65), (5, 64, 16), (7, 100, 130), (49, 17, 31), (100, 3, 257)],
+)
+def test_linear(kernels: None, rows: int, inputs: int, outputs: int, brain: bool) -> None:
+    x, w, b = numbers(rows, inputs), numbers(outputs, inputs, seed=1), numbers(outputs, seed=2)
+    layer = Node(
+        op="linear", at=inputs, width=outputs, x=((0, inputs),), name="w", bias="b",
+        inputs=inputs, outputs=outputs,
+    )  # fmt: skip
+    relu = Node(op="unary", name="relu", at=inputs + outputs, width=outputs, x=((inputs, outputs),))
+    found = run(summed(dense(inputs), layer, relu), {"w": w, "b": b}, x, brain=brain)
+    if brain:  # bfloat16 holds eight bits; sums are in float32
+        x, w = (torch.from_numpy(a).bfloat16().float().numpy() for a in (x, w))
+    wanted = np.maximum(x.astype(np.float64) @ w.T + b, 0).sum(1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("brain", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("n", "m", "width"), [(3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5)])
+def test_dots(kernels: None, n: int, m: int, width: int, brain: bool) -> None:
+    x, y = numbers(9, n * width), numbers(9, m * width, seed=1)
+    at = (n + m) * width
+    dots = Node(
+        op="dots", at=at, width=n * m, x=((0, n * width),), y=((n * width, m * width),),
+        times=n, inputs=width, outputs=m,
+    )  # fmt: skip
+    picked = tuple((at + i * m + 1, min(m - 1, 2)) for i in range(n))  # some of each row
+    width_of = sum(run[1] for run in picked)
+    total = Node(op="sum", at=at + n * m, width=1, times=width_of, x=picked)
+    second = dense(m * width, 1, n * width)
+    graph = Graph(features=(), nodes=(dense(n * width), second, dots, total), out=total.at)
+    found = run(graph, {}, x, y, brain=brain)
+    if brain:
+        x, y = (torch.from_numpy(a).bfloat16().float().numpy() for a in (x, y))
+    products = np.einsum("rnd,rmd->rnm", x.reshape(9, n, width), y.reshape(9, m, width))
+    wanted = products[:, :, 1 : 1 + min(m - 1, 2)].sum((1, 2))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+TORCH = {
+    "copy": lambda x: x,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "negative": torch.neg,
+    "abs": torch.abs,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "square": torch.square,
+    "reciprocal": torch.reciprocal,
+    "clamp": lambda x: torch.clamp(x, 0.25, 0.75),
+    "logit": torch.logit,
+    "softplus": torch.nn.functional.softplus,
+    "leaky_relu": lambda x: torch.nn.functional.leaky_relu(x, 0.25),
+    "elu": lambda x: torch.nn.functional.elu(x, 0.25),
+    "affine": lambda x: 0.25 * x + 0.75,
+}
+POSITIVE = {"log", "sqrt", "rsqrt", "logit"}
+
+
+@pytest.mark.parametrize("name", native.UNARIES)
+def test_unary(name: str) -> None:
+    x = np.random.default_rng(0).uniform(0.01 if name in POSITIVE else -1, 0.99, (11, 5))
+    x = x.astype(np.float32)
+    node = Node(op="unary", name=name, at=5, width=5, x=((0, 5),), low=0.25, high=0.75)
+    wanted = TORCH[name](torch.from_numpy(x)).sum(1)
+    np.testing.assert_allclose(run(summed(dense(5), node), {}, x), wanted, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    zip(
+        native.BINARIES,
+        (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.minimum, np.power),
+        strict=True,
+    ),
+)
+def test_binary_with_a_weight_that_all_rows_share(name: str, function: np.ufunc) -> None:
+    x, w = np.abs(numbers(7, 6)), np.abs(numbers(6, seed=1)) + 0.5
+    weight = Node(op="weight", at=6, width=6, name="w")
+    node = Node(op="binary", name=name, at=12, width=6, x=((0, 6),), y=((9, 3), (6, 3)))
+    found = run(summed(dense(6), weight, node), {"w": w}, x)
+    wanted = function(x, np.concatenate([w[3:], w[:3]])).sum(1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_sums_over_vectors_and_several_linear_vectors_a_row() -> None:
+    x, w = numbers(5, 12), numbers(2, 3, seed=1)
+    layer = Node(
+        op="linear", at=12, width=8, x=((6, 6), (0, 6)), name="w", times=4, inputs=3, outputs=2
+    )
+    pairs = Node(op="sum", at=20, width=2, times=4, x=((12, 8),))
+    found = run(summed(dense(12), layer, pairs), {"w": w}, x)
+    turned = np.concatenate([x[:, 6:], x[:, :6]], 1).reshape(5, 4, 3)
+    np.testing.assert_allclose(found, (turned @ w.T).sum((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 40])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
+    torch.manual_seed(0)
+    rows = StoredRows(23, width, storage)
+    rows.fill(torch.randn(23, width))
+    held = {f"t.stored.{n}": t.numpy() for n, t in rows.state_dict().items()}
+    stored = {"t.stored": StoredMatrix(storage=storage, rows=23, width=width)}
+    table = Table(rows=23, dim=width, pooling="sum", stored=True)
+    tensors = Tensors(held, stored, {"t": table})
+    assert np.array_equal(tensors.matrix("t.stored"), rows.to_float().numpy())
+    look_up = Node(op="look_up", at=0, width=width, form="rows")
+    graph = summed(look_up)
+    graph = Graph(features=(Feature(table="t", leaf=0, key="f"),), nodes=graph.nodes, out=graph.out)
+    ids, lengths = np.array([3, 3, 22, 0, 1]), np.array([2, 0, 3])
+    jagged = Ids(address(ids), 5, lengths=address(lengths), keys=("f",))
+    found = Engine(graph, lower(graph, tensors)).score(Inputs(3, {0: jagged}), logits=True)
+    whole = rows.to_float().numpy().astype(np.float64).sum(1)
+    wanted = [2 * whole[3], 0.0, whole[22] + whole[0] + whole[1]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_floats_become_bfloat16_as_torch_rounds_them(kernels: None) -> None:
+    x = np.concatenate([numbers(999), np.array([np.inf, -np.inf, 1e-40, 3.4e38, 0.0, -0.0])])
+    x = x.astype(np.float32)
+    words = np.empty((len(x) + 1) // 2, np.uint32)
+    native.needed().embedcomp_to_brain(x.ctypes.data, 1, len(x), words.ctypes.data)
+    found = torch.from_numpy(words.view(np.int16)[: len(x)]).view(torch.bfloat16).float()
+    wanted = torch.from_numpy(x).bfloat16().float()
+    tiny = wanted.abs() < 1.2e-38  # which AVX512-BF16 takes for zero
+    assert torch.equal(found[~tiny], wanted[~tiny])
+
+
+def test_the_structures_are_as_large_as_in_c() -> None:
+    sizes = (ctypes.c_int32 * 7)()
+    native.needed().embedcomp_sizes(sizes)
+    ours = (
+        native.Stored, native.Piece, native.Op, native.Buffer, native.Program, native.Ids,
+        native.Call,
+    )  # fmt: skip
+    assert list(sizes) == [ctypes.sizeof(structure) for structure in ours]
