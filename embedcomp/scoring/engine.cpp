@@ -74,6 +74,7 @@ struct Linear {
   float* out;
   int64_t out_stride;
   bool relu;
+  bool brain_out;  // pairs of bfloat16 instead of floats
 };
 
 // Dot products of n vectors x with m vectors y.
@@ -83,6 +84,7 @@ struct Dots {
   const float* y;
   int64_t y_stride;
   int64_t n, m, width;
+  bool brain_in;  // x and y are pairs of bfloat16 already
   const uint8_t* used;
   const int32_t* run;
   int32_t runs;
@@ -105,12 +107,19 @@ struct Kernels {
                     int64_t outputs);
   void (*dots[2])(const Dots&, int64_t rows, float* memory);
   float (*multiply[2])(int64_t n);
-  void (*to_brain)(const float* x, int64_t stride, int64_t rows, int64_t n, uint32_t* out);
+  void (*to_brain)(const float* x, int64_t stride, int64_t rows, int64_t n, uint32_t* out,
+                   int64_t out_stride);
   void (*copy)(const float* x, int64_t stride, int64_t rows, int64_t n, float* out,
                int64_t out_stride);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
 };
+
+#if defined(__GNUC__)
+#define INLINE inline __attribute__((always_inline))
+#else
+#define INLINE inline
+#endif
 
 namespace any_cpu {
 #include "kernels.inc"
@@ -284,8 +293,10 @@ class Run {
       const int64_t id = group.ids[at];
       if (id >= 0 && id < t.num_rows) {
         const uint8_t* row = t.rows + id * t.row_bytes;
-        for (int64_t b = 0; b < t.row_bytes; b += 64) prefetch(row + b);
-        prefetch(row + t.row_bytes - 1);
+        const uint8_t* last = row + t.row_bytes - 1;
+        for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
+        if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
+          prefetch(last);
       }
     }
   }
@@ -332,7 +343,7 @@ class Run {
     }
     const int64_t lda = op.times > 1 ? inputs : x.stride;
     Linear product{x.at, lda,     op.bias, 0, nullptr, 0, out.at + op.out_at,
-                   out_stride, op.relu != 0};
+                   out_stride, op.relu != 0, op.brain_out != 0};
     if (op.counts.buffer >= 0) {
       const View counts = view(op.counts.buffer);
       product.times = counts.at + op.counts.at;
@@ -346,7 +357,7 @@ class Run {
     if (!op.brain) return kernels_.linear[0](product, vectors, op.weight, inputs, op.outputs);
     const int64_t pairs = (inputs + 1) / 2;
     uint32_t* brain = reinterpret_cast<uint32_t*>(scratch);
-    kernels_.to_brain(x.at, lda, vectors, inputs, brain);
+    kernels_.to_brain(x.at, lda, vectors, inputs, brain, pairs);
     product.a = brain;
     product.lda = pairs;
     kernels_.linear[1](product, vectors, op.weight, pairs, op.outputs);
@@ -359,13 +370,18 @@ class Run {
     const View y = op.y_pieces == 0 ? x : bring(op.y, op.y_pieces, rows, scratch);
     const View out = view(op.out);
     const Dots what{x.at,    x.stride, y.at,   y.stride, op.times,           op.outputs, op.inputs,
-                    op.used, op.run,   op.runs, out.at + op.out_at, out.stride};
+                    op.brain_in != 0, op.used, op.run,   op.runs, out.at + op.out_at, out.stride};
     kernels_.dots[op.brain](what, rows, dots_);
   }
 
   void unary(const Op& op, int64_t rows) {
     float* scratch = scratch_;
     const View x = bring(op.x, op.x_pieces, rows, scratch), out = view(op.out);
+    if (op.brain_out) {  // a copy, as dots read it
+      uint32_t* words = reinterpret_cast<uint32_t*>(out.at + op.out_at);
+      kernels_.to_brain(x.at, x.stride, rows, op.outputs, words, out.stride);
+      return;
+    }
     for (int64_t r = 0; r < rows; ++r)
       apply(op, x.at + r * x.stride, out.at + op.out_at + r * out.stride, op.outputs);
   }
@@ -606,7 +622,7 @@ void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].
 void embedcomp_to_brain(const float* x, int64_t n, int64_t width, uint32_t* out) {
-  chosen().to_brain(x, width, n, width, out);
+  chosen().to_brain(x, width, n, width, out, (width + 1) / 2);
 }
 
 // So many vector products of floats (brain 0) or pairs of bfloat16, for how fast they can be.

@@ -76,6 +76,8 @@ struct Op {
   int32_t inputs;    // kLinear: of one vector; kDots: of one vector; kInput: first column
   int32_t outputs;   // columns that are put out (kLinear: of one vector); kDots: vectors of y
   int32_t brain;     // kLinear and kDots: bfloat16 products, summed in float32
+  int32_t brain_in;  // kDots: x and y are pairs of bfloat16 already
+  int32_t brain_out; // kLinear, and kUnary's kCopy: put pairs of bfloat16 out
   int32_t relu;      // kLinear: of what is put out
   int32_t init;      // kLinear: buffer that the sum begins with, or -1
   int32_t mean;      // kLookUp: of a bag's rows, not their sum

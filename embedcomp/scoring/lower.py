@@ -70,6 +70,14 @@ class _Source:
 
 
 @dataclass(frozen=True)
+class _Vectors:
+    """Vectors that lie beside each other."""
+
+    pieces: list[Piece]
+    brain: bool  # they are pairs of bfloat16
+
+
+@dataclass(frozen=True)
 class Work:
     """What one row costs: multiplications (each with an addition) by stage, and bytes."""
 
@@ -179,7 +187,7 @@ class _Lowering:
         self.looked_up: dict[int, Node] = {}  # the same nodes
         self.outputs: dict[tuple[int, str], int] = {}  # buffers of decoded rows, by feature, form
         self.parents: dict[int, tuple[int, int]] = {}  # buffers within others, and where
-        self.products = {ITEM: 0, USER: 0}
+        self.work = {ITEM: 0, USER: 0}
         self.weight_bytes = 0
 
     def program(self) -> Program:
@@ -201,7 +209,7 @@ class _Lowering:
         # lookups first, so that the next block's rows can be brought near meanwhile
         self.ops.sort(key=lambda op: op.kind != native.LOOK_UP)
         rows = sum(self.tables[f.table].stored.row_bytes for f in self.graph.features)
-        work = Work(self.products[ITEM], self.products[USER], self.weight_bytes, rows)
+        work = Work(self.work[ITEM], self.work[USER], self.weight_bytes, rows)
         return Program(self.buffers, self.ops, out, self.tables, work)
 
     def _together(self, pieces: list[Piece]) -> list[Piece]:
@@ -367,6 +375,9 @@ class _Lowering:
             weight = weight.T
         bias = self.tensors.weight(node.bias).astype(np.float64) if node.bias else None
         pieces, parts = self._read(node, weight)
+        if node.times == 1:
+            order = sorted(range(len(pieces)), key=lambda i: pieces[i])  # so that neighbours meet
+            pieces, parts = [pieces[i] for i in order], [parts[i] for i in order]
         stages = [self.buffers[buffer].stage for buffer, _, _ in pieces]
         if node.times > 1 or len(set(stages)) == 1:
             out = self._product(pieces, np.concatenate(parts, 1), bias, times=node.times, relu=relu)
@@ -390,7 +401,7 @@ class _Lowering:
         the weight.
         """
         if node.times > 1:
-            return self._pieces(node.x), [weight]
+            return self._pieces(node.x), [weight]  # which is the same for all its vectors
         pieces: list[Piece] = []
         parts: list[np.ndarray] = []
         column = 0
@@ -456,42 +467,118 @@ class _Lowering:
         self.ops.append(
             _Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1)
         )
-        self.products[stage] += times * inputs * outputs
+        self.work[stage] += times * inputs * outputs
         self.weight_bytes += packed.nbytes
         return out
 
     def _dots(self, node: Node, _: bool) -> None:
-        x, y = self._together(self._pieces(node.x)), self._together(self._pieces(node.y))
-        n, m, width = node.times, node.outputs, node.inputs
-        wanted = np.zeros(n * m, bool)
+        n, m = node.times, node.outputs
+        wanted = np.zeros((n, m), bool)
         for other in self.graph.nodes:
             for first, number in (*other.x, *other.y):
                 low, high = max(first, node.at), min(first + number, node.at + n * m)
-                wanted[low - node.at : max(high, low) - node.at] = True
-        runs = _runs(wanted, m)
-        out = self._buffer(int(wanted.sum()), self._stage([*x, *y]))
-        place = 0
-        for first, number in runs:
-            self._place(node.at + first, number, out, place)
-            place += number
+                wanted.reshape(-1)[low - node.at : max(high, low) - node.at] = True
+        xs, ys = self._vectors(node, node.x), self._vectors(node, node.y)
+        brain = self.brain and all(
+            at % 2 == 0 == width % 2 for vector in (*xs, *ys) for _, at, width in vector
+        )
+        if node.y:
+            x, y = self._beside(node, xs, brain), self._beside(node, ys, brain)
+            self._placed(node, wanted, self._products(node, x, y, wanted))
+            return
+        stages = np.array([self._stage(vector) for vector in xs])
+        places = -np.ones((n, m, 2), np.int64)  # buffer and column of each product
+        groups = {stage: np.flatnonzero(stages == stage) for stage in (USER, ITEM)}
+        sides = {
+            stage: self._beside(node, [xs[i] for i in of], brain)
+            for stage, of in groups.items()
+            if len(of)
+        }
+        for stage, side in sides.items():  # the user's with each other are computed once
+            own = np.ix_(groups[stage], groups[stage])
+            places[own] = self._products(node, side, None, wanted[own])
+        if len(sides) > 1:
+            across = np.ix_(groups[ITEM], groups[USER])
+            needed = wanted[across] | wanted.T[across]
+            found = self._products(node, sides[ITEM], sides[USER], needed)
+            places[across] = found
+            places[np.ix_(groups[USER], groups[ITEM])] = found.transpose(1, 0, 2)
+        self._placed(node, wanted, places)
+
+    def _vectors(self, node: Node, runs: Iterable[Run]) -> list[list[Piece]]:
+        """The pieces of each of the vectors that a node multiplies."""
+        columns = np.array([c for first, number in runs for c in range(first, first + number)])
+        return [
+            self._pieces([(int(part[0]), len(part)) for part in _neighbours(vector)])
+            for vector in columns.reshape(-1, node.inputs)
+        ]
+
+    def _beside(self, node: Node, vectors: list[list[Piece]], brain: bool) -> _Vectors:
+        """Vectors beside each other, as floats or as bfloat16."""
+        whole = [piece for vector in vectors for piece in vector]
+        if not brain:
+            return _Vectors(self._together(_joined(whole)), False)
+        stage = self._stage(whole)
+        words = self._buffer(sum(width for _, _, width in whole) // 2, stage)
+        decoders = {out: key for key, out in self.outputs.items()}
+        at = 0
+        for piece in whole:
+            buffer, first, width = piece
+            op = next((o for o in self.ops if o.out == buffer), None)
+            readers = self._readers(decoders[buffer]) if buffer in decoders else []
+            alone = not first and width == self.buffers[buffer].width
+            if alone and op is not None and readers == [node] and buffer not in self.parents:
+                op.fields["brain_out"] = True
+                self.parents[buffer] = words, at
+            else:
+                out = self._unary_of([piece], "copy", stage=stage)
+                self.ops[-1].fields["brain_out"] = True
+                self.parents[out] = words, at
+            at += width // 2
+        return _Vectors([(words, 0, at)], True)
+
+    def _readers(self, look_up: tuple[int, str]) -> list[Node]:
+        """The nodes that read a feature's rows."""
+        nodes = [n for n in self.graph.nodes if n.op == "look_up"]
+        same = [n for n in nodes if (n.which, n.form) == look_up]
+        return [n for n in self.graph.nodes if any(_overlaps(n, of) for of in same)]
+
+    def _products(
+        self, node: Node, x: _Vectors, y: _Vectors | None, wanted: np.ndarray
+    ) -> np.ndarray:
+        """Dot products of x with y (or with itself): buffer and column of each, int64 [n, m, 2]."""
+        n, m = wanted.shape
+        width, other = node.inputs, y if y is not None else x
+        runs = _runs(wanted.reshape(-1), m)
+        out = self._buffer(int(wanted.sum()), self._stage([*x.pieces, *other.pieces]))
         padded, words = -(-m // LANES) * LANES, (width + 1) // 2 if self.brain else width
         tiles = np.zeros((-(-n // TILE), padded // LANES), np.uint8)
-        rows, columns = np.divmod(np.flatnonzero(wanted), m)
+        rows, columns = np.nonzero(wanted)
         tiles[rows // TILE, columns // LANES] = 1
         fields = {
             "times": n,
             "inputs": width,
             "outputs": m,
             "brain": self.brain,
+            "brain_in": x.brain,
             "runs": len(runs),
             "run": np.array([(a // m * padded + a % m, k) for a, k in runs], np.int32),
             "used": tiles,
             "products": (n + TILE) * padded + words * padded + (n + m) * words + 64,
         }
-        scratch = n * width * (len(x) > 1) + m * width * (len(y) > 1)
-        stage = self.buffers[out].stage
-        self.ops.append(_Op(native.DOTS, stage, out, 0, x, y, fields, scratch))
-        self.products[stage] += int(wanted.sum()) * width
+        stage, read = self.buffers[out].stage, [] if y is None else y.pieces
+        scratch = (n + m) * width
+        self.ops.append(_Op(native.DOTS, stage, out, 0, x.pieces, read, fields, scratch))
+        self.work[stage] += int(wanted.sum()) * width
+        places = -np.ones((n, m, 2), np.int64)
+        places[wanted] = np.stack([np.full(len(rows), out), np.arange(len(rows))], 1)
+        return places
+
+    def _placed(self, node: Node, wanted: np.ndarray, places: np.ndarray) -> None:
+        """Say where the products of a node are."""
+        for column in np.flatnonzero(wanted.reshape(-1)):
+            buffer, at = places.reshape(-1, 2)[column]
+            self._place(node.at + int(column), 1, int(buffer), int(at))
 
     def _unary(self, node: Node, _: bool) -> None:
         out = self._unary_of(self._pieces(node.x), node.name, low=node.low, high=node.high)
@@ -563,6 +650,11 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
 def _overlaps(reader: Node, node: Node) -> bool:
     end = node.at + node.width
     return any(first < end and node.at < first + n for first, n in (*reader.x, *reader.y))
+
+
+def _neighbours(columns: np.ndarray) -> list[np.ndarray]:
+    """The columns cut where one does not follow the one before."""
+    return np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)
 
 
 def _runs(wanted: np.ndarray, width: int) -> list[Run]:

@@ -49,6 +49,8 @@ class Op(ctypes.Structure):
         ("inputs", c_int32),
         ("outputs", c_int32),
         ("brain", c_int32),
+        ("brain_in", c_int32),
+        ("brain_out", c_int32),
         ("relu", c_int32),
         ("init", c_int32),
         ("mean", c_int32),

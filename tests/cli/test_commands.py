@@ -194,7 +194,7 @@ def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_
     model, small = Artifact.open("model"), Artifact.open("small")
     state = model.model().state_dict()
     torch.save(state, "same.pt")
-    torch.save({n: t.roll(7, 0) if t.dim() > 1 else t for n, t in state.items()}, "other.pt")
+    torch.save({n: 8 * t if "embedding_bags" in n else t for n, t in state.items()}, "other.pt")
     told = {}
     for name in ("same", "other"):
         options = ["--plan", "small", "--checkpoint", f"{name}.pt", "--log", "log"]
