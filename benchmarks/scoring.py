@@ -54,7 +54,7 @@ BATCHES = (1, 16, 64, 256, 1024, 4096)
 DIFFERENT = 16  # batches of each size
 TABLES = "*embedding_bags.*"
 CODES = {"method": "low_rank", "rank": 16, "storage": "column_int8"}
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 EVALUATED = 8192  # rows scored at a time for the AUC
 CANDIDATES = 512
 STORED = "float16"  # of low-rank layers
@@ -190,7 +190,7 @@ def yardstick(rank: int, folder: Path, seconds: float) -> dict[str, Any]:
     shares = {}
     for precision, scorer in scorers.items():
         assert scorer.work is not None
-        can = limits(precision, scorer.work.weight_bytes)
+        can = limits(scorer.work.weight_bytes)
         shares[precision] = {
             rows: can.seconds(scorer.work, int(rows), FEATURES, False)
             * 1e6
@@ -203,7 +203,7 @@ def yardstick(rank: int, folder: Path, seconds: float) -> dict[str, Any]:
         "spread_of_probabilities": float(wanted.std()),
         "share_of_the_roofline": shares,
         "work": {p: vars(s.work) for p, s in scorers.items()},
-        "limits": {p: vars(limits(p, s.work.weight_bytes)) for p, s in scorers.items() if s.work},
+        "limits": {p: vars(limits(s.work.weight_bytes)) for p, s in scorers.items() if s.work},
         "bytes": {"original": model_bytes(model), "compressed": model_bytes(small)},
     }
 

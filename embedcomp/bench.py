@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -28,7 +29,6 @@ FEWEST_CALLS = 7
 DIFFERENT = 8  # batches, so that rows are not all in the cache
 IDS_IN_A_BAG = 3
 
-_LANES = {"float32": 16, "bfloat16": 32}  # products of one vector instruction
 _COPIED, _TABLE, _ROW = 1 << 28, 1 << 29, 64  # bytes
 
 
@@ -39,13 +39,13 @@ class Limits:
     copied: bytes read and written a second, by copying a quarter GiB.
     weights: the same for as many bytes as the model's weights, which a cache may hold.
     rows: of 64 bytes a second, read at random places of half a GiB.
-    products: multiplications (each with an addition) a second, in registers.
+    products: multiplications (each with an addition) a second in registers, by format.
     """
 
     copied: float
     weights: float
     rows: float
-    products: float
+    products: Mapping[str, float]
 
     def seconds(self, work: Work, batch: int, features: int, one_user: bool) -> float:
         """The shortest time for a batch: the longer of its products and its memory traffic.
@@ -53,26 +53,33 @@ class Limits:
         Weights are read once a batch, as if they stayed near between blocks of rows.
         """
         users = 1 if one_user else batch
-        products = batch * work.item_products + users * work.user_products
+        products = sum(
+            rows * number / self.products[form]
+            for rows, of in ((batch, work.item_products), (users, work.user_products))
+            for form, number in of.items()
+        )
         memory = work.weight_bytes / self.weights + batch * features / self.rows
-        return max(products / self.products, memory)
+        return max(products, memory)
 
 
 @cache
-def limits(precision: str, weight_bytes: int) -> Limits:
+def limits(weight_bytes: int) -> Limits:
     """Measure them; takes a second or two."""
     library = native.needed()
     table = np.ones((_TABLE // _ROW, _ROW // 4), np.float32)
     places = np.random.default_rng(0).integers(0, len(table), 1 << 18)
     rows = np.empty((len(places), _ROW // 4), np.float32)
     looked_up = len(places) / _best(lambda: np.take(table, places, 0, out=rows, mode="clip"), 5)
-    brain, count = int(precision == "bfloat16"), 24 << 16
-    seconds = _best(lambda: library.embedcomp_multiply(brain, count), 9)
+    count = 24 << 16
+    seconds = {
+        name: _best(partial(library.embedcomp_multiply, form, count), 9)
+        for form, name in enumerate(native.FORMATS)
+    }
     return Limits(
         copied=_copied(_COPIED, 5),
         weights=_copied(max(weight_bytes, _ROW), 50),
         rows=looked_up,
-        products=count * _LANES[precision] / seconds,
+        products={name: count * native.LANES[name] / s for name, s in seconds.items()},
     )
 
 
@@ -169,7 +176,7 @@ def _limit(scorer: Scorer, batch: int, threads: int, one_user: bool) -> float:
         return float("nan")
     alone = scorer.alone
     assert alone is not None and alone.graph is not None
-    can = limits(scorer.precision, scorer.work.weight_bytes)
+    can = limits(scorer.work.weight_bytes)
     seconds = can.seconds(scorer.work, batch, len(alone.graph.features), one_user)
     return threads * batch / seconds
 
@@ -233,7 +240,7 @@ def to_dict(found: Sequence[Measured], scorers: Mapping[str, Scorer]) -> dict[st
     return {
         "engines": {name: scorer.engine for name, scorer in scorers.items()},
         "limits": {
-            name: asdict(limits(scorer.precision, scorer.work.weight_bytes))
+            name: asdict(limits(scorer.work.weight_bytes))
             for name, scorer in scorers.items()
             if scorer.work is not None
         },
@@ -247,13 +254,17 @@ def render(found: Sequence[Measured], scorers: Mapping[str, Scorer]) -> list[Ren
     for name, scorer in scorers.items():
         shown.append(f"{name}: {scorer.engine}")
         if scorer.work is not None:
-            can = limits(scorer.precision, scorer.work.weight_bytes)
+            can = limits(scorer.work.weight_bytes)
             shown.append(
                 f"  on one thread, this machine copies {can.copied / 1e9:.1f} GB/s (the model's "
-                f"weights {can.weights / 1e9:.1f}), reads {can.rows / 1e6:.0f} M random rows/s and "
-                f"makes {can.products / 1e9:.0f} G {scorer.precision} products/s; a row takes "
-                f"{scorer.work.item_products + scorer.work.user_products:,} products"
+                f"weights {can.weights / 1e9:.1f}) and reads {can.rows / 1e6:.0f} M random rows/s"
             )
+            of_a_row = Counter(scorer.work.item_products) + Counter(scorer.work.user_products)
+            shown += [
+                f"  it makes {can.products[form] / 1e9:.0f} G {form} products/s, and a row takes "
+                f"{number:,}"
+                for form, number in of_a_row.items()
+            ]
     first = next(iter(scorers))
     for threads in sorted({m.threads for m in found}):
         table = Table("batch", title=f"{threads} thread{'s' if threads > 1 else ''}")

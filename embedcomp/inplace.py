@@ -178,7 +178,7 @@ def save(
         example: inputs of at least one row, in tuples, lists, mappings or dataclasses: tensors with
             the batch first, and KeyedJaggedTensors. The scorer takes the same structure.
         user: features that are the same for all candidates of a request.
-        precision: that a scorer computes products in, "float32" or "bfloat16".
+        precision: that a scorer computes products in, "float32", "bfloat16" or "int8".
 
     Raises:
         CannotExport: torch.export cannot follow the model (the message has the line), or what it

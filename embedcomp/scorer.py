@@ -29,7 +29,7 @@ class Scorer:
 
     Args:
         threads: that share the rows of a large call; None: one a core.
-        precision: of products, "float32" or "bfloat16"; None: as the artifact says.
+        precision: of products, "float32", "bfloat16" or "int8"; None: as the artifact says.
 
     Raises:
         BadSettings: there is no such precision, or torch has to score and knows no other.
@@ -124,7 +124,7 @@ def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> R
     from embedcomp.scoring import by_torch
 
     runs = by_torch.opened(artifact, threads, precision)
-    if precision == "bfloat16" and runs.work is None:
+    if precision not in (None, "float32") and runs.work is None:
         raise BadSettings(f"{artifact.name} is scored in float32 alone, by {runs.description}")
     return runs
 

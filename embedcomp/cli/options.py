@@ -18,7 +18,7 @@ Json = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Of products: float32 or bfloat16; not given: as the artifact says."),
+    typer.Option(help="Of products: float32, bfloat16 or int8; not given: as the artifact says."),
 ]
 Changes = Annotated[
     list[str] | None,

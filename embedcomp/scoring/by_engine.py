@@ -35,7 +35,7 @@ class ByEngine:
             alone.tensors(held),
             alone.user,
             alone.user_columns,
-            brain=used == "bfloat16",
+            precision=used,
         )
         self.work: Work | None = program.work
         self.splits = program.splits

@@ -75,6 +75,10 @@ struct Linear {
   int64_t out_stride;
   bool relu;
   bool brain_out;  // pairs of bfloat16 instead of floats
+  const float* steps;    // of bytes: by row, and the byte of zero
+  const int32_t* zeros;
+  const float* scales;  // by output, and the sum of its bytes
+  const int32_t* sums;
 };
 
 // Dot products of n vectors x with m vectors y.
@@ -103,12 +107,14 @@ struct LookUp {
 };
 
 struct Kernels {
-  void (*linear[2])(const Linear&, int64_t rows, const void* weight, int64_t inputs,
+  void (*linear[3])(const Linear&, int64_t rows, const void* weight, int64_t inputs,
                     int64_t outputs);
   void (*dots[2])(const Dots&, int64_t rows, float* memory);
-  float (*multiply[2])(int64_t n);
+  float (*multiply[3])(int64_t n);
   void (*to_brain)(const float* x, int64_t stride, int64_t rows, int64_t n, uint32_t* out,
                    int64_t out_stride);
+  void (*to_bytes)(const float* x, int64_t stride, int64_t rows, int64_t n, uint32_t* out,
+                   int64_t out_stride, float* steps, int32_t* zeros);
   void (*copy)(const float* x, int64_t stride, int64_t rows, int64_t n, float* out,
                int64_t out_stride);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
@@ -144,7 +150,7 @@ namespace avx512 {
 #define HAS_BRAIN
 #define HAS_PERMUTE
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx512vnni,prefer-vector-width=512")
 namespace avx512_bf16 {
 #include "kernels.inc"
 }
@@ -159,7 +165,8 @@ const std::vector<const Kernels*>& all_kernels() {
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
+    if (wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vnni"))
       able.push_back(&avx512_bf16::kernels);
     if (wide) able.push_back(&avx512::kernels);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
@@ -342,8 +349,14 @@ class Run {
       scratch += rows * whole;
     }
     const int64_t lda = op.times > 1 ? inputs : x.stride;
-    Linear product{x.at, lda,     op.bias, 0, nullptr, 0, out.at + op.out_at,
-                   out_stride, op.relu != 0, op.brain_out != 0};
+    Linear product{};
+    product.a = x.at;
+    product.lda = lda;
+    product.init = op.bias;
+    product.out = out.at + op.out_at;
+    product.out_stride = out_stride;
+    product.relu = op.relu != 0;
+    product.brain_out = op.brain_out != 0;
     if (op.counts.buffer >= 0) {
       const View counts = view(op.counts.buffer);
       product.times = counts.at + op.counts.at;
@@ -354,13 +367,24 @@ class Run {
       product.init = init.at;
       product.init_stride = init.stride;
     }
-    if (!op.brain) return kernels_.linear[0](product, vectors, op.weight, inputs, op.outputs);
-    const int64_t pairs = (inputs + 1) / 2;
-    uint32_t* brain = reinterpret_cast<uint32_t*>(scratch);
-    kernels_.to_brain(x.at, lda, vectors, inputs, brain, pairs);
-    product.a = brain;
-    product.lda = pairs;
-    kernels_.linear[1](product, vectors, op.weight, pairs, op.outputs);
+    if (op.format == kFloats)
+      return kernels_.linear[kFloats](product, vectors, op.weight, inputs, op.outputs);
+    uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
+    const int64_t each = op.format == kPairs ? (inputs + 1) / 2 : (inputs + 3) / 4;
+    if (op.format == kPairs) {
+      kernels_.to_brain(x.at, lda, vectors, inputs, words, each);
+    } else {
+      float* steps = scratch + vectors * each;
+      int32_t* zeros = reinterpret_cast<int32_t*>(steps + vectors);
+      kernels_.to_bytes(x.at, lda, vectors, inputs, words, each, steps, zeros);
+      product.steps = steps;
+      product.zeros = zeros;
+      product.scales = op.scales;
+      product.sums = op.sums;
+    }
+    product.a = words;
+    product.lda = each;
+    kernels_.linear[op.format](product, vectors, op.weight, each, op.outputs);
   }
 
   void dots(const Op& op, int64_t rows) {
@@ -371,7 +395,7 @@ class Run {
     const View out = view(op.out);
     const Dots what{x.at,    x.stride, y.at,   y.stride, op.times,           op.outputs, op.inputs,
                     op.brain_in != 0, op.used, op.run,   op.runs, out.at + op.out_at, out.stride};
-    kernels_.dots[op.brain](what, rows, dots_);
+    kernels_.dots[op.format](what, rows, dots_);
   }
 
   void unary(const Op& op, int64_t rows) {
@@ -625,8 +649,8 @@ void embedcomp_to_brain(const float* x, int64_t n, int64_t width, uint32_t* out)
   chosen().to_brain(x, width, n, width, out, (width + 1) / 2);
 }
 
-// So many vector products of floats (brain 0) or pairs of bfloat16, for how fast they can be.
-float embedcomp_multiply(int32_t brain, int64_t n) { return chosen().multiply[brain](n); }
+// So many vector products of a Format, for how fast they can be.
+float embedcomp_multiply(int32_t format, int64_t n) { return chosen().multiply[format](n); }
 
 // Use the kernels of another kind of CPU, 0 the best, for tests; returns how many there are.
 int32_t embedcomp_kernels(int32_t which) {

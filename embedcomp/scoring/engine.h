@@ -38,6 +38,9 @@ enum OpKind : int32_t {
   kSum = 6,
 };
 
+// What is multiplied; sums are in float32, or exact for bytes.
+enum Format : int32_t { kFloats = 0, kPairs = 1, kInt8 = 2 };
+
 enum Unary : int32_t {
   kCopy = 0, kRelu, kSigmoid, kTanh, kGelu, kGeluTanh, kSilu, kNegative, kAbs, kExp, kLog, kSqrt,
   kRsqrt, kSquare, kReciprocal, kClamp, kLogit, kSoftplus, kLeakyRelu, kElu, kAffine,
@@ -75,7 +78,7 @@ struct Op {
                      // a bag in a matrix
   int32_t inputs;    // kLinear: of one vector; kDots: of one vector; kInput: first column
   int32_t outputs;   // columns that are put out (kLinear: of one vector); kDots: vectors of y
-  int32_t brain;     // kLinear and kDots: bfloat16 products, summed in float32
+  int32_t format;    // kLinear, and kDots without bytes: a Format
   int32_t brain_in;  // kDots: x and y are pairs of bfloat16 already
   int32_t brain_out; // kLinear, and kUnary's kCopy: put pairs of bfloat16 out
   int32_t relu;      // kLinear: of what is put out
@@ -90,6 +93,8 @@ struct Op {
   const Piece* y;
   const void* weight;   // kLinear: packed
   const float* bias;    // kLinear: [outputs], or null
+  const float* scales;  // kLinear of bytes: a weight's step by output,
+  const int32_t* sums;  // and the sum of its bytes
   const int32_t* run;   // kDots: [runs][2], place (in rows of padded y) and number of what is
                         // put out
   const uint8_t* used;  // kDots: [tiles of x][panels of y], whether any product is put out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,11 +24,9 @@ from embedcomp.scoring.tensors import Rows, Tensors
 
 BLOCK = 48  # rows at a time: what they need fits the second-level cache
 ITEM, USER = 0, 1
-TILE, PANEL, LANES = (
-    6,
-    64,
-    16,
-)  # rows of a tile, columns of a panel and of a vector, as in kernels.inc
+FEWEST_BYTES = 64  # inputs and outputs of a layer that multiplies bytes: fewer do not pay
+# rows of a tile, columns of a panel and of a vector, as in kernels.inc
+TILE, PANEL, LANES = 6, 64, 16
 
 Piece = tuple[int, int, int]  # buffer, first column, number of columns
 _NONE: Piece = (-1, 0, 0)
@@ -79,10 +78,10 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class Work:
-    """What one row costs: multiplications (each with an addition) by stage, and bytes."""
+    """What a row costs: multiplications (each with an addition) by stage and format, and bytes."""
 
-    item_products: int
-    user_products: int
+    item_products: Mapping[str, int]
+    user_products: Mapping[str, int]
     weight_bytes: int  # read by every block of rows
     row_bytes: int  # of tables
 
@@ -155,16 +154,18 @@ def lower(
     user: Collection[str] = (),
     user_columns: Mapping[int, Collection[int]] | None = None,
     *,
-    brain: bool = False,
+    precision: str = "float32",
 ) -> Program:
     """The program of a graph.
 
     Args:
         user: names of the features that are the same for all candidates of a request.
         user_columns: the same of dense inputs: by input, columns.
-        brain: products in bfloat16, summed in float32; else all in float32.
+        precision: of products: "float32"; "bfloat16", summed in float32; or "int8", in which large
+            linear layers multiply bytes (a step a weight's output, and a step and a zero a
+            row), and the rest is in bfloat16.
     """
-    return _Lowering(graph, tensors, set(user), user_columns or {}, brain).program()
+    return _Lowering(graph, tensors, set(user), user_columns or {}, precision).program()
 
 
 class _Lowering:
@@ -174,9 +175,10 @@ class _Lowering:
         tensors: Tensors,
         user: set[str],
         user_columns: Mapping[int, Collection[int]],
-        brain: bool,
+        precision: str,
     ):
-        self.graph, self.tensors, self.brain = graph, tensors, brain
+        self.graph, self.tensors = graph, tensors
+        self.brain, self.bytes = precision != "float32", precision == "int8"
         self.user, self.user_columns = user, user_columns
         self.buffers: list[_Buffer] = []
         self.ops: list[_Op] = []
@@ -187,7 +189,7 @@ class _Lowering:
         self.looked_up: dict[int, Node] = {}  # the same nodes
         self.outputs: dict[tuple[int, str], int] = {}  # buffers of decoded rows, by feature, form
         self.parents: dict[int, tuple[int, int]] = {}  # buffers within others, and where
-        self.work = {ITEM: 0, USER: 0}
+        self.work: dict[int, Counter[str]] = {ITEM: Counter(), USER: Counter()}
         self.weight_bytes = 0
 
     def program(self) -> Program:
@@ -209,7 +211,7 @@ class _Lowering:
         # lookups first, so that the next block's rows can be brought near meanwhile
         self.ops.sort(key=lambda op: op.kind != native.LOOK_UP)
         rows = sum(self.tables[f.table].stored.row_bytes for f in self.graph.features)
-        work = Work(self.work[ITEM], self.work[USER], self.weight_bytes, rows)
+        work = Work(dict(self.work[ITEM]), dict(self.work[USER]), self.weight_bytes, rows)
         return Program(self.buffers, self.ops, out, self.tables, work)
 
     def _together(self, pieces: list[Piece]) -> list[Piece]:
@@ -449,26 +451,33 @@ class _Lowering:
         pieces = _joined(pieces)
         stage = self._stage(pieces)
         out = self._buffer(times * outputs, stage)
-        packed = pack(np.ascontiguousarray(weight, np.float32), brain=self.brain)
+        form = native.FORMATS[self.brain]
+        if self.bytes and min(inputs, outputs) >= FEWEST_BYTES:
+            form = "int8"
+        packed = pack(np.ascontiguousarray(weight, np.float32), form)
         fields: dict[str, Any] = {
-            "weight": packed,
+            "weight": packed.words,
             "times": times,
             "inputs": inputs,
             "outputs": outputs,
-            "brain": self.brain,
+            "format": native.FORMATS.index(form),
             "relu": relu,
             "init": init,
             "counts": counts,
         }
+        if packed.scales is not None and packed.sums is not None:
+            fields |= {"scales": packed.scales, "sums": packed.sums}
         if bias is not None:
             fields["bias"] = np.ascontiguousarray(bias, np.float32)
         whole = times * inputs
-        scratch = whole * ((len(pieces) > 1) + (times > 1)) + self.brain * times * (inputs + 1) // 2
+        scratch = whole * ((len(pieces) > 1) + (times > 1))
+        if form != "float32":  # bytes are no wider, with a step and a zero a vector
+            scratch += times * ((inputs + 1) // 2 + 2)
         self.ops.append(
             _Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1)
         )
-        self.work[stage] += times * inputs * outputs
-        self.weight_bytes += packed.nbytes
+        self.work[stage][form] += times * inputs * outputs
+        self.weight_bytes += packed.words.nbytes
         return out
 
     def _dots(self, node: Node, _: bool) -> None:
@@ -559,7 +568,7 @@ class _Lowering:
             "times": n,
             "inputs": width,
             "outputs": m,
-            "brain": self.brain,
+            "format": int(self.brain),
             "brain_in": x.brain,
             "runs": len(runs),
             "run": np.array([(a // m * padded + a % m, k) for a, k in runs], np.int32),
@@ -569,7 +578,7 @@ class _Lowering:
         stage, read = self.buffers[out].stage, [] if y is None else y.pieces
         scratch = (n + m) * width
         self.ops.append(_Op(native.DOTS, stage, out, 0, x.pieces, read, fields, scratch))
-        self.work[stage] += int(wanted.sum()) * width
+        self.work[stage][native.FORMATS[self.brain]] += int(wanted.sum()) * width
         places = -np.ones((n, m, 2), np.int64)
         places[wanted] = np.stack([np.full(len(rows), out), np.arange(len(rows))], 1)
         return places
@@ -617,22 +626,44 @@ class _Lowering:
         self._place(node.at, node.width, out)
 
 
-def pack(weight: np.ndarray, *, brain: bool) -> np.ndarray:
-    """A weight float32 [outputs, inputs] as the engine reads it: panels [inputs, up to 64 outputs].
+@dataclass(frozen=True)
+class Packed:
+    """A weight as the engine reads it; scales and sums [outputs] are of bytes alone."""
 
-    In bfloat16, two inputs lie beside each other in one 32-bit word.
+    words: np.ndarray
+    scales: np.ndarray | None = None
+    sums: np.ndarray | None = None
+
+
+def pack(weight: np.ndarray, form: str) -> Packed:
+    """A weight float32 [outputs, inputs] as panels [inputs, up to 64 outputs].
+
+    In bfloat16, two inputs lie beside each other in one 32-bit word, and four bytes in int8.
     """
     outputs, inputs = weight.shape
-    columns = weight.T  # [inputs, outputs]
-    if brain:
+    if form == "float32":
+        return Packed(_panels(weight.T))
+    if form == "bfloat16":
         words = np.empty((outputs, (inputs + 1) // 2), np.uint32)
         native.needed().embedcomp_to_brain(weight.ctypes.data, outputs, inputs, words.ctypes.data)
-        columns = words.T
+        return Packed(_panels(words.T))
+    scales = np.abs(weight).max(1, initial=0) / 127
+    scales[scales == 0] = 1
+    codes = np.pad(np.rint(weight / scales[:, None]).astype(np.int8), ((0, 0), (0, -inputs % 4)))
+    whole = -outputs % LANES
+    return Packed(
+        _panels(np.ascontiguousarray(codes).view(np.uint32).T),
+        np.pad(scales, (0, whole)),
+        np.pad(codes.sum(1, dtype=np.int32), (0, whole)),
+    )
+
+
+def _panels(columns: np.ndarray) -> np.ndarray:
+    """Words [inputs, outputs] with 64 outputs beside each other, or as many as are left."""
     panels = []
-    for first in range(0, outputs, PANEL):
+    for first in range(0, columns.shape[1], PANEL):
         part = columns[:, first : first + PANEL]
-        missing = -part.shape[1] % LANES
-        panels.append(np.pad(part, ((0, 0), (0, missing))).reshape(-1))
+        panels.append(np.pad(part, ((0, 0), (0, -part.shape[1] % LANES))).reshape(-1))
     return np.concatenate(panels) if panels else np.zeros(0, columns.dtype)
 
 

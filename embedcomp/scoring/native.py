@@ -48,7 +48,7 @@ class Op(ctypes.Structure):
         ("times", c_int32),
         ("inputs", c_int32),
         ("outputs", c_int32),
-        ("brain", c_int32),
+        ("format", c_int32),
         ("brain_in", c_int32),
         ("brain_out", c_int32),
         ("relu", c_int32),
@@ -63,6 +63,8 @@ class Op(ctypes.Structure):
         ("y", ctypes.POINTER(Piece)),
         ("weight", c_void_p),
         ("bias", c_void_p),
+        ("scales", c_void_p),
+        ("sums", c_void_p),
         ("run", c_void_p),
         ("used", c_void_p),
         ("table", ctypes.POINTER(Stored)),
@@ -138,6 +140,8 @@ KINDS = {
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
+FORMATS = ("float32", "bfloat16", "int8")  # of what is multiplied
+LANES = {"float32": 16, "bfloat16": 32, "int8": 64}  # products of one vector instruction
 UNARIES = (
     *("copy", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "negative", "abs", "exp"),
     *("log", "sqrt", "rsqrt", "square", "reciprocal", "clamp", "logit", "softplus", "leaky_relu"),

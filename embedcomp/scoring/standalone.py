@@ -15,7 +15,7 @@ from embedcomp.scoring.graph import Graph, Leaf, LookUp
 from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
 
 FILE, PROGRAM = "scoring.json", "dense.pt2"
-PRECISIONS = ("float32", "bfloat16")  # of products; sums are in float32
+PRECISIONS = ("float32", "bfloat16", "int8")  # of products
 
 
 @dataclass(frozen=True, kw_only=True)

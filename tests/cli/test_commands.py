@@ -228,6 +228,6 @@ def test_bench_prints_rows_and_the_share_of_the_limit(
     assert found["engines"]["artifact"] == "compiled engine, bfloat16"
     first = found["measured"][0]
     assert first["batch"] == "1" and first["threads"] == 1 and first["rows_per_second"] > 0
-    assert 0 < first["share"] < 2 and found["limits"]["against"]["products"] > 0
+    assert 0 < first["share"] < 2 and found["limits"]["against"]["products"]["float32"] > 0
     assert run(monkeypatch, "bench", "small", "--precision", "float8") == 2
     assert "precision is 'float8'" in capsys.readouterr().err

@@ -99,11 +99,12 @@ def test_torch_scores_the_same_where_the_engine_was_not_built(
     np.testing.assert_allclose(scorer.score(one), found[5:6], atol=CLOSE)
 
 
-def test_bfloat16_is_close(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_other_products_are_close(case: Case, tmp_path: Path, precision: str) -> None:
     swapped(case, SWAPS[-1])
-    scorer = saved(case, tmp_path, precision="bfloat16")
+    scorer = saved(case, tmp_path, precision=precision)
     if scorer.engine.startswith("compiled"):
-        assert scorer.engine.endswith("bfloat16")
+        assert scorer.engine.endswith(precision)
         inputs = case.inputs(2)
         np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=0.02)
         same = embedcomp.Scorer.open(tmp_path / "m", precision="float32").score(inputs)

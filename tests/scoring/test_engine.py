@@ -30,9 +30,11 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     native.needed().embedcomp_kernels(0)
 
 
-def run(graph: Graph, tensors: dict[str, np.ndarray], *dense: np.ndarray, brain: bool = False):
+def run(
+    graph: Graph, tensors: dict[str, np.ndarray], *dense: np.ndarray, precision: str = "float32"
+):
     made = Tensors(tensors, {}, {})
-    engine = Engine(graph, lower(graph, made, brain=brain))
+    engine = Engine(graph, lower(graph, made, precision=precision))
     inputs = Inputs(len(dense[0]), {}, [(address(x), x.shape[1]) for x in dense], dense)
     return engine.score(inputs, logits=True)
 
@@ -54,28 +56,33 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("brain", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", native.FORMATS)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [(1, 1, 1), (1, 33, 64), (2, 7, 65), (5, 64, 16), (7, 100, 130), (49, 17, 31), (100, 3, 257)],
 )
-def test_linear(kernels: None, rows: int, inputs: int, outputs: int, brain: bool) -> None:
+def test_linear(kernels: None, rows: int, inputs: int, outputs: int, precision: str) -> None:
     x, w, b = numbers(rows, inputs), numbers(outputs, inputs, seed=1), numbers(outputs, seed=2)
     layer = Node(
         op="linear", at=inputs, width=outputs, x=((0, inputs),), name="w", bias="b",
         inputs=inputs, outputs=outputs,
     )  # fmt: skip
     relu = Node(op="unary", name="relu", at=inputs + outputs, width=outputs, x=((inputs, outputs),))
-    found = run(summed(dense(inputs), layer, relu), {"w": w, "b": b}, x, brain=brain)
-    if brain:  # bfloat16 holds eight bits; sums are in float32
+    found = run(summed(dense(inputs), layer, relu), {"w": w, "b": b}, x, precision=precision)
+    if precision != "float32":  # bfloat16 holds eight bits; sums are in float32
         x, w = (torch.from_numpy(a).bfloat16().float().numpy() for a in (x, w))
     wanted = np.maximum(x.astype(np.float64) @ w.T + b, 0).sum(1)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+    off = (
+        0.05 * inputs**0.5 * outputs**0.5
+        if precision == "int8" and min(inputs, outputs) >= 64
+        else 1e-3
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=off)
 
 
-@pytest.mark.parametrize("brain", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("n", "m", "width"), [(3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5)])
-def test_dots(kernels: None, n: int, m: int, width: int, brain: bool) -> None:
+def test_dots(kernels: None, n: int, m: int, width: int, precision: str) -> None:
     x, y = numbers(9, n * width), numbers(9, m * width, seed=1)
     at = (n + m) * width
     dots = Node(
@@ -87,8 +94,8 @@ def test_dots(kernels: None, n: int, m: int, width: int, brain: bool) -> None:
     total = Node(op="sum", at=at + n * m, width=1, times=width_of, x=picked)
     second = dense(m * width, 1, n * width)
     graph = Graph(features=(), nodes=(dense(n * width), second, dots, total), out=total.at)
-    found = run(graph, {}, x, y, brain=brain)
-    if brain:
+    found = run(graph, {}, x, y, precision=precision)
+    if precision == "bfloat16":
         x, y = (torch.from_numpy(a).bfloat16().float().numpy() for a in (x, y))
     products = np.einsum("rnd,rmd->rnm", x.reshape(9, n, width), y.reshape(9, m, width))
     wanted = products[:, :, 1 : 1 + min(m - 1, 2)].sum((1, 2))
@@ -178,6 +185,18 @@ def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     whole = rows.to_float().numpy().astype(np.float64).sum(1)
     wanted = [2 * whole[3], 0.0, whole[22] + whole[0] + whole[1]]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_give_the_same_scores_on_every_kind_of_cpu() -> None:
+    x, w = numbers(50, 130) * np.linspace(0, 3, 50, dtype=np.float32)[:, None], numbers(70, 130)
+    layer = Node(op="linear", at=130, width=70, x=((0, 130),), name="w", inputs=130, outputs=70)
+    found = []
+    for kind in range(KERNELS):
+        native.needed().embedcomp_kernels(kind)
+        found.append(run(summed(dense(130), layer), {"w": w}, x, precision="int8"))
+    native.needed().embedcomp_kernels(0)
+    for scores in found[1:]:  # the last bit of a step may differ
+        np.testing.assert_allclose(scores, found[0], rtol=1e-5, atol=2e-2)
 
 
 def test_floats_become_bfloat16_as_torch_rounds_them(kernels: None) -> None:
