@@ -117,6 +117,9 @@ struct Kernels {
                    int64_t out_stride, float* steps, int32_t* zeros);
   void (*copy)(const float* x, int64_t stride, int64_t rows, int64_t n, float* out,
                int64_t out_stride);
+  void (*unary)(const Op&, const float* x, float* out);
+  void (*binary)(const Op&, const float* x, const float* y, float* out);
+  void (*sum)(const Op&, const float* x, float* out);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
 };
@@ -407,72 +410,7 @@ class Run {
       return;
     }
     for (int64_t r = 0; r < rows; ++r)
-      apply(op, x.at + r * x.stride, out.at + op.out_at + r * out.stride, op.outputs);
-  }
-
-  template <typename F>
-  static void each(const float* x, float* out, int64_t n, F f) {
-    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i]);
-  }
-
-  static float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-  static void apply(const Op& op, const float* x, float* out, int64_t n) {
-    const float low = op.low, high = op.high;
-    switch (op.which) {
-      case kCopy:
-        return each(x, out, n, [](float v) { return v; });
-      case kRelu:
-        return each(x, out, n, [](float v) { return v < 0.0f ? 0.0f : v; });
-      case kSigmoid:
-        return each(x, out, n, sigmoid);
-      case kTanh:
-        return each(x, out, n, [](float v) { return std::tanh(v); });
-      case kGelu:
-        return each(x, out, n, [](float v) {
-          return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f));
-        });
-      case kGeluTanh:
-        return each(x, out, n, [](float v) {
-          const float inner = 0.79788456080286536f * (v + 0.044715f * v * v * v);
-          return 0.5f * v * (1.0f + std::tanh(inner));
-        });
-      case kSilu:
-        return each(x, out, n, [](float v) { return v * sigmoid(v); });
-      case kNegative:
-        return each(x, out, n, [](float v) { return -v; });
-      case kAbs:
-        return each(x, out, n, [](float v) { return std::fabs(v); });
-      case kExp:
-        return each(x, out, n, [](float v) { return std::exp(v); });
-      case kLog:
-        return each(x, out, n, [](float v) { return std::log(v); });
-      case kSqrt:
-        return each(x, out, n, [](float v) { return std::sqrt(v); });
-      case kRsqrt:
-        return each(x, out, n, [](float v) { return 1.0f / std::sqrt(v); });
-      case kSquare:
-        return each(x, out, n, [](float v) { return v * v; });
-      case kReciprocal:
-        return each(x, out, n, [](float v) { return 1.0f / v; });
-      case kClamp:
-        return each(x, out, n, [=](float v) { return v < low ? low : v > high ? high : v; });
-      case kLogit:
-        return each(x, out, n, [](float v) { return std::log(v / (1.0f - v)); });
-      case kSoftplus:
-        return each(x, out, n, [](float v) { return v > 20.0f ? v : std::log1p(std::exp(v)); });
-      case kLeakyRelu:
-        return each(x, out, n, [=](float v) { return v < 0.0f ? low * v : v; });
-      case kElu:
-        return each(x, out, n, [=](float v) { return v < 0.0f ? low * std::expm1(v) : v; });
-      default:
-        return each(x, out, n, [=](float v) { return low * v + high; });
-    }
-  }
-
-  template <typename F>
-  static void both(const float* x, const float* y, float* out, int64_t n, F f) {
-    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i], y[i]);
+      kernels_.unary(op, x.at + r * x.stride, out.at + op.out_at + r * out.stride);
   }
 
   void binary(const Op& op, int64_t rows) {
@@ -480,57 +418,16 @@ class Run {
     const View x = bring(op.x, op.x_pieces, rows, scratch);
     const View y = bring(op.y, op.y_pieces, rows, scratch);
     const View out = view(op.out);
-    const int64_t n = op.outputs;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float *a = x.at + r * x.stride, *b = y.at + r * y.stride;
-      float* o = out.at + op.out_at + r * out.stride;
-      switch (op.which) {
-        case kAdd:
-          both(a, b, o, n, [](float p, float q) { return p + q; });
-          break;
-        case kSubtract:
-          both(a, b, o, n, [](float p, float q) { return p - q; });
-          break;
-        case kMultiply:
-          both(a, b, o, n, [](float p, float q) { return p * q; });
-          break;
-        case kDivide:
-          both(a, b, o, n, [](float p, float q) { return p / q; });
-          break;
-        case kMaximum:  // NaN from either side stays
-          both(a, b, o, n, [](float p, float q) { return p != p || p > q ? p : q; });
-          break;
-        case kMinimum:
-          both(a, b, o, n, [](float p, float q) { return p != p || p < q ? p : q; });
-          break;
-        default:
-          both(a, b, o, n, [](float p, float q) { return std::pow(p, q); });
-      }
-    }
+    for (int64_t r = 0; r < rows; ++r)
+      kernels_.binary(op, x.at + r * x.stride, y.at + r * y.stride,
+                      out.at + op.out_at + r * out.stride);
   }
 
   void sum(const Op& op, int64_t rows) {
     float* scratch = scratch_;
     const View x = bring(op.x, op.x_pieces, rows, scratch), out = view(op.out);
-    const int64_t n = op.times, width = op.outputs;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* a = x.at + r * x.stride;
-      float* o = out.at + op.out_at + r * out.stride;
-      if (width == 1) {  // many partial sums: more exact, and they fit a vector
-        float part[16] = {};
-        int64_t i = 0;
-        for (; i + 16 <= n; i += 16)
-          for (int c = 0; c < 16; ++c) part[c] += a[i + c];
-        for (int c = 0; i < n; ++i, ++c) part[c] += a[i];
-        for (int half = 8; half > 0; half /= 2)
-          for (int c = 0; c < half; ++c) part[c] += part[c + half];
-        *o = part[0];
-      } else {
-        for (int64_t c = 0; c < width; ++c) o[c] = a[c];
-        for (int64_t i = 1; i < n; ++i)
-          for (int64_t c = 0; c < width; ++c) o[c] += a[i * width + c];
-      }
-    }
+    for (int64_t r = 0; r < rows; ++r)
+      kernels_.sum(op, x.at + r * x.stride, out.at + op.out_at + r * out.stride);
   }
 
   const Program& p_;

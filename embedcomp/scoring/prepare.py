@@ -172,18 +172,9 @@ def refuse_several(inputs: Any, alone: Standalone) -> None:
     dense = 0
     for leaf, (_, value) in zip(alone.leaves, leaves(inputs), strict=True):
         if leaf.kind == "jagged":
-            for key in set(leaf.keys) & set(alone.user):
-                feature = value[key]
-                rows, ids = feature.lengths(), feature.values()
-                first = int(rows[0]) if len(rows) else 0
-                same = bool((rows == first).all()) and (
-                    first == 0 or bool((ids.view(-1, first) == ids[:first]).all())
-                )
-                weights = feature.weights_or_none()
-                if same and first and weights is not None:
-                    same = bool((weights.view(-1, first) == weights[:first]).all())
-                if not same:
-                    raise BadRequest(key, "differs between rows, but one_user says it does not")
+            differs = _differs(value, set(alone.user))
+            if differs is not None:
+                raise BadRequest(differs, "differs between rows, but one_user says it does not")
         elif leaf.kind == "dense":
             for column in alone.user_columns.get(dense, ()):
                 if not bool((value[:, column] == value[:1, column]).all()):
@@ -192,3 +183,23 @@ def refuse_several(inputs: Any, alone: Standalone) -> None:
                         "differs between rows, but one_user says it does not",
                     )
             dense += 1
+
+
+def _differs(sparse: Any, user: set[str]) -> str | None:
+    """The first of the user's features whose bags are not all the same."""
+    keys = sparse.keys()
+    lengths, values = sparse.lengths().numpy().reshape(len(keys), -1), sparse.values().numpy()
+    weights = sparse.weights_or_none()
+    ends = lengths.sum(1).cumsum()
+    for place, key in enumerate(keys):
+        if key not in user:
+            continue
+        first, bags = ends[place] - lengths[place].sum(), lengths[place]
+        parts = [values] if weights is None else [values, weights.numpy()]
+        same = bool((bags == bags[0]).all()) and all(
+            bool((rows == rows[0]).all())
+            for rows in (part[first : ends[place]].reshape(len(bags), -1) for part in parts)
+        )
+        if not same:
+            return key
+    return None
