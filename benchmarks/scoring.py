@@ -358,7 +358,7 @@ import sys, time
 began = time.perf_counter()
 import numpy as np, pyarrow as pa
 import embedcomp
-from embedcomp.bench import made_up
+from embedcomp.scoring.prepare import made_up
 scorer = embedcomp.Scorer.open(sys.argv[1])
 parts = made_up(scorer.alone, scorer.features if scorer.has_features else None, 64, 0)
 scorer.call(parts, None)()

@@ -15,19 +15,16 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from embedcomp.errors import BadSettings
-from embedcomp.log.features import Features
 from embedcomp.scorer import Scorer
 from embedcomp.scoring import native
 from embedcomp.scoring.lower import Work
-from embedcomp.scoring.prepare import Part
-from embedcomp.scoring.standalone import Standalone
+from embedcomp.scoring.prepare import made_up
 
 BATCHES = (1, 16, 64, 256, 1024, 4096)
 CANDIDATES = (128, 512)  # of one user
 SECONDS = 0.4  # measured per model and batch
 FEWEST_CALLS = 7
 DIFFERENT = 8  # batches, so that rows are not all in the cache
-IDS_IN_A_BAG = 3
 
 _COPIED, _TABLE, _ROW = 1 << 28, 1 << 29, 64  # bytes
 
@@ -194,45 +191,6 @@ def _calls(scorer: Scorer, batch: int, one_user: bool) -> list[Callable[[], obje
         user = made_up(scorer.alone, features, 1, seed + DIFFERENT) if one_user else None
         calls.append(scorer.call(parts, user))
     return calls
-
-
-def made_up(alone: Standalone, features: Features | None, rows: int, seed: int) -> list[Part]:
-    """Inputs of a model that stands alone: random numbers and ids."""
-    random = np.random.default_rng(seed)
-    counts = {} if features is None else {f.name: f.vocabulary.counts for f in features.ids}
-    sizes = {
-        feature: alone.tables[table].rows
-        for what in alone.look_ups
-        for table, feature in zip(what.tables, what.features, strict=False)
-    }
-    smallest = min((table.rows for table in alone.tables.values()), default=1)
-    many = set() if features is None else {feature.name for feature in features.multi}
-    parts = []
-    for leaf in alone.leaves:
-        width = 1 if leaf.width is None else leaf.width
-        if leaf.kind == "dense":
-            parts.append(Part(leaf, random.standard_normal((rows, width), np.float32)))
-        elif leaf.kind == "ids":
-            parts.append(Part(leaf, random.integers(0, smallest, (rows, width))))
-        elif leaf.kind == "jagged":
-            each = [IDS_IN_A_BAG if key in many else 1 for key in leaf.keys]
-            drawn = [
-                _ids(random, counts.get(key), sizes.get(key, smallest), rows * n)
-                for key, n in zip(leaf.keys, each, strict=True)
-            ]
-            values, lengths = np.concatenate(drawn), np.repeat(np.array(each), rows)
-            weights = np.ones(len(values), np.float32) if leaf.weighted else None
-            parts.append(Part(leaf, values, lengths, weights))
-    return parts
-
-
-def _ids(
-    random: np.random.Generator, counts: np.ndarray | None, size: int, number: int
-) -> np.ndarray:
-    if counts is None or not counts.any():
-        return random.integers(0, size, number)
-    ends = np.cumsum(counts, dtype=np.float64)
-    return np.searchsorted(ends, random.random(number) * ends[-1], side="right").astype(np.int64)
 
 
 def to_dict(found: Sequence[Measured], scorers: Mapping[str, Scorer]) -> dict[str, Any]:

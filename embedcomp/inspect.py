@@ -10,11 +10,14 @@ from rich.table import Table
 from embedcomp.artifact import Artifact
 from embedcomp.compress.plan import render as render_plan
 from embedcomp.evaluate import disk_bytes
+from embedcomp.log.features import Features
+from embedcomp.scoring.tensors import mapped
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """Everything about an artifact but its tensors' values."""
-    manifest, features = artifact.manifest, artifact.features
+    manifest = artifact.manifest
+    features = artifact.features if artifact.has_features else Features((), ())
     return {
         "path": str(artifact.folder),
         "created": manifest.created,
@@ -34,8 +37,8 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         + [{"name": f.name, "type": "float", "side": f.side} for f in features.dense],
         "plan": manifest.plan,
         "tensors": {
-            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-            for name, tensor in artifact.model().state_dict().items()
+            name: [str(tensor.dtype), list(tensor.shape)]
+            for name, tensor in mapped(artifact.tensors_file).items()
         },
     }
 
@@ -50,8 +53,9 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
     tensors = Table("tensor", "type", "shape")
     for name, (dtype, shape) in found["tensors"].items():
         tensors.add_row(name, dtype, " x ".join(str(n) for n in shape) or "1")
+    model = "its owner's model" if found["model"] is None else found["model"]["model"]
     head = (
-        f"{found['path']}: {found['model']['model']}, {sizes['total']:,} bytes resident "
+        f"{found['path']}: {model}, {sizes['total']:,} bytes resident "
         f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
     )
     quality = [

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from embedcomp.cli import bench, compress, evaluate, log, recompress, serve, submit, train
+from embedcomp.cli import bench, build, compress, evaluate, log, recompress, serve, submit, train
 from embedcomp.errors import EmbedcompError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(recompress.recompress)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
 app.command()(bench.bench)
+app.command()(build.build)
 app.command()(serve.serve)
 app.command()(serve.predict)
 app.command()(submit.submit)

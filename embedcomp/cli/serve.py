@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Json, show
+from embedcomp.cli.options import Json, Precision, show
 
 
 def serve(
@@ -15,13 +15,17 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     threads: Annotated[int, typer.Option(help="Requests scored at a time.")] = 4,
+    precision: Precision = None,
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
     from embedcomp.scorer import Scorer
     from serving.server import ServerSettings
     from serving.server import serve as run
 
-    run(Scorer.open(artifact), ServerSettings(host=host, port=port, threads=threads))
+    run(
+        Scorer.open(artifact, precision=precision),
+        ServerSettings(host=host, port=port, threads=threads),
+    )
 
 
 def predict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,17 @@ from embedcomp.errors import BadRequest
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
-from embedcomp.scoring import native
+from embedcomp.scoring import compiled, native
 from embedcomp.scoring.by_engine import ByEngine
 from embedcomp.scoring.export import CannotExport, stand_alone_from_log
 from embedcomp.scoring.inputs import leaves
 from embedcomp.scoring.lower import Work
 from embedcomp.scoring.portable import Portable
-from embedcomp.scoring.prepare import Part, prepared
+from embedcomp.scoring.prepare import Part, made_up, prepared
 from embedcomp.scoring.runs import Runs
 from embedcomp.scoring.standalone import Standalone
+
+COMPILED_ROWS = 11  # of the example that a program is compiled with
 
 
 def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
@@ -35,6 +38,20 @@ def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Ru
     return _portable(
         artifact.standalone, Portable.open(artifact.standalone, artifact.folder, artifact.tensors())
     )
+
+
+def machine_code(artifact: Artifact) -> Path:
+    """Compile the artifact's program for this machine; where that is kept.
+
+    Raises:
+        BadModel: it cannot be compiled.
+    """
+    alone = artifact.standalone
+    assert alone is not None
+    features = artifact.features if artifact.has_features else None
+    inputs = tuple(tensor_of(part) for part in made_up(alone, features, COMPILED_ROWS, 0))
+    portable = Portable.open(alone, artifact.folder, artifact.tensors())
+    return compiled.build(artifact.folder, portable.arguments(inputs))
 
 
 def in_memory(
@@ -58,7 +75,8 @@ def in_memory(
 
 def _portable(alone: Standalone, portable: Portable) -> ByTorch:
     reason = alone.reason or "the compiled engine was not built"
-    return ByTorch(portable.logits, alone, f"torch, since {reason}")
+    how = "machine code of AOTInductor" if portable.compiled else "torch"
+    return ByTorch(portable.logits, alone, f"{how}, since {reason}")
 
 
 class ByTorch:
@@ -72,7 +90,7 @@ class ByTorch:
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
         """A call that scores these inputs."""
         assert user is None, "the user's part is not computed apart"
-        inputs = tuple(_tensor(part) for part in items)
+        inputs = tuple(tensor_of(part) for part in items)
 
         @torch.inference_mode()
         def score() -> np.ndarray:
@@ -107,7 +125,7 @@ class ByTorch:
         return self.score_encoded(features.encode({**items, **user}, rows), features)
 
 
-def _tensor(part: Part) -> Tensor | KeyedJaggedTensor:
+def tensor_of(part: Part) -> Tensor | KeyedJaggedTensor:
     values = torch.from_numpy(part.values)
     if part.lengths is None:
         return values.view(-1) if part.leaf.width is None else values

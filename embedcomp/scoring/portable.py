@@ -7,7 +7,7 @@ embedcomp's own modules. None of the model's code is needed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
 from embedcomp.errors import BadArtifact
+from embedcomp.scoring import compiled
+from embedcomp.scoring.compiled import Compiled
 from embedcomp.scoring.engine import BadId
 from embedcomp.scoring.export import plain_linear, tensors
 from embedcomp.scoring.graph import LookUp
@@ -25,15 +27,13 @@ from embedcomp.scoring.standalone import PROGRAM, Standalone
 from embedcomp.served.layout import build
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 
-Compiled = Callable[..., Tensor]  # (inputs' tensors, lookups' rows, weights), flat, to logits
-
 
 class Portable:
     """A standalone model run by torch.
 
     Args:
         held: the artifact's tensors.
-        compiled: machine code of the program, if there is any.
+        machine_code: of the program, if there is any.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Portable:
         standalone: Standalone,
         program: ExportedProgram,
         held: Mapping[str, Tensor],
-        compiled: Compiled | None = None,
+        machine_code: Compiled | None = None,
     ):
         self._standalone = standalone
         self._layers = {name: _layer(name, what, held) for name, what in standalone.layers.items()}
@@ -53,7 +53,7 @@ class Portable:
         holders = flat.graph.find_nodes(op="placeholder")
         self._places = [holders.index(node) for node in asked if node in holders]
         self._simple = len(self._places) == len(asked)  # ids are the inputs themselves
-        self._compiled = compiled
+        self._machine_code = machine_code
 
     @classmethod
     def open(cls, standalone: Standalone, folder: Path, held: Mapping[str, Tensor]) -> Portable:
@@ -66,7 +66,7 @@ class Portable:
             program = torch.export.load(folder / PROGRAM)
         except Exception as error:
             raise BadArtifact(f"{folder / PROGRAM} is not an exported program: {error}") from error
-        return cls(standalone, program, held)
+        return cls(standalone, program, held, compiled.load(folder))
 
     @torch.inference_mode()
     def logits(self, inputs: Any) -> Tensor:
@@ -76,14 +76,38 @@ class Portable:
             BadId: an id is out of its table's range.
         """
         flat = tensors(inputs)
+        given = self._given(flat)
+        if self._machine_code is not None and _rows(given) > 1:  # it was made for two rows or more
+            logits: Tensor = self._machine_code(*self._arguments(flat, given))[0]
+            return logits.reshape(-1)
+        (scored,) = self._score(*flat, *given, *self._weights)
+        return scored.reshape(-1)
+
+    @torch.no_grad()
+    def arguments(self, inputs: Any) -> tuple[list[Tensor], list[list[Tensor]], dict[str, Tensor]]:
+        """What the program is called with for these inputs."""
+        flat = tensors(inputs)
+        return self._arguments(flat, self._given(flat))
+
+    def _arguments(
+        self, flat: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[list[Tensor]], dict[str, Tensor]]:
+        waiting = iter(given)
+        nested = [[next(waiting) for _ in range(w.gives)] for w in self._standalone.look_ups]
+        return list(flat), nested, dict(zip(self._standalone.weights, self._weights, strict=True))
+
+    def _given(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        """What the lookups give."""
         asked = iter(self._asked(flat))
         given: list[Tensor] = []
         for what in self._standalone.look_ups:
             given += self._look_up(what, [next(asked) for _ in range(what.asked)])
-        if self._compiled is not None:
-            return self._compiled(*flat, *given, *self._weights).reshape(-1)
-        (scored,) = self._score(*flat, *given, *self._weights)
-        return scored.reshape(-1)
+        return given
+
+    @property
+    def compiled(self) -> bool:
+        """Whether machine code runs the program."""
+        return self._machine_code is not None
 
     def _asked(self, flat: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of ids that the lookups take, in their order."""
@@ -191,3 +215,8 @@ def _giving(flat: GraphModule, nodes: Sequence[torch.fx.Node]) -> GraphModule:
     made.graph.eliminate_dead_code()
     made.recompile()
     return made
+
+
+def _rows(given: Sequence[Tensor]) -> int:
+    """Rows of the smallest of the lookups' outputs, of which some have one a row of the batch."""
+    return min((len(tensor) for tensor in given), default=0)

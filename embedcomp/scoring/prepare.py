@@ -22,6 +22,8 @@ from embedcomp.scoring.standalone import Standalone
 if TYPE_CHECKING:
     from torch import Tensor
 
+IDS_IN_A_BAG = 3  # of made-up inputs
+
 
 def encoded(rows: Rows, features: Features, dense: np.ndarray | None = None) -> Inputs:
     """Encoded rows as the engine takes them; the dense part is the whole model's."""
@@ -203,3 +205,42 @@ def _differs(sparse: Any, user: set[str]) -> str | None:
         if not same:
             return key
     return None
+
+
+def made_up(alone: Standalone, features: Features | None, rows: int, seed: int) -> list[Part]:
+    """Inputs of a model that stands alone: random numbers and ids."""
+    random = np.random.default_rng(seed)
+    counts = {} if features is None else {f.name: f.vocabulary.counts for f in features.ids}
+    sizes = {
+        feature: alone.tables[table].rows
+        for what in alone.look_ups
+        for table, feature in zip(what.tables, what.features, strict=False)
+    }
+    smallest = min((table.rows for table in alone.tables.values()), default=1)
+    many = set() if features is None else {feature.name for feature in features.multi}
+    parts = []
+    for leaf in alone.leaves:
+        width = 1 if leaf.width is None else leaf.width
+        if leaf.kind == "dense":
+            parts.append(Part(leaf, random.standard_normal((rows, width), np.float32)))
+        elif leaf.kind == "ids":
+            parts.append(Part(leaf, random.integers(0, smallest, (rows, width))))
+        elif leaf.kind == "jagged":
+            each = [IDS_IN_A_BAG if key in many else 1 for key in leaf.keys]
+            drawn = [
+                _ids(random, counts.get(key), sizes.get(key, smallest), rows * n)
+                for key, n in zip(leaf.keys, each, strict=True)
+            ]
+            values, lengths = np.concatenate(drawn), np.repeat(np.array(each), rows)
+            weights = np.ones(len(values), np.float32) if leaf.weighted else None
+            parts.append(Part(leaf, values, lengths, weights))
+    return parts
+
+
+def _ids(
+    random: np.random.Generator, counts: np.ndarray | None, size: int, number: int
+) -> np.ndarray:
+    if counts is None or not counts.any():
+        return random.integers(0, size, number)
+    ends = np.cumsum(counts, dtype=np.float64)
+    return np.searchsorted(ends, random.random(number) * ends[-1], side="right").astype(np.int64)

@@ -17,6 +17,7 @@ import embedcomp
 from embedcomp.errors import BadArtifact, BadRequest
 from embedcomp.scoring.export import CannotExport, rebatched
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, dlrm, kjt, reads_weight, tabular
+from tests.cli.test_commands import run
 
 CLOSE = 3e-6  # deepfm takes the difference of large sums, which float32 rounds
 BY_TORCH = {"feature_processed", "sequences", "managed_collisions", "plain"}
@@ -270,6 +271,22 @@ def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path
 def test_an_unknown_user_feature_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotExport, match="the user's feature 'z' is none of the inputs'"):
         saved(dlrm(), tmp_path, user=["z"])
+
+
+def test_an_artifact_of_ones_own_model_is_described_and_not_served_or_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(dlrm(), tmp_path)
+    assert run(monkeypatch, "inspect", tmp_path / "m") == 0
+    assert "its owner's model" in capsys.readouterr().out
+    refusals = {
+        ("serve", tmp_path / "m"): "takes its model's inputs",
+        ("compress", tmp_path / "m", "--log", "l", "--budget", "2x", "--out", "o"): "",
+    }
+    for command, message in refusals.items():
+        assert run(monkeypatch, *command) == 2
+        told = capsys.readouterr().err
+        assert message in told and "Traceback" not in told
 
 
 def test_features_may_come_in_another_order(tmp_path: Path) -> None:
