@@ -45,7 +45,7 @@ from embedcomp.bench import limits
 from embedcomp.compress.sizes import model_bytes
 from embedcomp.log.batches import in_order
 from embedcomp.metrics import Quality
-from embedcomp.scoring.export import stand_alone_from_log
+from embedcomp.scoring.alone import stand_alone_from_log
 
 ROWS, FEATURES, WIDTH, DENSE = 100_000, 26, 64, 13
 KEYS = [f"f{i}" for i in range(FEATURES)]

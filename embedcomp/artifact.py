@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from embedcomp.compress.plan import Plan
-    from embedcomp.scoring.export import StandsAlone
+    from embedcomp.scoring.alone import StandsAlone
     from embedcomp.source import ModelSource
 
 FORMAT = 2  # 1: without scoring.json and dense.pt2

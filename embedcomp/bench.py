@@ -17,8 +17,8 @@ from rich.table import Table
 from embedcomp.errors import BadSettings
 from embedcomp.scorer import Scorer
 from embedcomp.scoring import native
-from embedcomp.scoring.lower import Work
 from embedcomp.scoring.prepare import made_up
+from embedcomp.scoring.program import Work
 
 BATCHES = (1, 16, 64, 256, 1024, 4096)
 CANDIDATES = (128, 512)  # of one user

@@ -23,7 +23,7 @@ from embedcomp.compress.statistics import Score, measure
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import get as get_method
 from embedcomp.methods import names as method_names
-from embedcomp.scoring.export import stand_alone
+from embedcomp.scoring.alone import stand_alone
 from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.served.layout import build
 
@@ -127,8 +127,7 @@ def restore_(model: nn.Module) -> None:
     """
     original = _original(model)
     for name, module in original.modules.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module.train(model.training))
+        model.set_submodule(name, module.train(model.training))
     for name, tensor in _rest(model, original.modules).items():
         if name in original.rest:  # some collections make buffers when they are first trained
             tensor.copy_(original.rest[name])
@@ -205,24 +204,46 @@ def load_(model: nn.Module, path: str | Path) -> None:
     alone = opened.standalone
     if alone is None:
         raise BadArtifact(f"{opened.folder} does not say which of its layers are compressed")
-    held, before = opened.tensors(), dict(model.state_dict())
-    replaced = {}
+    replaced = {name: _module(model, name) for name in alone.layers}
+    unknown = [name for name, module in replaced.items() if module is None]
+    if unknown:
+        raise BadArtifact(f"{opened.folder} is not of this model, which has no {unknown[0]}")
+    held = opened.tensors()
     try:
         for name, layout in alone.layers.items():
-            parent, _, child = name.rpartition(".")
-            replaced[name] = model.get_submodule(name)
-            layer = build(layout).train(model.training)
-            setattr(model.get_submodule(parent), child, layer)
+            model.set_submodule(name, build(layout).train(model.training))
         buffers = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-        model.load_state_dict({n: t for n, t in held.items() if n not in buffers})
-    except (AttributeError, RuntimeError) as error:
+        state = {name: tensor for name, tensor in held.items() if name not in buffers}
+        _refuse_others(model, state, opened.folder)
+    except BadArtifact:
         for name, module in replaced.items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module)
-        model.load_state_dict(before)
-        raise BadArtifact(
-            f"{opened.folder} is not of this model: {' '.join(str(error).split())}"
-        ) from error
+            assert module is not None
+            model.set_submodule(name, module)
+        raise
+    model.load_state_dict(state)
+
+
+def _refuse_others(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Before anything is copied: load_state_dict has copied some when it finds what does not fit.
+
+    Raises:
+        BadArtifact: the tensors are not the model's.
+    """
+    ours = model.state_dict()
+    for name in sorted(ours.keys() ^ state.keys()):
+        holder = "the model" if name in ours else "the artifact"
+        raise BadArtifact(f"{folder} is not of this model: {name} is in {holder} alone")
+    for name, tensor in ours.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            raise BadArtifact(f"{folder} is not of this model: {name} is {shapes}")
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

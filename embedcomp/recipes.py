@@ -28,7 +28,8 @@ from embedcomp.files import remove
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
-from embedcomp.scoring.export import CannotExport, StandsAlone, stand_alone_from_log
+from embedcomp.scoring.alone import StandsAlone, stand_alone_from_log
+from embedcomp.scoring.apart import CannotExport
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers

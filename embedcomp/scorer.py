@@ -14,8 +14,8 @@ from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.log.features import Features
 from embedcomp.scoring import native
 from embedcomp.scoring.by_engine import ByEngine
-from embedcomp.scoring.lower import Work
 from embedcomp.scoring.prepare import Part
+from embedcomp.scoring.program import Work
 from embedcomp.scoring.runs import Runs
 from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.scoring.tensors import mapped
@@ -106,6 +106,10 @@ class Scorer:
             BadId: an id is out of its table's range.
         """
         if isinstance(items, pa.RecordBatch):
+            if one_user:
+                raise BadRequest(
+                    "one_user", "is for a model's inputs; give the user's columns apart"
+                )
             return self._score_columns(items, user)
         if user is not None:
             raise BadRequest("user", "comes with raw columns only; else set one_user")

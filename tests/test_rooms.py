@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "embedcomp/log": ("embedcomp.models", "embedcomp.train", "embedcomp.compress", "torch.nn"),
     "embedcomp/served": ("embedcomp.methods", "embedcomp.compress", "embedcomp.train"),
+    "embedcomp/scoring": ("embedcomp.methods", "embedcomp.compress", "embedcomp.train"),
     "embedcomp/methods": ("embedcomp.methods", "embedcomp.compress.planner", "embedcomp.train"),
     "embedcomp": ("ray", "grpc", "pipelines", "serving"),
     "serving": ("ray", "torch", "pipelines", "embedcomp.compress", "embedcomp.train"),

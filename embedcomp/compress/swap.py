@@ -103,16 +103,10 @@ def empty_like(model: nn.Module, plan: Plan) -> nn.Module:
 def _swap(model: nn.Module, plan: Plan, make: Make) -> None:
     """Tables first, then their decoders into the layers that read them, then linear layers."""
     for planned in plan.tables:
-        _replace(model, planned.layer, make(planned, model))
+        model.set_submodule(planned.layer, make(planned, model).train(model.training))
     fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
     for planned in plan.linears:
-        _replace(model, planned.layer, make(planned, model))
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    module.train(model.training)
-    setattr(model.get_submodule(parent), child, module)
+        model.set_submodule(planned.layer, make(planned, model).train(model.training))
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -12,8 +12,9 @@ import pyarrow as pa
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.scoring.engine import Engine
-from embedcomp.scoring.lower import Work, lower
+from embedcomp.scoring.lower import lower
 from embedcomp.scoring.prepare import Part, encoded, from_parts, prepared, refuse_several
+from embedcomp.scoring.program import Work
 from embedcomp.scoring.standalone import Standalone
 
 

@@ -19,12 +19,13 @@ from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.scoring import compiled, native
+from embedcomp.scoring.alone import stand_alone_from_log
+from embedcomp.scoring.apart import CannotExport
 from embedcomp.scoring.by_engine import ByEngine
-from embedcomp.scoring.export import CannotExport, stand_alone_from_log
 from embedcomp.scoring.inputs import leaves
-from embedcomp.scoring.lower import Work
 from embedcomp.scoring.portable import Portable
-from embedcomp.scoring.prepare import Part, made_up, prepared
+from embedcomp.scoring.prepare import Part, made_up, prepared, refuse_several
+from embedcomp.scoring.program import Work
 from embedcomp.scoring.runs import Runs
 from embedcomp.scoring.standalone import Standalone
 
@@ -101,8 +102,11 @@ class ByTorch:
     @torch.inference_mode()
     def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
         """Probabilities [B]; the user's part is computed for every row."""
-        if self._alone is not None and not _check(inputs, self._alone):
-            return np.empty(0, np.float32)
+        if self._alone is not None:
+            if not _check(inputs, self._alone):
+                return np.empty(0, np.float32)
+            if one_user:
+                refuse_several(inputs, self._alone)
         scores: np.ndarray = torch.sigmoid(self._logits(inputs).float()).numpy()
         if not np.isfinite(scores).all():
             raise BadRequest("score", "a row has none: its numbers are not finite")

@@ -16,7 +16,7 @@ import numpy as np
 from embedcomp.errors import BadRequest, EmbedcompError
 from embedcomp.scoring import native
 from embedcomp.scoring.graph import Graph
-from embedcomp.scoring.lower import Program
+from embedcomp.scoring.program import Program
 
 THREAD_ROWS = 96  # that a thread should have at least; fewer are done before it has begun
 

@@ -8,11 +8,10 @@ the same order, so their scores are the same to the last bit.
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,42 +19,12 @@ import numpy as np
 
 from embedcomp.scoring import native
 from embedcomp.scoring.graph import Graph, Node, Run
+from embedcomp.scoring.pack import LANES, pack
+from embedcomp.scoring.program import ITEM, NOTHING, USER, Buffer, Op, Piece, Program, Work
 from embedcomp.scoring.tensors import Rows, Tensors
 
-BLOCK = 48  # rows at a time: what they need fits the second-level cache
-ITEM, USER = 0, 1
 FEWEST_BYTES = 64  # inputs and outputs of a layer that multiplies bytes: fewer do not pay
-# rows of a tile, columns of a panel and of a vector, as in kernels.inc
-TILE, PANEL, LANES = 6, 64, 16
-
-Piece = tuple[int, int, int]  # buffer, first column, number of columns
-_NONE: Piece = (-1, 0, 0)
-
-
-@dataclass
-class _Buffer:
-    width: int
-    stage: int
-    constant: np.ndarray | None = None
-
-
-@dataclass
-class _Op:
-    """An operation before it is written down for the engine."""
-
-    kind: int
-    stage: int
-    out: int
-    out_at: int = 0
-    x: list[Piece] = field(default_factory=list)
-    y: list[Piece] = field(default_factory=list)
-    fields: dict[str, Any] = field(default_factory=dict)
-    scratch: int = 0  # floats a row
-
-    @property
-    def reads(self) -> set[int]:
-        others = self.fields.get("init", -1), self.fields.get("counts", _NONE)[0]
-        return {piece[0] for piece in (*self.x, *self.y)} | {b for b in others if b >= 0}
+TILE = 6  # rows of a tile, as in kernels.inc
 
 
 @dataclass(frozen=True)
@@ -74,78 +43,6 @@ class _Vectors:
 
     pieces: list[Piece]
     brain: bool  # they are pairs of bfloat16
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a row costs: multiplications (each with an addition) by stage and format, and bytes."""
-
-    item_products: Mapping[str, int]
-    user_products: Mapping[str, int]
-    weight_bytes: int  # read by every block of rows
-    row_bytes: int  # of tables
-
-
-class Program:
-    """What the engine runs, with everything that it points to."""
-
-    def __init__(
-        self,
-        buffers: Sequence[_Buffer],
-        ops: Sequence[_Op],
-        out: int,
-        tables: Mapping[str, Rows],
-        work: Work,
-    ):
-        self.held: list[Any] = [tables]
-        self.work = work
-        self.rows = {name: table.stored.num_rows for name, table in tables.items()}
-        places = _places(buffers, ops, out)
-        packed = (native.Buffer * len(buffers))()
-        for made, buffer, at in zip(packed, buffers, places.at, strict=True):
-            made.at, made.width, made.stage = at, buffer.width, buffer.stage
-            if buffer.constant is not None:
-                made.constant = self._hold(buffer.constant)
-        users, items = ([self._op(op) for op in ops if op.stage == stage] for stage in (USER, ITEM))
-        user_ops, item_ops = (native.Op * len(users))(*users), (native.Op * len(items))(*items)
-        self.held += [packed, user_ops, item_ops]
-        self.struct = native.Program(
-            user_ops=user_ops,
-            item_ops=item_ops,
-            buffers=packed,
-            user_count=len(users),
-            item_count=len(items),
-            user_width=places.user,
-            item_width=places.item,
-            scratch=max((op.scratch for op in ops), default=0) + 1,
-            dots=max((op.fields.get("products", 0) for op in ops), default=0),
-            out=out,
-            block=BLOCK,
-        )
-        self.splits = bool(users)
-
-    def _op(self, op: _Op) -> native.Op:
-        values = {name: v for name, v in op.fields.items() if name != "products"}
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                values[name] = self._hold(value)
-        table, counts = values.pop("table", None), native.Piece(*values.pop("counts", _NONE))
-        defaults = {"init": -1, "times": 1, "counts": counts}
-        made = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
-        made.x, made.x_pieces = self._pieces(op.x), len(op.x)
-        made.y, made.y_pieces = self._pieces(op.y), len(op.y)
-        if table is not None:
-            made.table = ctypes.pointer(table)
-        return made
-
-    def _pieces(self, pieces: Sequence[Piece]) -> Any:
-        made = (native.Piece * max(len(pieces), 1))(*(native.Piece(*piece) for piece in pieces))
-        self.held.append(made)
-        return made
-
-    def _hold(self, array: np.ndarray) -> int:
-        self.held.append(array)
-        return int(array.ctypes.data)
 
 
 def lower(
@@ -180,8 +77,8 @@ class _Lowering:
         self.graph, self.tensors = graph, tensors
         self.brain, self.bytes = precision != "float32", precision == "int8"
         self.user, self.user_columns = user, user_columns
-        self.buffers: list[_Buffer] = []
-        self.ops: list[_Op] = []
+        self.buffers: list[Buffer] = []
+        self.ops: list[Op] = []
         self.sources: list[_Source] = []  # by `at`
         self.tables: dict[str, Rows] = {}
         self.raw: dict[int, int] = {}  # buffer of each feature's summed codes
@@ -191,16 +88,16 @@ class _Lowering:
         self.parents: dict[int, tuple[int, int]] = {}  # buffers within others, and where
         self.work: dict[int, Counter[str]] = {ITEM: Counter(), USER: Counter()}
         self.weight_bytes = 0
+        self.rectified: set[int] = set()  # first columns of layers that end with a ReLU
 
     def program(self) -> Program:
         fused = self._activations()
+        self.rectified = {layer.at for layer in fused.values()}
         for node in self.graph.nodes:
             if node.at in fused:  # an activation that its layer has already
-                layer = fused[node.at]
-                self._place(node.at, node.width, self._pieces(((layer.at, layer.width),))[0][0])
+                self._place(node.at, node.width, self._source(fused[node.at].at).buffer)
             else:
-                relu = any(layer is node for layer in fused.values())
-                getattr(self, f"_{node.op}")(node, relu)
+                getattr(self, f"_{node.op}")(node)
         ((out, at, _),) = self._pieces(((self.graph.out, 1),))
         if at or self.buffers[out].width != 1:
             out = self._unary_of([(out, at, 1)], "copy")
@@ -210,8 +107,7 @@ class _Lowering:
             self._settle(op)
         # lookups first, so that the next block's rows can be brought near meanwhile
         self.ops.sort(key=lambda op: op.kind != native.LOOK_UP)
-        rows = sum(self.tables[f.table].stored.row_bytes for f in self.graph.features)
-        work = Work(dict(self.work[ITEM]), dict(self.work[USER]), self.weight_bytes, rows)
+        work = Work(dict(self.work[ITEM]), dict(self.work[USER]), self.weight_bytes)
         return Program(self.buffers, self.ops, out, self.tables, work)
 
     def _together(self, pieces: list[Piece]) -> list[Piece]:
@@ -239,7 +135,7 @@ class _Lowering:
             at += width
         return [(whole, 0, at)]
 
-    def _settle(self, op: _Op) -> None:
+    def _settle(self, op: Op) -> None:
         """Name the buffers that buffers lie in."""
         op.x, op.y = ([self._settled(piece) for piece in of] for of in (op.x, op.y))
         op.x, op.y = _joined(op.x), _joined(op.y)
@@ -271,21 +167,21 @@ class _Lowering:
         return found
 
     def _buffer(self, width: int, stage: int, constant: np.ndarray | None = None) -> int:
-        self.buffers.append(_Buffer(width, stage, constant))
+        self.buffers.append(Buffer(width, stage, constant))
         return len(self.buffers) - 1
 
     def _place(self, at: int, count: int, buffer: int, first: int = 0) -> None:
         self.sources.append(_Source(at, count, buffer, first))
         self.sources.sort(key=lambda source: source.at)
 
-    def _pieces(self, runs: Iterable[Run], *, decode: bool = True) -> list[Piece]:
-        """Where columns are; tables that wait to be decoded are, unless they may stay."""
+    def _pieces(self, runs: Iterable[Run]) -> list[Piece]:
+        """Where columns are; tables that wait to be decoded are."""
         pieces: list[Piece] = []
         for first, number in runs:
             at, end = first, first + number
             while at < end:
                 waiting = self._waiting(at)
-                if waiting is not None and decode:
+                if waiting is not None:
                     self._decode(waiting)
                 source = self._source(at)
                 taken = min(end, source.at + source.count) - at
@@ -316,7 +212,7 @@ class _Lowering:
 
     # One method an operation of the graph.
 
-    def _input(self, node: Node, _: bool) -> None:
+    def _input(self, node: Node) -> None:
         columns = self.user_columns.get(node.which, ())
         stages = np.array([node.column + i in columns for i in range(node.width)], np.int8)
         edges = [0, *(np.flatnonzero(np.diff(stages)) + 1).tolist(), node.width]
@@ -325,10 +221,10 @@ class _Lowering:
             out = self._buffer(last - first, stage)
             columns_of = {"inputs": node.column + first, "outputs": last - first}
             fields = {"which": 2 * node.which + stage, **columns_of}
-            self.ops.append(_Op(native.INPUT, stage, out, fields=fields))
+            self.ops.append(Op(native.INPUT, stage, out, fields=fields))
             self._place(node.at + first, last - first, out)
 
-    def _look_up(self, node: Node, _: bool) -> None:
+    def _look_up(self, node: Node) -> None:
         feature = self.graph.features[node.which]
         if feature.table not in self.tables:
             self.tables[feature.table] = self.tensors.table(feature.table)
@@ -345,7 +241,7 @@ class _Lowering:
                 "counted": counted,
                 "mean": self.tensors.tables[feature.table].pooling == "mean",
             }
-            self.ops.append(_Op(native.LOOK_UP, stage, out, fields=fields))
+            self.ops.append(Op(native.LOOK_UP, stage, out, fields=fields))
             self.raw[node.which] = out
         if mapping is None:
             self._place(node.at, node.width, self.raw[node.which])
@@ -366,12 +262,13 @@ class _Lowering:
         self.outputs[node.which, node.form] = out
         self._place(node.at, node.width, out)
 
-    def _weight(self, node: Node, _: bool) -> None:
+    def _weight(self, node: Node) -> None:
         if any(_overlaps(other, node) for other in self.graph.nodes):  # else it is read by name
             constant = np.ascontiguousarray(self.tensors.weight(node.name), np.float32).reshape(-1)
             self._place(node.at, node.width, self._buffer(node.width, USER, constant))
 
-    def _linear(self, node: Node, relu: bool) -> None:
+    def _linear(self, node: Node) -> None:
+        relu = node.at in self.rectified
         weight = self.tensors.weight(node.name).astype(np.float64)
         if node.form == "transposed":
             weight = weight.T
@@ -439,7 +336,7 @@ class _Lowering:
         *,
         times: int = 1,
         init: int = -1,
-        counts: Piece = _NONE,
+        counts: Piece = NOTHING,
         relu: bool = False,
     ) -> int:
         """A linear operation; gives its buffer.
@@ -473,14 +370,12 @@ class _Lowering:
         scratch = whole * ((len(pieces) > 1) + (times > 1))
         if form != "float32":  # bytes are no wider, with a step and a zero a vector
             scratch += times * ((inputs + 1) // 2 + 2)
-        self.ops.append(
-            _Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1)
-        )
+        self.ops.append(Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1))
         self.work[stage][form] += times * inputs * outputs
         self.weight_bytes += packed.words.nbytes
         return out
 
-    def _dots(self, node: Node, _: bool) -> None:
+    def _dots(self, node: Node) -> None:
         n, m = node.times, node.outputs
         wanted = np.zeros((n, m), bool)
         for other in self.graph.nodes:
@@ -577,7 +472,7 @@ class _Lowering:
         }
         stage, read = self.buffers[out].stage, [] if y is None else y.pieces
         scratch = (n + m) * width
-        self.ops.append(_Op(native.DOTS, stage, out, 0, x.pieces, read, fields, scratch))
+        self.ops.append(Op(native.DOTS, stage, out, 0, x.pieces, read, fields, scratch))
         self.work[stage][native.FORMATS[self.brain]] += int(wanted.sum()) * width
         places = -np.ones((n, m, 2), np.int64)
         places[wanted] = np.stack([np.full(len(rows), out), np.arange(len(rows))], 1)
@@ -589,7 +484,7 @@ class _Lowering:
             buffer, at = places.reshape(-1, 2)[column]
             self._place(node.at + int(column), 1, int(buffer), int(at))
 
-    def _unary(self, node: Node, _: bool) -> None:
+    def _unary(self, node: Node) -> None:
         out = self._unary_of(self._pieces(node.x), node.name, low=node.low, high=node.high)
         self._place(node.at, node.width, out)
 
@@ -606,65 +501,24 @@ class _Lowering:
         stage = self._stage(x) if stage is None else stage
         out = self._buffer(width, stage)
         fields = {"which": native.UNARIES.index(name), "outputs": width, "low": low, "high": high}
-        self.ops.append(_Op(native.UNARY, stage, out, x=x, fields=fields, scratch=width))
+        self.ops.append(Op(native.UNARY, stage, out, x=x, fields=fields, scratch=width))
         return out
 
-    def _binary(self, node: Node, _: bool) -> None:
+    def _binary(self, node: Node) -> None:
         x, y = self._pieces(node.x), self._pieces(node.y)
         stage = self._stage([*x, *y])
         out = self._buffer(node.width, stage)
         fields = {"which": native.BINARIES.index(node.name), "outputs": node.width}
-        self.ops.append(_Op(native.BINARY, stage, out, 0, x, y, fields, 2 * node.width))
+        self.ops.append(Op(native.BINARY, stage, out, 0, x, y, fields, 2 * node.width))
         self._place(node.at, node.width, out)
 
-    def _sum(self, node: Node, _: bool) -> None:
+    def _sum(self, node: Node) -> None:
         x = self._pieces(node.x)
         out = self._buffer(node.width, self._stage(x))
         stage, scratch = self.buffers[out].stage, node.times * node.width
         fields = {"times": node.times, "outputs": node.width}
-        self.ops.append(_Op(native.SUM, stage, out, x=x, fields=fields, scratch=scratch))
+        self.ops.append(Op(native.SUM, stage, out, x=x, fields=fields, scratch=scratch))
         self._place(node.at, node.width, out)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A weight as the engine reads it; scales and sums [outputs] are of bytes alone."""
-
-    words: np.ndarray
-    scales: np.ndarray | None = None
-    sums: np.ndarray | None = None
-
-
-def pack(weight: np.ndarray, form: str) -> Packed:
-    """A weight float32 [outputs, inputs] as panels [inputs, up to 64 outputs].
-
-    In bfloat16, two inputs lie beside each other in one 32-bit word, and four bytes in int8.
-    """
-    outputs, inputs = weight.shape
-    if form == "float32":
-        return Packed(_panels(weight.T))
-    if form == "bfloat16":
-        words = np.empty((outputs, (inputs + 1) // 2), np.uint32)
-        native.needed().embedcomp_to_brain(weight.ctypes.data, outputs, inputs, words.ctypes.data)
-        return Packed(_panels(words.T))
-    scales = np.abs(weight).max(1, initial=0) / 127
-    scales[scales == 0] = 1
-    codes = np.pad(np.rint(weight / scales[:, None]).astype(np.int8), ((0, 0), (0, -inputs % 4)))
-    whole = -outputs % LANES
-    return Packed(
-        _panels(np.ascontiguousarray(codes).view(np.uint32).T),
-        np.pad(scales, (0, whole)),
-        np.pad(codes.sum(1, dtype=np.int32), (0, whole)),
-    )
-
-
-def _panels(columns: np.ndarray) -> np.ndarray:
-    """Words [inputs, outputs] with 64 outputs beside each other, or as many as are left."""
-    panels = []
-    for first in range(0, columns.shape[1], PANEL):
-        part = columns[:, first : first + PANEL]
-        panels.append(np.pad(part, ((0, 0), (0, -part.shape[1] % LANES))).reshape(-1))
-    return np.concatenate(panels) if panels else np.zeros(0, columns.dtype)
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -693,57 +547,3 @@ def _runs(wanted: np.ndarray, width: int) -> list[Run]:
     places = np.flatnonzero(wanted)
     breaks = np.flatnonzero((np.diff(places) != 1) | (places[1:] % width == 0)) + 1
     return [(int(part[0]), len(part)) for part in np.split(places, breaks) if len(part)]
-
-
-@dataclass(frozen=True)
-class _Places:
-    at: list[int]
-    user: int  # floats a row
-    item: int
-
-
-def _places(buffers: Sequence[_Buffer], ops: Sequence[_Op], out: int) -> _Places:
-    """Where each buffer lies; a row's own are reused when nothing reads them any more."""
-    last = {buffer: i for i, op in enumerate(ops) for buffer in (op.out, *op.reads)}
-    at = [0] * len(buffers)
-    free: list[tuple[int, int]] = []  # (first, width), sorted
-    item = 0
-    written: dict[int, int] = {}
-    for i, op in enumerate(ops):
-        written.setdefault(op.out, i)
-    user = 0
-    for i, buffer in enumerate(buffers):
-        if buffer.stage == USER and i in written:
-            at[i], user = user, user + _padded(buffer.width)
-    for i, op in enumerate(ops):
-        if op.stage == ITEM and written[op.out] == i:
-            width = _padded(buffers[op.out].width)
-            hole = next((h for h in free if h[1] >= width), None)
-            if hole is None:
-                at[op.out], item = item, item + width
-            else:
-                free.remove(hole)
-                at[op.out] = hole[0]
-                if hole[1] > width:
-                    free.append((hole[0] + width, hole[1] - width))
-        for done in {op.out, *op.reads}:
-            held = buffers[done]
-            if held.stage == ITEM and last[done] == i and done != out:
-                free.append((at[done], _padded(held.width)))
-        free = _merged(free)
-    return _Places(at, user, item)
-
-
-def _merged(free: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for first, width in sorted(free):
-        if merged and sum(merged[-1]) == first:
-            merged[-1] = (merged[-1][0], merged[-1][1] + width)
-        else:
-            merged.append((first, width))
-    return merged
-
-
-def _padded(width: int) -> int:
-    """Whole vectors, so that buffers begin on a cache line."""
-    return -(-width // LANES) * LANES

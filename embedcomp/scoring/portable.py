@@ -19,9 +19,10 @@ from torch.fx.graph import CodeGen
 
 from embedcomp.errors import BadArtifact
 from embedcomp.scoring import compiled
+from embedcomp.scoring.apart import plain_linear
 from embedcomp.scoring.compiled import Compiled
 from embedcomp.scoring.engine import BadId
-from embedcomp.scoring.export import plain_linear, tensors
+from embedcomp.scoring.export import tensors
 from embedcomp.scoring.graph import LookUp
 from embedcomp.scoring.standalone import PROGRAM, Standalone
 from embedcomp.served.layout import build

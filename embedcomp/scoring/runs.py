@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
-from embedcomp.scoring.lower import Work
 from embedcomp.scoring.prepare import Part
+from embedcomp.scoring.program import Work
 
 
 class Runs(Protocol):

@@ -24,19 +24,20 @@ STEP = 1 << 50  # from a row's column numbers to the next row's
 IDS = 1 << 40  # the first number of columns that hold ids, which only lookups read
 MOST_IDS = 1 << 20  # columns of one input of ids
 
+# None works in place: what reads the old value afterwards would not be seen to. Where a program
+# has such an operation, it is decomposed first, which turns it into another.
 _MOVES = {
     *("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute"),
     *("t", "numpy_T", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind"),
     *("cat", "concat", "stack", "hstack", "expand", "expand_as", "repeat", "index", "index_select"),
     *("flip", "contiguous", "clone", "alias", "detach", "movedim", "swapaxes", "tile", "roll"),
-    *("view_as", "reshape_as", "broadcast_to", "squeeze_", "unsqueeze_", "_unsafe_view", "ravel"),
+    *("view_as", "reshape_as", "broadcast_to", "_unsafe_view", "ravel"),
     *("lift_fresh_copy", "diagonal", "tensor_split", "view_copy", "expand_copy", "_reshape_alias"),
 }
-_SAME = {"dropout", "to", "_to_copy", "type_as", "_assert_tensor_metadata", "feature_dropout"}
+_SAME = {"dropout", "to", "_to_copy", "_assert_tensor_metadata"}
 _UNARY = {
     **{n: n for n in ("relu", "sigmoid", "tanh", "silu", "abs", "exp", "log", "sqrt", "rsqrt")},
-    **{"square": "square", "reciprocal": "reciprocal", "neg": "negative", "relu_": "relu"},
-    **{"sigmoid_": "sigmoid", "tanh_": "tanh", "silu_": "silu"},
+    **{"square": "square", "reciprocal": "reciprocal", "neg": "negative"},
     **{n: n for n in ("gelu", "logit", "softplus")},
 }
 _CLAMPS = ("clamp", "clamp_min", "clamp_max", "hardtanh")
@@ -45,6 +46,10 @@ _BINARY = {"mul": "multiply", "add": "add", "sub": "subtract", "div": "divide"} 
     "maximum": "maximum",
     "minimum": "minimum",
     "pow": "power",
+}
+_NAMED = {  # arguments that come by name; an operation with others is not known
+    **{"add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"}, "gelu": {"approximate"}},
+    **{"sum": {"dim", "keepdim"}, "mean": {"dim", "keepdim"}, "clamp": {"min", "max"}},
 }
 _POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
@@ -160,6 +165,8 @@ class Tracer:
                 isinstance(a, torch.dtype) and a != torch.float32 for a in everything
             ):
                 raise CannotTrace(f"{name} to another type")
+            if name == "dropout" and args[2]:
+                raise CannotTrace("dropout while it scores")
             return args[0]
         return (self._move if name in _MOVES else self._compute)(target, args, kwargs)
 
@@ -185,6 +192,8 @@ class Tracer:
 
     def _compute(self, target: Any, args: Any, kwargs: Any) -> Rows:
         name = _name(target)
+        if set(kwargs) - _NAMED.get(name, set()):
+            raise CannotTrace(f"{name} with {', '.join(kwargs)}")
         operations: dict[str, Callable[[], Rows]] = {
             "linear": lambda: self._linear(args[0], args[1], args[2] if len(args) > 2 else None),
             "addmm": lambda: self._linear(args[1], _turned(args[2]), args[0]),
@@ -200,7 +209,7 @@ class Tracer:
         if name in _UNARY and len(args) == 1:
             tanh = name == "gelu" and kwargs.get("approximate") == "tanh"
             return self._unary("gelu_tanh" if tanh else _UNARY[name], args[0])
-        if name in _SLOPES and not kwargs and len(args) <= 2:
+        if name in _SLOPES and len(args) <= 2:
             return self._unary(name, args[0], low=args[1] if len(args) > 1 else _SLOPES[name])
         raise CannotTrace(name)
 
@@ -223,8 +232,6 @@ class Tracer:
 
     def _binary(self, name: str, x: Any, y: Any, kwargs: Any) -> Rows:
         scale = kwargs.get("alpha", 1)
-        if set(kwargs) - {"alpha"}:
-            raise CannotTrace(f"{name} with {', '.join(kwargs)}")
         if isinstance(y, int | float):
             return self._with_number(name, x, y * scale)
         if isinstance(x, int | float):
@@ -249,8 +256,12 @@ class Tracer:
             return self._unary(_POWERS[y], x)
         if name not in ("add", "sub", "mul", "div"):
             raise CannotTrace(f"{name} with a number")
-        low = {"mul": y, "div": 1 / y}.get(name, 1.0) if y or name != "div" else math.inf
-        return self._unary("affine", x, low=low, high={"add": y, "sub": -y}.get(name, 0.0))
+        if name == "div":
+            if y == 0:
+                raise CannotTrace("a division by zero")
+            name, y = "mul", 1 / y
+        low, high = {"mul": (y, 0.0), "add": (1.0, y), "sub": (1.0, -y)}[name]
+        return self._unary("affine", x, low=low, high=high)
 
     def _columns(self, value: Any) -> Tensor:
         """The columns of a value; those of a weight are every row's."""
@@ -318,7 +329,7 @@ class Tracer:
     def _sum(self, name: str, args: Any, kwargs: Any) -> Rows:
         x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
         keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-        if not isinstance(x, Rows) or dims is None or kwargs.get("dtype"):
+        if not isinstance(x, Rows) or dims is None:
             raise CannotTrace(f"{name} over all rows")
         rank = x.columns.dim()
         over = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims)})

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import embedcomp
 from embedcomp.errors import BadArtifact, BadRequest
-from embedcomp.scoring.export import CannotExport, rebatched
+from embedcomp.scoring.apart import CannotExport
+from embedcomp.scoring.export import rebatched
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, dlrm, kjt, reads_weight, tabular
 from tests.cli.test_commands import run
 
@@ -245,6 +246,83 @@ def test_what_cannot_stand_alone_is_refused(model: nn.Module, message: str, tmp_
             example=torch.randint(0, ROWS, (B,)),
         )
     assert not (tmp_path / "m").exists()
+
+
+class Sharp(nn.Module):
+    """What is easily traced wrongly: work in place, zeros, and arguments with names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(ROWS, DIM), nn.Linear(DIM, 1)
+        self.mix, self.shift = nn.Parameter(torch.randn(DIM, DIM)), nn.Parameter(torch.randn(DIM))
+        self.rectify = nn.ReLU(inplace=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids) + 0.0
+        rectified = self.rectify(x)  # x is rectified too
+        x = torch.addmm(self.shift, x - 0.5, self.mix, beta=0.5, alpha=2.0) + rectified
+        x = nn.functional.dropout(x, 0.5, training=self.training) - torch.rsub(x, 1.0, alpha=0.25)
+        spread = 1 + x.square().sum(dim=1, keepdim=True)
+        return self.out(x / 3 - x.mean(1, keepdim=True) / spread).squeeze(1)
+
+
+def test_what_is_easily_traced_wrongly(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = Case(Sharp().eval(), lambda s: tabular().inputs(s)["ids"][:, 0], lambda m, x: m(x))
+    inputs = case.inputs(2)
+    found = saved(case, tmp_path).score(inputs)
+    np.testing.assert_allclose(found, probabilities(case, inputs), atol=CLOSE)
+
+
+def test_a_model_that_is_being_trained_is_not_saved(tmp_path: Path) -> None:
+    case = dlrm()
+    swapped(case, SWAPS[1])
+    embedcomp.thaw_(case.model)
+    with pytest.raises(CannotExport, match=r"is being trained; call embedcomp\.freeze_"):
+        saved(case, tmp_path)
+
+
+def test_a_model_of_another_width_is_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    case, other = dlrm(), dlrm()
+    saved(case, tmp_path)
+    other.model.over_arch.model[1] = nn.Linear(16, 2)
+    before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+    with pytest.raises(BadArtifact, match=r"over_arch\.model\.1\.weight is \(1, 16\) instead of"):
+        embedcomp.load_(other.model, tmp_path / "m")
+    after = other.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_torch_refuses_several_users_as_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = dlrm()
+    case.model.eval()
+    saved(case, tmp_path, user=["a"])
+    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    scorer = embedcomp.Scorer.open(tmp_path / "m")
+    assert scorer.engine.startswith("torch")
+    with pytest.raises(BadRequest, match="'a': differs between rows"):
+        scorer.score(case.inputs(3), one_user=True)
+
+
+WITHOUT_TORCH = """
+import sys
+import pyarrow as pa
+import embedcomp
+scorer = embedcomp.Scorer.open(sys.argv[1])
+types = {name: scorer.features.column_type(name) for name in scorer.features.names}
+rows = pa.RecordBatch.from_pydict({name: pa.nulls(3, kind) for name, kind in types.items()})
+assert len(scorer.score(rows)) == 3
+print(sorted({"torch", "torchrec", "fbgemm_gpu"} & sys.modules.keys()))
+"""
+
+
+def test_scoring_imports_no_torch() -> None:
+    path = Path(__file__).parent.parent / "data/format_2"
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(path)]
+    done = subprocess.run(command, check=True, env=os.environ, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path) -> None:
