@@ -4,8 +4,9 @@ Both are read off one picture of compression: it moves every logit by independen
 standard deviation s. The increase of the log loss that plans predict is then s^2 E[p (1 - p)] / 2,
 the expectation over the original model's scores; and a clicked row whose score is above that of a
 row not clicked by d falls below it with the chance Phi(-d / (s sqrt 2)), from which the AUC follows
-by the distribution of d. Real errors are neither Gaussian nor the same for all rows, so the AUC is
-an estimate: evaluate what matters.
+by the distribution of d. The click rate is taken to rise with the score (isotonic regression on the
+labels), so that more noise always costs more. Real errors are neither Gaussian nor the same for all
+rows, so the AUC is an estimate: evaluate what matters.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 from scipy.special import expit, ndtr
+from sklearn.isotonic import IsotonicRegression
 
 from embedcomp.errors import BadLog, BadSettings
 from embedcomp.metrics import Quality, centres
@@ -32,7 +34,7 @@ class Noisy:
     curvature: E[p (1 - p)].
     differences: float64 [n], positive differences of two rows' logits.
     surplus: float64 [n], chance that a clicked row is above one not clicked by so much, less the
-        chance that it is below by as much.
+        chance that it is below by as much; not negative.
     """
 
     auc: float
@@ -52,14 +54,13 @@ class Noisy:
                 f"the original's scores have no AUC to lose: {clicked:,} of the "
                 f"{scores.rows:,} rows that were scored are clicked; give a split with both kinds"
             )
-        grid, shares = _on_a_grid(scores.counts)
-        p = expit(grid)
-        weights = scores.counts.sum(1) / scores.rows
-        curvature = float(weights @ shares @ (p * (1 - p)))
-        chances = fftconvolve(shares[1], shares[0][::-1])  # [2 STEPS - 1], of each difference
-        surplus = chances[STEPS:] - chances[: STEPS - 1][::-1]
-        step = float(grid[1] - grid[0])
-        return cls(scores.auc, curvature, step * np.arange(1, STEPS), surplus)
+        grid, rows = _on_a_grid(scores.counts)
+        curvature = float(rows.sum(0) @ (expit(grid) * expit(-grid))) / scores.rows
+        below, above = _rising(rows)
+        chances = fftconvolve(above, below[::-1]) / (others * clicked)  # [2 STEPS - 1]
+        surplus = (chances[STEPS:] - chances[: STEPS - 1][::-1]).clip(0)  # but for rounding
+        differences = float(grid[1] - grid[0]) * np.arange(1, STEPS)
+        return cls(scores.auc, curvature, differences, surplus)
 
     def auc_loss(self, loss: float) -> float:
         """What the AUC falls by where the log loss rises by `loss`."""
@@ -89,18 +90,30 @@ class Noisy:
 
 
 def _on_a_grid(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An even grid of logits [STEPS], and the share of each kind's rows at its points [2, STEPS].
+    """An even grid of logits [STEPS], and the rows of each kind at its points [2, STEPS].
 
     A count is split between the two points around it, so that means are kept.
     """
     used = np.flatnonzero(counts.sum(0))
-    logits, found = centres()[used], counts[:, used] / counts.sum(1, keepdims=True)
+    logits, found = centres()[used], counts[:, used]
     low, width = logits[0], max(logits[-1] - logits[0], 1e-6)
     places = (logits - low) * (STEPS - 1) / width
     below = np.minimum(places.astype(np.int64), STEPS - 2)
     above = places - below
-    shares = np.zeros((2, STEPS))
+    rows = np.zeros((2, STEPS))
     for kind in range(2):
-        np.add.at(shares[kind], below, found[kind] * (1 - above))
-        np.add.at(shares[kind], below + 1, found[kind] * above)
-    return low + np.arange(STEPS) * width / (STEPS - 1), shares
+        np.add.at(rows[kind], below, found[kind] * (1 - above))
+        np.add.at(rows[kind], below + 1, found[kind] * above)
+    return low + np.arange(STEPS) * width / (STEPS - 1), rows
+
+
+def _rising(rows: np.ndarray) -> np.ndarray:
+    """The same rows [2, STEPS] with their clicks where a click rate that rises puts them."""
+    total = rows.sum(0)
+    used = total > 0
+    fitted = IsotonicRegression().fit_transform(
+        np.flatnonzero(used), rows[1, used] / total[used], sample_weight=total[used]
+    )
+    clicked = np.zeros(STEPS)
+    clicked[used] = fitted * total[used]
+    return np.stack([total - clicked, clicked])

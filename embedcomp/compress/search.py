@@ -35,6 +35,9 @@ class LeastLoss:
     def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
         return solver.least_loss(options, self.most_bytes)
 
+    def reached(self, chosen: Chosen) -> bool:
+        return total_bytes(chosen) <= self.most_bytes
+
     def objective(self, chosen: Chosen) -> float:
         """What is to be small."""
         return total_loss(chosen)
@@ -48,6 +51,9 @@ class LeastBytes:
 
     def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
         return solver.least_bytes(options, self.most_loss)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_loss(chosen) <= self.most_loss
 
     def objective(self, chosen: Chosen) -> float:
         """What is to be small."""
@@ -77,6 +83,9 @@ class Search:
     def best(self, goal: Goal) -> Chosen | None:
         plans = [self._from(start, goal) for start in self._starts()]
         feasible = [found for found in plans if found is not None]
+        smallest = self.smallest()
+        if goal.reached(smallest):
+            feasible.append(smallest)
         return min(feasible, key=goal.objective, default=None)
 
     def smallest(self) -> Chosen:
