@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
+
+from torch import Tensor
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
 from embedcomp.errors import BadSettings
-from embedcomp.served.formats import FactorStorage, Storage
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.decode import Affine, Decoder
+from embedcomp.served.formats import ColumnStorage, FactorStorage, Storage
+from embedcomp.served.index import Index
+from embedcomp.served.linear import CompressedLinear, CorrectedLinear, LowRankLinear, ServedLinear
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
+from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 
+COLUMN_STORAGES: tuple[ColumnStorage, ...] = get_args(ColumnStorage)
 FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
     s for s in get_args(FactorStorage) if s != "float32"
 )
 
 
-def table(spec: TableSpec, stored: StoredRows, decode: Affine | None) -> CompressedTable:
-    padding = spec.padding_idx
+def table(
+    spec: TableSpec, stored: StoredRows, decode: Decoder | None, index: Index | None = None
+) -> CompressedTable:
+    shape = spec.rows, spec.dim
+    parts: dict[str, Any] = {"stored": stored, "decode": decode, "index": index}
+    parts["padding_idx"] = spec.padding_idx
     if spec.pooling == "none":
-        return CompressedEmbedding(spec.rows, spec.dim, stored, decode=decode, padding_idx=padding)
-    return CompressedBag(
-        spec.rows,
-        spec.dim,
-        spec.pooling,
-        stored,
-        decode=decode,
-        last_offset=spec.last_offset,
-        padding_idx=padding,
-    )
+        return CompressedEmbedding(*shape, **parts)
+    return CompressedBag(*shape, spec.pooling, **parts, last_offset=spec.last_offset)
 
 
 def plain(spec: Spec, storage: Storage) -> Served:
@@ -57,8 +58,27 @@ def low_rank(
         return LowRankLinear(
             spec.inputs, spec.outputs, rank, bias=bias, storage=storage, activation=activation
         )
-    decode = Affine(rank, spec.dim, "float32" if storage == "float32" else "float16", bias)
-    return table(spec, StoredRows(spec.rows, rank, storage if rank else "float32"), decode)
+    stored = StoredRows(spec.rows, rank, storage if rank else "float32")
+    return table(spec, stored, Affine(rank, spec.dim, of_decoder(storage), bias))
+
+
+def of_decoder(storage: Storage) -> Storage:
+    """The storage of a decoder, which is too small to be rounded further."""
+    return "float32" if storage == "float32" else "float16"
+
+
+def low_rank_and_rest(spec: TableSpec, rank: int, storage: Storage) -> CompressedTable:
+    """A table of codes and of what they leave of each column."""
+    stored = StoredRows(spec.rows, rank + spec.dim, storage)
+    return table(spec, stored, Affine(rank, spec.dim, "float16", True, residual=True))
+
+
+def corrected(spec: Spec, rank: int, storage: Storage) -> CorrectedLinear:
+    """A linear layer of a stored weight and a product of low rank."""
+    assert isinstance(spec, LinearSpec)
+    return CorrectedLinear(
+        spec.inputs, spec.outputs, rank, bias=spec.bias, storage=storage, factors="float16"
+    )
 
 
 def ranks(spec: Spec) -> list[int]:
@@ -81,15 +101,24 @@ def _ladder(most: int) -> list[int]:
     return sorted(k for k in steps if k <= most)
 
 
-def rounded(layer: Layer, storage: Storage) -> Served:
-    """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
+def rounded(layer: Layer, storage: Storage, column_weights: Tensor | None = None) -> Served:
+    """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean.
+
+    Args:
+        column_weights: float64 [columns], how much an error in each matters.
+    """
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):
-        served.fill(layer.weight, layer.counts)
+        served.fill(layer.weight, layer.counts, column_weights)
         return served
     assert isinstance(served, CompressedLinear)
-    served.stored.fill(layer.weight, layer.output_weights)
-    if layer.bias is not None:
-        lost = (layer.weight - served.stored.to_float()).double() @ layer.inputs.mean
-        served.set_bias(layer.bias + lost)
+    served.stored.fill(layer.weight, layer.output_weights, column_weights)
+    keep_mean(served, layer)
     return served
+
+
+def keep_mean(served: ServedLinear, layer: Layer) -> None:
+    """Set the bias so that the mean output is the layer's; a layer without one has none."""
+    if layer.bias is not None:
+        lost = (layer.weight - served.to_float()[0]).double() @ layer.inputs.mean
+        served.set_bias(layer.bias + lost)

@@ -63,6 +63,21 @@ inline uint32_t pair_of_brain(float low, float high) {
   return brain_of(low) | (brain_of(high) << 16);
 }
 
+// The stored row of an id, which is in range.
+inline const uint8_t* row_of(const Stored& t, int64_t id) {
+  int64_t row = id;
+  if (t.map == nullptr) {
+    row = id < t.last ? id : t.last;
+  } else if (t.map_bytes == 1) {
+    row = static_cast<const uint8_t*>(t.map)[id];
+  } else if (t.map_bytes == 2) {
+    row = static_cast<const int16_t*>(t.map)[id];
+  } else {
+    row = static_cast<const int32_t*>(t.map)[id];
+  }
+  return t.rows + row * t.row_bytes;
+}
+
 // x [rows, inputs] times a packed weight, to out [rows, outputs].
 struct Linear {
   const void* a;  // floats, or pairs of bfloat16
@@ -301,8 +316,8 @@ class Run {
         if (at == group.offsets[place * group.batch + r + 1]) continue;
       }
       const int64_t id = group.ids[at];
-      if (id >= 0 && id < t.num_rows) {
-        const uint8_t* row = t.rows + id * t.row_bytes;
+      if (id >= 0 && id < t.num_ids) {
+        const uint8_t* row = row_of(t, id);
         const uint8_t* last = row + t.row_bytes - 1;
         for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
         if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)

@@ -26,6 +26,11 @@ enum RowKind : int32_t {
   kColumnInt8 = 4,   // the codes as they are; scales are in the decoder
   kColumnInt4 = 5,
   kColumnMixed = 6,  // of `bits` each
+  kRowInt2 = 7,
+  kSparse8 = 8,      // rows say where elements begin and end, of a byte a column each
+  kSparse16 = 9,     // the same with two bytes a column
+  kBfloat16 = 10,
+  kSymmetricInt8 = 11,  // an fp16 scale ends a row
 };
 
 enum OpKind : int32_t {
@@ -51,13 +56,19 @@ enum Binary : int32_t { kAdd = 0, kSubtract, kMultiply, kDivide, kMaximum, kMini
 struct Stored {
   const uint8_t* rows;
   int64_t row_bytes;
-  int64_t num_rows;
+  int64_t num_ids;
   const int32_t* byte;  // kColumnMixed: where each column's code begins,
   const int32_t* bit;   // the bit in that byte,
   const int32_t* mask;  // and its largest value
   int32_t kind;
   int32_t width;
   int64_t padding;  // id that counts for nothing, or -1
+  int64_t last;     // stored row; without a map, ids beyond it read it too
+  const void* map;  // stored row of each id, or null
+  int32_t map_bytes;
+  int32_t reserved;
+  const void* columns;  // kSparse: column of each element,
+  const void* values;   // and its fp16 value
 };
 
 // Columns [at, at + width) of a buffer.

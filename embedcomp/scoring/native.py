@@ -23,13 +23,19 @@ class Stored(ctypes.Structure):
     _fields_ = (
         ("rows", c_void_p),
         ("row_bytes", c_int64),
-        ("num_rows", c_int64),
+        ("num_ids", c_int64),
         ("byte", c_void_p),
         ("bit", c_void_p),
         ("mask", c_void_p),
         ("kind", c_int32),
         ("width", c_int32),
         ("padding", c_int64),
+        ("last", c_int64),
+        ("map", c_void_p),
+        ("map_bytes", c_int32),
+        ("reserved", c_int32),
+        ("columns", c_void_p),
+        ("values", c_void_p),
     )
 
 
@@ -137,6 +143,11 @@ KINDS = {
     "column_int8": 4,
     "column_int4": 5,
     "column_mixed": 6,
+    "row_int2": 7,
+    "sparse8": 8,
+    "sparse16": 9,
+    "bfloat16": 10,
+    "symmetric_int8": 11,
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)

@@ -17,8 +17,10 @@ from embedcomp.scoring import native
 
 _TYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
-    **{"I8": "<i1", "U8": "<u1", "BOOL": "?"},
+    **{"I8": "<i1", "U8": "<u1", "BOOL": "?", "BF16": "<u2"},  # bfloat16 as its bits
 }
+
+_PRECISIONS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
 def mapped(file: Path) -> dict[str, np.ndarray]:
@@ -45,7 +47,7 @@ def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int
 
 @dataclass(frozen=True, kw_only=True)
 class StoredMatrix:
-    """A StoredRows module: its name, and how its tensors are to be read."""
+    """A StoredRows module: how its tensors are to be read."""
 
     storage: str
     rows: int
@@ -62,7 +64,7 @@ class Table:
     padding_idx: int | None = None
     last_offset: bool = True  # a bag's offsets end with the number of ids
     stored: bool = False  # its rows are a StoredRows module; else a float32 weight
-    decodes: bool = False  # which are codes
+    decodes: str = ""  # which are codes of this kind of decoder
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,38 @@ class Tensors:
             return np.ascontiguousarray(self.held[name])
         layer, _, part = name.rpartition(".")
         if part == "weight":
-            return self.matrix(f"{layer}.stored")
+            return self._whole(layer)
         matrix = self.matrix(f"{layer}.{part}")  # the factors of a low-rank layer
         return np.ascontiguousarray(matrix.T) if part == "first" else matrix
+
+    def multiplied_in(self, name: str) -> str | None:
+        """The precision of products with a weight, where its layer is stored for one."""
+        layer, _, part = name.rpartition(".")
+        what = self.stored.get(f"{layer}.stored") if part == "weight" else None
+        return None if what is None else _PRECISIONS.get(what.storage)
+
+    def _whole(self, layer: str) -> np.ndarray:
+        """The weight of a compressed linear layer that is served as one matrix."""
+        if f"{layer}.left" in self.stored:
+            left, right = self.matrix(f"{layer}.left"), self.matrix(f"{layer}.right")
+            p, q = left.shape[1], right.shape[1]
+            left, right = left.reshape(q, p, p), right.reshape(p, q, q)
+            return np.einsum("koi,ikq->okiq", left, right).reshape(p * q, p * q)
+        weight = self.matrix(f"{layer}.stored")
+        if f"{layer}.first" not in self.stored:
+            return weight
+        product: np.ndarray = self.matrix(f"{layer}.second") @ self.matrix(f"{layer}.first").T
+        return weight + product
 
     def matrix(self, name: str) -> np.ndarray:
         """A StoredRows module as float32 [rows, width]."""
         what = self.stored[name]
         if what.storage == "float32":
             return np.ascontiguousarray(self.held[f"{name}.stored"])
-        stored, _, held = self._rows(name, -1)
+        stored, _, kept = self._rows(name, -1)
         codes = np.empty((what.rows, what.width), np.float32)
         native.needed().embedcomp_rows(ctypes.byref(stored), 0, what.rows, codes.ctypes.data)
-        del held
+        del kept
         grid = self.held.get(f"{name}.grid")
         return codes if grid is None else codes * grid[0] + grid[1]
 
@@ -129,19 +150,25 @@ class Tensors:
             stored = native.Stored(
                 rows=_address(weight),
                 row_bytes=4 * table.dim,
-                num_rows=table.rows,
+                num_ids=table.rows,
                 kind=native.KINDS["float32"],
                 width=table.dim,
                 padding=padding,
+                last=table.rows - 1,
             )
             return Rows(stored, table.dim, (weight,), None, None)
         stored, grid, held = self._rows(f"{name}.stored", padding)
+        stored.num_ids = table.rows
+        places = self.held.get(f"{name}.index.places")
+        if places is not None:
+            stored.map, stored.map_bytes = _address(places), places.itemsize
+            held += (places,)
         width = self.stored[f"{name}.stored"].width
         codes = decoder = None
         if grid is not None:
             codes = np.concatenate([np.diag(grid[0].astype(np.float64)), grid[1:2]])
         if table.decodes:
-            weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
+            weight = self._decoder(name, table, width)
             bias = self.held.get(f"{name}.decode.bias", np.zeros(table.dim))
             counted = np.eye(width + 1, width) if codes is None else codes
             decoder = counted @ weight
@@ -150,21 +177,33 @@ class Tensors:
             decoder = codes
         return Rows(stored, width, held, decoder, codes)
 
+    def _decoder(self, name: str, table: Table, width: int) -> np.ndarray:
+        """What codes are multiplied by, float64 [k, dim]."""
+        if table.decodes == "scatter":
+            return np.eye(table.dim)[self.held[f"{name}.decode.columns"].astype(np.int64)]
+        weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
+        if table.decodes == "residual":
+            weight = np.concatenate([weight, np.eye(table.dim)])
+        return weight
+
     def _rows(
         self, name: str, padding: int
     ) -> tuple[native.Stored, np.ndarray | None, tuple[Any, ...]]:
         """How to read a StoredRows module, its scales and offsets, and what must be kept."""
         what, rows = self.stored[name], self.held[f"{name}.stored"]
         grid = self.held.get(f"{name}.grid")
+        if what.storage == "sparse":
+            return self._sparse(name, padding)
         kind = "column_mixed" if what.storage.startswith("column_mixed") else what.storage
         held: tuple[Any, ...] = (rows,)
         stored = native.Stored(
             rows=_address(rows),
             row_bytes=rows.shape[1] * rows.itemsize,
-            num_rows=what.rows,
+            num_ids=what.rows,
             kind=native.KINDS[kind],
             width=what.width,
             padding=padding,
+            last=what.rows - 1,
         )
         if kind == "column_mixed":
             assert grid is not None
@@ -175,6 +214,24 @@ class Tensors:
             stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
             held += tuple(places)
         return stored, None if grid is None else np.array(grid[:2], np.float64), held
+
+    def _sparse(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
+        """How to read compressed sparse rows."""
+        what = self.stored[name]
+        held = tuple(self.held[f"{name}.{part}"] for part in ("starts", "columns", "stored"))
+        starts, columns, values = held
+        stored = native.Stored(
+            rows=_address(starts),
+            row_bytes=starts.itemsize,
+            num_ids=what.rows,
+            kind=native.KINDS[f"sparse{8 * columns.itemsize}"],
+            width=what.width,
+            padding=padding,
+            last=what.rows - 1,
+            columns=_address(columns),
+            values=_address(values),
+        )
+        return stored, None, held
 
 
 def _address(array: np.ndarray) -> int:

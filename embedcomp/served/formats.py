@@ -19,10 +19,7 @@ from torch import Tensor
 from embedcomp.errors import EmbedcompError
 from embedcomp.scoring import native
 
-# what the factors of a low-rank layer may be stored in
-FactorStorage = Literal[
-    "float32",
-    "float16",
+ColumnStorage = Literal[
     "column_int8",
     "column_int4",
     "column_mixed6",
@@ -31,7 +28,8 @@ FactorStorage = Literal[
     "column_mixed3",
     "column_mixed2",
 ]
-Storage = Literal[FactorStorage, "row_int8", "row_int4"]
+FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
+Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 FP16_MAX = 65504.0
@@ -83,7 +81,9 @@ def format_of(storage: Storage) -> Format:
         return RowWise(int(bits))
     if kind == "column":
         return ColumnWise(int(bits))
-    return Plain(torch.float16 if storage == "float16" else torch.float32)
+    if kind == "symmetric":
+        return Symmetric()
+    return Plain(getattr(torch, storage))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class RowWise:
-    """fbgemm's rows: fp16 scale and bias, then the codes; d + 4 bytes (8 bits) or d/2 + 4 (4 bits).
+    """fbgemm's rows: fp16 scale and bias, then codes: d + 4 bytes in 8 bits, d/2 + 4, d/4 + 4.
 
     fbgemm takes widths of whole 16-bit words only; a narrower row repeats its last column, which
     leaves its range as it is.
@@ -150,6 +150,37 @@ class RowWise:
             return torch.empty(0, width)
         rows = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloatOrHalf(stored, self.bits, 0)
         return rows[:, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """Signed bytes, then an fp16 scale: width + 2 bytes a row, and 0 stays 0.
+
+    It is how an integer product wants the weights of one output.
+    """
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width + 2, dtype=torch.uint8)
+
+    def empty_grid(self, width: int) -> None:
+        return None
+
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> None:
+        if _largest(weight) > 127 * FP16_MAX:
+            raise CannotStore(_largest(weight), "symmetric_int8")
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        largest = weight.abs().amax(1, keepdim=True) if weight.shape[1] else weight.new_zeros(1, 1)
+        scale = (largest / 127).half()
+        scale = torch.where(scale > 0, scale, 1.0).expand(len(weight), 1)
+        codes = (weight / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
+        return torch.cat([codes.view(torch.uint8), scale.contiguous().view(torch.uint8)], 1)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        scale = stored[:, width:].clone(memory_format=torch.contiguous_format)  # aligned
+        return stored[:, :width].view(torch.int8).float() * scale.view(torch.float16).float()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
+    storage: Storage | Literal["sparse"]
 
     def __init__(self, rows: int, width: int, storage: Storage):
         super().__init__()
@@ -83,7 +85,10 @@ class StoredRows(nn.Module):
     def _rounded(self, values: Tensor) -> Tensor:
         if self.storage == "float32":
             return values
-        return _StraightThrough.apply(values, self.format, self.grid)
+        rounding, grid = self.format, self.grid
+        return straight_through(
+            lambda v: rounding.decode(rounding.encode(v, grid), grid, v.shape[1]), values
+        )
 
     def thaw(self) -> None:
         """Make it trainable."""
@@ -106,13 +111,19 @@ class StoredRows(nn.Module):
         self.master = None
 
 
+def straight_through(rounding: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Values rounded, with the gradient of the identity."""
+    rounded: Tensor = _StraightThrough.apply(values, rounding)
+    return rounded
+
+
 class _StraightThrough(torch.autograd.Function):
-    """Rounding to a format, with the gradient of the identity."""
+    """A rounding with the gradient of the identity."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rounding: Format, grid: Tensor | None) -> Tensor:
-        return rounding.decode(rounding.encode(values, grid), grid, values.shape[1])
+    def forward(ctx: Any, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        return rounding(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

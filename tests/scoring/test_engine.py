@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from embedcomp.scoring import native
+from embedcomp.scoring.alone import as_array
 from embedcomp.scoring.engine import Engine, Ids, Inputs, address
 from embedcomp.scoring.graph import Feature, Graph, Node
 from embedcomp.scoring.lower import lower
@@ -171,7 +172,7 @@ def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     rows = StoredRows(23, width, storage)
     rows.fill(torch.randn(23, width))
-    held = {f"t.stored.{n}": t.numpy() for n, t in rows.state_dict().items()}
+    held = {f"t.stored.{n}": as_array(t) for n, t in rows.state_dict().items()}
     stored = {"t.stored": StoredMatrix(storage=storage, rows=23, width=width)}
     table = Table(rows=23, dim=width, pooling="sum", stored=True)
     tensors = Tensors(held, stored, {"t": table})

@@ -29,6 +29,7 @@ def test_what_is_read_is_close_to_what_was_stored(storage, width):
         "6": 0.2,
         "5": 0.4,
         "4": 0.8,
+        "bfloat16": 3e-2,
         "3": 1.5,
         "2": 3,
     }
@@ -58,6 +59,10 @@ def test_gathered_rows_are_rows_of_the_whole_bit_for_bit(storage):
         ("column_mixed3", 7, 3),
         ("column_mixed2", 1, 1),
         ("row_int4", 5, 8),
+        ("row_int2", 16, 8),
+        ("row_int2", 5, 6),
+        ("bfloat16", 16, 32),
+        ("symmetric_int8", 7, 9),
     ],
 )
 def test_a_row_takes_the_bytes_it_is_said_to(storage, width, expected):
