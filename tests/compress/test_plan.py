@@ -80,7 +80,7 @@ def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     found = planned(share)
     _, compressed = applied(share)
     assert model_bytes(compressed)["total"] == found.bytes_after <= found.budget_bytes
-    assert found.bytes_after > 0.7 * found.budget_bytes
+    assert found.bytes_after > 0.6 * found.budget_bytes
 
 
 def test_more_bytes_never_predict_more_loss():
@@ -163,8 +163,15 @@ def test_a_budget_that_nothing_fits_names_the_smallest():
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_plan_uses_only_the_methods_it_may(name):
-    share = 1.0 if name == "keep" else 0.6
-    assert {p.method for p in planned(share, (name,)).layers} <= {"keep", name}
+    for share in (0.6, 0.85, 1.0):  # from what most reach to what a method of few layers does
+        try:
+            made = planned(share, (name,))
+        except BudgetTooSmall:
+            continue
+        assert {p.method for p in made.layers} <= {"keep", name}
+        assert share == 1.0 or name in {p.method for p in made.layers}
+        return
+    pytest.fail("not even the whole model fits")
 
 
 def test_what_is_not_compressed_is_listed_with_its_reason():

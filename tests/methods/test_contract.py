@@ -104,7 +104,7 @@ def test_settings_are_frozen_and_by_keyword():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(BadSettings, match="no method 'svdd'; the methods are: float16, keep"):
+    with pytest.raises(BadSettings, match="no method 'svdd'; the methods are: column_quantized"):
         methods.get("svdd")
 
 
@@ -180,7 +180,7 @@ def test_it_trains_thawed_and_serves_what_was_trained(name, spec, settings):
         for parameter in (p for p in served.parameters() if p.numel()):
             assert parameter.grad is not None
             gradient = parameter.grad.to_dense()
-            parameter.sub_(gradient / gradient.norm().clamp_min(1e-9))
+            parameter.sub_(gradient / gradient.abs().max().clamp_min(1e-9))
         trained = served(*arguments)
         freeze(served)
         assert torch.equal(served(*arguments), trained)
