@@ -6,7 +6,7 @@ from typing import get_args
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
 from embedcomp.errors import BadSettings
-from embedcomp.served.formats import FactorStorage, Storage
+from embedcomp.served.formats import AnyStorage, FactorStorage
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
@@ -31,7 +31,7 @@ def table(spec: TableSpec, stored: StoredRows, decode: Affine | None) -> Compres
     )
 
 
-def plain(spec: Spec, storage: Storage) -> Served:
+def plain(spec: Spec, storage: AnyStorage) -> Served:
     """The layer's own matrix in another storage."""
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
@@ -39,7 +39,7 @@ def plain(spec: Spec, storage: Storage) -> Served:
 
 
 def low_rank(
-    spec: Spec, rank: int, storage: Storage, *, bias: bool, activation: str | None = None
+    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool, activation: str | None = None
 ) -> Served:
     """Two factors with `rank` numbers in between.
 
@@ -81,7 +81,7 @@ def _ladder(most: int) -> list[int]:
     return sorted(k for k in steps if k <= most)
 
 
-def rounded(layer: Layer, storage: Storage) -> Served:
+def rounded(layer: Layer, storage: AnyStorage) -> Served:
     """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):

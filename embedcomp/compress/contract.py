@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from embedcomp.served.kmeans import sampled
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.table import CompressedTable
 
@@ -145,12 +146,7 @@ class Layer:
         def sample() -> Layer:
             assert isinstance(self.spec, TableSpec)
             weights = torch.ones(self.spec.rows).double() if self.counts is None else self.counts
-            order = torch.argsort(weights, descending=True, stable=True)
-            head, tail = order[: most // 2], order[most // 2 :]
-            step = -(-len(tail) // (most - most // 2))
-            kept = torch.cat([head, tail[step // 2 :: step]])
-            counts = weights[kept]
-            counts[len(head) :] *= step
+            kept, counts = sampled(weights, most)
             spec = replace(self.spec, rows=len(kept))
             return Layer(spec, self.weight[kept], None, TableStatistics(counts, self.gradient))
 

@@ -122,6 +122,8 @@ struct Kernels {
   void (*sum)(const Op&, const float* x, float* out);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
+  void (*nearest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* words,
+                  int64_t count, uint8_t* codes, int64_t codes_stride);
 };
 
 #if defined(__GNUC__)
@@ -539,6 +541,13 @@ void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out
     std::fill(row, row + table->width, 0.0f);
     chosen().add_row(*table, table->rows + r * table->row_bytes, 1.0f, row);
   }
+}
+
+// Numbers of the nearest words to rows x [n, columns]; words: [columns][count], infinite where a
+// whole vector has more room than there are words.
+void embedcomp_nearest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                       const float* words, int64_t count, uint8_t* codes, int64_t codes_stride) {
+  chosen().nearest(x, n, stride, columns, words, count, codes, codes_stride);
 }
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].

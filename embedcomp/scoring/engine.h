@@ -26,6 +26,8 @@ enum RowKind : int32_t {
   kColumnInt8 = 4,   // the codes as they are; scales are in the decoder
   kColumnInt4 = 5,
   kColumnMixed = 6,  // of `bits` each
+  kCodebook = 7,     // codes that name floats, of a part of the columns each
+  kAtoms = 8,        // numbers of atoms, then signed bytes to multiply them by
 };
 
 enum OpKind : int32_t {
@@ -52,12 +54,17 @@ struct Stored {
   const uint8_t* rows;
   int64_t row_bytes;
   int64_t num_rows;
-  const int32_t* byte;  // kColumnMixed: where each column's code begins,
+  const int32_t* byte;  // kColumnMixed, kCodebook: where each code begins,
   const int32_t* bit;   // the bit in that byte,
   const int32_t* mask;  // and its largest value
   int32_t kind;
   int32_t width;
   int64_t padding;  // id that counts for nothing, or -1
+  const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]
+  const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
+  const int32_t* at;     // and where the words of each part begin
+  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
+  int32_t narrow;        // kCodebook: each part is one column
 };
 
 // Columns [at, at + width) of a buffer.

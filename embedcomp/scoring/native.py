@@ -30,6 +30,11 @@ class Stored(ctypes.Structure):
         ("kind", c_int32),
         ("width", c_int32),
         ("padding", c_int64),
+        ("words", c_void_p),
+        ("first", c_void_p),
+        ("at", c_void_p),
+        ("parts", c_int32),
+        ("narrow", c_int32),
     )
 
 
@@ -137,6 +142,8 @@ KINDS = {
     "column_int8": 4,
     "column_int4": 5,
     "column_mixed": 6,
+    "codebook": 7,
+    "atoms": 8,
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
@@ -162,6 +169,10 @@ def library() -> ctypes.CDLL | None:
             *(c_void_p, call, c_void_p, c_int64, c_int64, c_int32, c_void_p, id)
         ]
         found.embedcomp_rows.restype = found.embedcomp_to_brain.restype = None
+        found.embedcomp_nearest.restype = None
+        found.embedcomp_nearest.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64)
+        ]
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_multiply.restype = c_float

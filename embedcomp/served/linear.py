@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Storage
+from embedcomp.served.formats import AnyStorage
 from embedcomp.served.rows import StoredRows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,7 +47,7 @@ class _Biased(nn.Module, ABC):
 class CompressedLinear(_Biased):
     """x [..., inputs] to x @ weight.T + bias [..., outputs], the weight in some storage."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool, storage: Storage):
+    def __init__(self, inputs: int, outputs: int, bias: bool, storage: AnyStorage):
         super().__init__(inputs, outputs, bias)
         self.stored = StoredRows(outputs, inputs, storage)
 
@@ -78,7 +78,7 @@ class LowRankLinear(_Biased):
         rank: int,
         *,
         bias: bool,
-        storage: Storage,
+        storage: AnyStorage,
         activation: str | None = None,
     ):
         super().__init__(inputs, outputs, bias)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Format, Storage, format_of
+from embedcomp.served.formats import AnyStorage, Format, format_of
 
 
 class StoredRows(nn.Module):
@@ -25,7 +25,7 @@ class StoredRows(nn.Module):
     grid: Tensor | None
     master: nn.Parameter | None
 
-    def __init__(self, rows: int, width: int, storage: Storage):
+    def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
         self.rows, self.width, self.storage = rows, width, storage
         self.format: Format = format_of(storage)

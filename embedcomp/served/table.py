@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Storage
+from embedcomp.served.formats import AnyStorage
 from embedcomp.served.rows import StoredRows
 
 Pooling = Literal["sum", "mean", "none"]  # "none": a sequence of rows, as nn.Embedding gives
@@ -23,7 +23,7 @@ class Affine(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, k: int, dim: int, storage: Storage, bias: bool):
+    def __init__(self, k: int, dim: int, storage: AnyStorage, bias: bool):
         super().__init__()
         self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more
         self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
