@@ -124,6 +124,8 @@ struct Kernels {
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
   void (*nearest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* words,
                   int64_t count, uint8_t* codes, int64_t codes_stride);
+  void (*likest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* atoms,
+                 int64_t count, const float* most, uint8_t* codes);
 };
 
 #if defined(__GNUC__)
@@ -548,6 +550,13 @@ void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out
 void embedcomp_nearest(const float* x, int64_t n, int64_t stride, int64_t columns,
                        const float* words, int64_t count, uint8_t* codes, int64_t codes_stride) {
   chosen().nearest(x, n, stride, columns, words, count, codes, codes_stride);
+}
+
+// Numbers of the atoms of length 1 that leave the least of rows x, times `most` [count] at most;
+// atoms: [columns][count], zero where a whole vector has more room than there are atoms.
+void embedcomp_likest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                      const float* atoms, int64_t count, const float* most, uint8_t* codes) {
+  chosen().likest(x, n, stride, columns, atoms, count, most, codes);
 }
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].

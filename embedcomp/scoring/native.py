@@ -169,9 +169,12 @@ def library() -> ctypes.CDLL | None:
             *(c_void_p, call, c_void_p, c_int64, c_int64, c_int32, c_void_p, id)
         ]
         found.embedcomp_rows.restype = found.embedcomp_to_brain.restype = None
-        found.embedcomp_nearest.restype = None
+        found.embedcomp_nearest.restype = found.embedcomp_likest.restype = None
         found.embedcomp_nearest.argtypes = [
             *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64)
+        ]
+        found.embedcomp_likest.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)
         ]
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from embedcomp.scoring import native
 from embedcomp.scoring.codes import LARGEST
 from embedcomp.served.kmeans import seen, words_of
 
@@ -23,8 +24,6 @@ INDEPENDENT = 1e-6  # length of what an atom adds to those before it; less adds 
 def pursued(rows: Tensor, atoms: Tensor, count: int, rounded: bool) -> tuple[Tensor, Tensor]:
     """Numbers of atoms, int64 [n, count], and coefficients, float64 [n, count].
 
-    In float64, in which a row's sum hardly depends on the rows around it.
-
     Args:
         rows, atoms: [n, d] and [m, d].
         rounded: coefficients are whole, of `LARGEST` at most; the earlier ones make up for the
@@ -32,29 +31,13 @@ def pursued(rows: Tensor, atoms: Tensor, count: int, rounded: bool) -> tuple[Ten
     """
     lengths = atoms.double().norm(dim=1)
     unit = atoms.double() / torch.where(lengths > 0, lengths, 1.0)[:, None]
-    parts = [
-        _pursued(part.double(), unit, lengths, count, rounded) for part in rows.split(CHUNK_ROWS)
-    ]
-    if not parts:
-        return torch.zeros(0, count, dtype=torch.long), torch.zeros(0, count).double()
-    return torch.cat([which for which, _ in parts]), torch.cat([by for _, by in parts])
-
-
-def _pursued(
-    rows: Tensor, unit: Tensor, lengths: Tensor, count: int, rounded: bool
-) -> tuple[Tensor, Tensor]:
-    left = rows
+    most = LARGEST * lengths if rounded else torch.full_like(lengths, torch.inf)
+    left = whole = rows.double()
     which: list[Tensor] = []
     along: list[Tensor] = []  # orthonormal directions of the atoms so far
     across: list[list[Tensor]] = []  # how much of atom j is along direction i, by j and i
     for _ in range(count):
-        gain = (left @ unit.T).abs_()
-        if rounded:  # an atom takes away no more than its largest coefficient can
-            most = torch.minimum(gain, LARGEST * lengths)
-            gain = gain.mul_(2).sub_(most).mul_(most)
-        for before in which:
-            gain.scatter_(1, before[:, None], -1.0)
-        which.append(gain.argmax(1))
+        which.append(likest(left, unit, most))
         direction = unit[which[-1]]
         across.append([(direction * before).sum(1) for before in along])
         for times, before in zip(across[-1], along, strict=True):
@@ -63,9 +46,34 @@ def _pursued(
         across[-1].append(length)
         along.append(direction / length.clamp_min(INDEPENDENT)[:, None])
         left = left - (left * along[-1]).sum(1, keepdim=True) * along[-1]
-    reached = [(rows * direction).sum(1) for direction in along]
+    reached = [(whole * direction).sum(1) for direction in along]
     chosen = torch.stack(which, 1)
     return chosen, _solved(reached, across, lengths[chosen], rounded)
+
+
+def likest(rows: Tensor, unit: Tensor, most: Tensor) -> Tensor:
+    """Numbers int64 [n] of the atoms that leave the least of rows [n, d].
+
+    Args:
+        unit: [m, d], of length 1 (or 0).
+        most: [m], the largest coefficient of each.
+    """
+    if rows.is_cpu and native.library() is not None:
+        room = -len(unit) % 16  # the engine compares with whole vectors of atoms
+        pad = torch.nn.functional.pad
+        x, turned = rows.float().contiguous(), pad(unit.T.float(), (0, room)).contiguous()
+        limits, found = pad(most.float(), (0, room)), rows.new_empty(len(rows), dtype=torch.uint8)
+        native.needed().embedcomp_likest(
+            *(x.data_ptr(), len(x), x.stride(0), x.shape[1], turned.data_ptr()),
+            *(turned.shape[1], limits.data_ptr(), found.data_ptr()),
+        )
+        return found.long()
+    parts = []
+    for some in rows.split(CHUNK_ROWS):
+        likeness = (some @ unit.T).abs()
+        times = torch.minimum(likeness, most)
+        parts.append((times * (2 * likeness - times)).argmax(1))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
 def _solved(

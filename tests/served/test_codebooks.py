@@ -12,7 +12,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.scoring import native
 from embedcomp.served.codebooks import pack, unpack
 from embedcomp.served.kmeans import SAMPLED, clusters, nearest, words_of
-from embedcomp.served.pursuit import pursued, summed
+from embedcomp.served.pursuit import likest, pursued, summed
 from embedcomp.served.rows import StoredRows
 
 WIDTH = 6
@@ -148,6 +148,20 @@ def test_the_nearest_word_is_found(monkeypatch: pytest.MonkeyPatch, compiled: bo
     assert torch.equal(codes[:, 1].long(), wanted) and not codes[:, 0].any()
     nearest(words[:1], words[:1].expand(20, 3), codes[:1, 0])  # all as near: the first one
     assert codes[0, 0] == 0
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_atom_that_leaves_least_is_found(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    rows, atoms = numbers(500, 5).double(), numbers(37, 5, seed=1).double()
+    unit = atoms / atoms.norm(dim=1, keepdim=True)
+    most = torch.rand(37, generator=torch.manual_seed(2)).double()
+    times = (rows @ unit.T).clamp(-most, most)[:, :, None]
+    wanted = (rows[:, None] - times * unit).norm(dim=2).argmin(1)
+    assert torch.equal(likest(rows, unit, most), wanted)
 
 
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 20), st.integers(0, 5), st.integers(0, 99))
