@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from typing import TypeVar, get_args
+
+import torch
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.errors import BadSettings
-from embedcomp.served.formats import AnyStorage, FactorStorage
+from embedcomp.served.formats import AnyStorage, FactorStorage, ProductBits
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
+
+S = TypeVar("S")
 
 FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
     s for s in get_args(FactorStorage) if s != "float32"
@@ -81,14 +87,40 @@ def _ladder(most: int) -> list[int]:
     return sorted(k for k in steps if k <= most)
 
 
+def code_sizes(width: int) -> list[tuple[int, ProductBits]]:
+    """Parts and bits of product codes worth trying: an eighth of the rows' bytes at most."""
+    octaves = [1 << octave for octave in range(width.bit_length())]
+    sizes: tuple[ProductBits, ...] = (8, 4)
+    return [
+        (parts, bits)
+        for bits in sizes
+        for parts in octaves
+        if parts <= width and parts * bits <= 4 * width
+    ]
+
+
+def paying(spec: Spec, found: list[S], empty: Callable[[Spec, S], Served]) -> list[S]:
+    """Those of the settings that make a layer a quarter of its size; else the smallest of them.
+
+    Codebooks and dictionaries of small tables are larger than what their codes save.
+    """
+    with torch.device("meta"):
+        sizes = {settings: module_bytes(empty(spec, settings)) for settings in found}
+    weights = spec.rows * spec.dim if isinstance(spec, TableSpec) else spec.inputs * spec.outputs
+    good = [settings for settings in found if sizes[settings] <= weights]
+    return good or sorted(found, key=lambda settings: sizes[settings])[:1]
+
+
 def rounded(layer: Layer, storage: AnyStorage) -> Served:
     """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):
-        served.fill(layer.weight, layer.counts)
+        columns = None if layer.gradient is None else layer.gradient.diagonal()
+        served.fill(layer.weight, layer.counts, columns)
         return served
     assert isinstance(served, CompressedLinear)
-    served.stored.fill(layer.weight, layer.output_weights)
+    columns = layer.inputs.second.diagonal()
+    served.stored.fill(layer.weight, layer.output_weights, columns)
     if layer.bias is not None:
         lost = (layer.weight - served.stored.to_float()).double() @ layer.inputs.mean
         served.set_bias(layer.bias + lost)

@@ -36,6 +36,21 @@ Storage = Literal[FactorStorage, "row_int8", "row_int4"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 CodeStorage = NewType("CodeStorage", str)  # codes into codebooks, with sizes in the name (codes.py)
 AnyStorage = Storage | CodeStorage
+ProductBits = Literal[4, 8]
+ClusteredBits = Literal[2, 3, 4, 8]
+
+
+def product(parts: int, bits: ProductBits) -> CodeStorage:
+    return CodeStorage(f"product{parts}x{bits}")
+
+
+def clustered(bits: ClusteredBits) -> CodeStorage:
+    return CodeStorage(f"clustered{bits}")
+
+
+def sparse(row_atoms: int, atoms: int) -> CodeStorage:
+    return CodeStorage(f"sparse{row_atoms}x{atoms}")
+
 
 FP16_MAX = 65504.0
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted

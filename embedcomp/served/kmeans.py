@@ -10,7 +10,7 @@ from torch import Tensor
 from embedcomp.scoring import native
 
 SAMPLED = 1 << 16  # rows or values that a codebook is fitted to
-STARTED = 1 << 13  # rows that it begins with
+STARTED = 1 << 12  # rows that k-means++ chooses the first words from
 TURNS = 10  # of Lloyd's algorithm; ten more lower the error by less than 0.5 %
 COMPARED_ROWS = 1 << 8  # whose distances to all words stay in a core's cache
 GROUPS = 768  # of values, of which the exact clustering is made
@@ -59,15 +59,24 @@ def words_of(rows: Tensor, weights: Tensor | None, count: int) -> Tensor:
     if not rows.numel():
         return torch.zeros(count, rows.shape[1])
     some, w = seen(rows, weights, SAMPLED)
-    different = torch.unique(some, dim=0)
-    if len(different) <= count and len(some) < len(rows):
-        different = torch.unique(rows, dim=0)
-    if len(different) <= count:
-        return different[torch.arange(count).clamp_max(len(different) - 1)]
+    different = _different(some, count)
+    if different is not None:
+        every = _different(rows, count)  # also those that weigh nothing
+        found = different if every is None else every
+        return found[torch.arange(count).clamp_max(len(found) - 1)]
     if rows.shape[1] == 1:
-        found = clusters(some[:, 0].double().numpy(), w.numpy(), count)
-        return torch.from_numpy(found).float()[:, None]
+        values = clusters(some[:, 0].double().numpy(), w.numpy(), count)
+        return torch.from_numpy(values).float()[:, None]
     return _clustered(some, w, count)
+
+
+def _different(rows: Tensor, most: int) -> Tensor | None:
+    """The different rows, in order; None: more than so many."""
+    for some in (rows[: 4 * most], rows):  # a few rows mostly tell
+        found = torch.unique(some, dim=0)
+        if len(found) > most:
+            return None
+    return found
 
 
 def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
@@ -85,11 +94,21 @@ def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
             start.numpy(), count, sample_weight=w.float().numpy(), random_state=0
         )
     words = torch.from_numpy(found).float()
-    codes = torch.empty(len(rows), dtype=torch.uint8)
     for _ in range(TURNS):
-        nearest(rows, words, codes)
-        words = _means(rows, weights, codes.long(), words)
+        words, _ = refined(rows, weights, words)
     return words * largest
+
+
+def refined(rows: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """One turn of Lloyd's algorithm: words float32 [count, d], and the codes int64 [n] they fit.
+
+    Args:
+        rows: [n, d], contiguous.
+        weights: float64 [n].
+    """
+    codes = torch.empty(len(rows), dtype=torch.uint8)
+    nearest(rows, words, codes)
+    return _means(rows, weights, codes.long(), words), codes.long()
 
 
 def _means(rows: Tensor, weights: Tensor, codes: Tensor, words: Tensor) -> Tensor:

@@ -210,3 +210,10 @@ def test_empty_matrices_are_stored(storage: str, shape: tuple[int, int]) -> None
 def test_a_storage_of_an_unknown_size_is_named(storage: str) -> None:
     with pytest.raises(BadSettings, match=f"no storage '{storage}'; product codes have 4 or 8"):
         StoredRows(3, 4, storage)
+
+
+def test_words_are_those_of_the_rows_that_count_where_others_are_too_many() -> None:
+    rows, weights = numbers(500, 2), torch.zeros(500).double()
+    weights[:3] = 1
+    words = {tuple(word) for word in words_of(rows, weights, 16).tolist()}
+    assert words == {tuple(row) for row in rows[:3].tolist()}
