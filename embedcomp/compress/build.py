@@ -10,7 +10,7 @@ import torch
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.errors import BadSettings
-from embedcomp.served.formats import AnyStorage, FactorStorage, ProductBits
+from embedcomp.served.formats import AnyStorage, FactorStorage, ProductBits, product
 from embedcomp.served.linear import CompressedLinear, LowRankLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
@@ -85,6 +85,20 @@ def _ladder(most: int) -> list[int]:
     octaves = range(max(most.bit_length() - 2, 0))
     steps = {1, 2, 3} | {quarter << octave for quarter in (4, 5, 6, 7) for octave in octaves}
     return sorted(k for k in steps if k <= most)
+
+
+def product_codes(spec: Spec, columns: int, parts: int, bits: ProductBits) -> AnyStorage:
+    """The storage of so many codes for a table's columns, as they are or as few as are kept.
+
+    Raises:
+        BadSettings: there are more parts than columns.
+    """
+    if not 1 <= parts <= columns:
+        raise BadSettings(
+            f"{spec.name} has {columns} columns to be quantized, so they can be taken in 1 to "
+            f"{columns} parts and not in {parts}"
+        )
+    return product(parts, bits)
 
 
 def code_sizes(width: int) -> list[tuple[int, ProductBits]]:

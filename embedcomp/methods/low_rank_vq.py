@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from embedcomp.compress import build
 from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
 from embedcomp.compress.rotation import Weighting, fill_rotated
-from embedcomp.served.formats import ProductBits, product
+from embedcomp.served.formats import ProductBits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def candidates(spec: Spec) -> list[Settings]:
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
-    storage = product(settings.parts, settings.bits)
+    storage = build.product_codes(spec, settings.rank, settings.parts, settings.bits)
     return build.low_rank(spec, settings.rank, storage, bias=True)
 
 

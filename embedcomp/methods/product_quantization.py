@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from embedcomp.compress import build
 from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
 from embedcomp.compress.rotation import Weighting, fill_rotated
-from embedcomp.served.formats import ProductBits, product
+from embedcomp.served.formats import ProductBits
 from embedcomp.served.table import CompressedTable
 
 
@@ -32,14 +32,14 @@ def candidates(spec: Spec) -> list[Settings]:
     turned = [
         Settings(parts=parts, bits=bits, rotation=True)
         for parts, bits in build.code_sizes(spec.dim)
-        if parts > 1
+        if 1 < parts < spec.dim  # turning one group, or single columns, brings nothing
     ]
     return build.paying(spec, plain + turned, empty)
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
     assert isinstance(spec, TableSpec)
-    storage = product(settings.parts, settings.bits)
+    storage = build.product_codes(spec, spec.dim, settings.parts, settings.bits)
     if settings.rotation:
         return build.low_rank(spec, spec.dim, storage, bias=True)
     return build.plain(spec, storage)

@@ -13,10 +13,11 @@ from functools import cache
 
 from embedcomp.errors import BadSettings
 
+KINDS = ("product", "clustered", "sparse")
 BITS = {"product": (4, 8), "clustered": (2, 3, 4, 8)}
 MOST_ATOMS = 256  # a number of one takes a byte
 LARGEST = 127  # coefficient of an atom, as a signed byte
-_NAME = re.compile(r"(product|clustered|sparse)(?:([1-9]\d*)x)?([1-9]\d*)")
+_NAME = re.compile(rf"({'|'.join(KINDS)})(?:(\d+)x)?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ def parsed(storage: str) -> Codes | None:
     Raises:
         BadSettings: there is no such storage of codes.
     """
-    found = _NAME.fullmatch(storage)
-    if found is None:
+    if not storage.startswith(KINDS):
         return None
-    kind, parts, size = found[1], int(found[2] or 0), int(found[3])
-    if kind in BITS and size in BITS[kind] and bool(parts) == (kind == "product"):
-        return Codes(kind, parts, 1 << size)
-    if kind == "sparse" and parts and parts <= size <= MOST_ATOMS:
-        return Codes(kind, parts, size)
+    found = _NAME.fullmatch(storage)
+    if found is not None:
+        kind, parts, size = found[1], int(found[2] or 0), int(found[3])
+        if kind in BITS and size in BITS[kind] and bool(parts) == (kind == "product"):
+            return Codes(kind, parts, 1 << size)
+        if kind == "sparse" and 0 < parts <= size <= MOST_ATOMS:
+            return Codes(kind, parts, size)
     raise BadSettings(
         f"there is no storage {storage!r}; product codes have 4 or 8 bits (product4x8), clustered "
         f"values 2, 3, 4 or 8 (clustered4), and a dictionary at most {MOST_ATOMS} atoms, no fewer "

@@ -15,6 +15,8 @@ from embedcomp.scoring.graph import Feature, Graph, Node
 from embedcomp.scoring.lower import lower
 from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
 from embedcomp.served.formats import STORAGES
+from embedcomp.served.kmeans import nearest
+from embedcomp.served.pursuit import likest
 from embedcomp.served.rows import StoredRows
 
 library = native.library()
@@ -194,6 +196,22 @@ def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     whole = rows.to_float().numpy().astype(np.float64).sum(1)
     wanted = [2 * whole[3], 0.0, whole[22] + whole[0] + whole[1]]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("columns", "words"), [(1, 16), (2, 256), (5, 40), (16, 7)])
+def test_the_nearest_words_and_atoms(kernels: None, columns: int, words: int) -> None:
+    rows = torch.from_numpy(numbers(100, columns))
+    named = torch.from_numpy(numbers(words, columns, seed=1))
+    codes = torch.empty(100, dtype=torch.uint8)
+    nearest(rows, named, codes)
+    wanted = torch.cdist(rows.double(), named.double()).argmin(1)
+    assert torch.equal(codes.long(), wanted)
+    unit = torch.nn.functional.normalize(named.double())
+    most = torch.from_numpy(numbers(words, seed=2)).double().abs()
+    times = (rows.double() @ unit.T).clamp(-most, most)[:, :, None]
+    left = (rows.double()[:, None] - times * unit).norm(dim=2)
+    found = likest(rows.double(), unit, most)
+    assert torch.allclose(left.gather(1, found[:, None])[:, 0], left.amin(1), atol=1e-6)
 
 
 def test_bytes_give_the_same_scores_on_every_kind_of_cpu() -> None:

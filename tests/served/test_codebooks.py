@@ -205,7 +205,11 @@ def test_empty_matrices_are_stored(storage: str, shape: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize(
-    "storage", ["product2x5", "product4", "clustered1", "clustered2x4", "sparse2x300", "sparse9x8"]
+    "storage",
+    [
+        *("product2x5", "product4", "product0x8", "product-1x8", "clustered1", "clustered2x4"),
+        *("sparse0x16", "sparse2x300", "sparse9x8"),
+    ],
 )
 def test_a_storage_of_an_unknown_size_is_named(storage: str) -> None:
     with pytest.raises(BadSettings, match=f"no storage '{storage}'; product codes have 4 or 8"):
