@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
 
-from torch import Tensor
+import torch
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.errors import BadSettings
 from embedcomp.served.decode import Affine, Decoder
-from embedcomp.served.formats import ColumnStorage, FactorStorage, Storage
+from embedcomp.served.formats import (
+    AnyStorage,
+    ColumnStorage,
+    FactorStorage,
+    ProductBits,
+    Storage,
+    product,
+)
 from embedcomp.served.index import Index
 from embedcomp.served.linear import CompressedLinear, CorrectedLinear, LowRankLinear, ServedLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
+
+S = TypeVar("S")
 
 COLUMN_STORAGES: tuple[ColumnStorage, ...] = get_args(ColumnStorage)
 FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
@@ -32,7 +43,7 @@ def table(
     return CompressedBag(*shape, spec.pooling, **parts, last_offset=spec.last_offset)
 
 
-def plain(spec: Spec, storage: Storage) -> Served:
+def plain(spec: Spec, storage: AnyStorage) -> Served:
     """The layer's own matrix in another storage."""
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
@@ -40,7 +51,7 @@ def plain(spec: Spec, storage: Storage) -> Served:
 
 
 def low_rank(
-    spec: Spec, rank: int, storage: Storage, *, bias: bool, activation: str | None = None
+    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool, activation: str | None = None
 ) -> Served:
     """Two factors with `rank` numbers in between.
 
@@ -62,7 +73,7 @@ def low_rank(
     return table(spec, stored, Affine(rank, spec.dim, of_decoder(storage), bias))
 
 
-def of_decoder(storage: Storage) -> Storage:
+def of_decoder(storage: AnyStorage) -> Storage:
     """The storage of a decoder, which is too small to be rounded further."""
     return "float32" if storage == "float32" else "float16"
 
@@ -101,18 +112,54 @@ def _ladder(most: int) -> list[int]:
     return sorted(k for k in steps if k <= most)
 
 
-def rounded(layer: Layer, storage: Storage, column_weights: Tensor | None = None) -> Served:
-    """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean.
+def product_codes(spec: Spec, columns: int, parts: int, bits: ProductBits) -> AnyStorage:
+    """The storage of so many codes for a table's columns, as they are or as few as are kept.
 
-    Args:
-        column_weights: float64 [columns], how much an error in each matters.
+    Raises:
+        BadSettings: there are more parts than columns.
     """
+    if not 1 <= parts <= columns:
+        raise BadSettings(
+            f"{spec.name} has {columns} columns to be quantized, so they can be taken in 1 to "
+            f"{columns} parts and not in {parts}"
+        )
+    return product(parts, bits)
+
+
+def code_sizes(width: int) -> list[tuple[int, ProductBits]]:
+    """Parts and bits of product codes worth trying: an eighth of the rows' bytes at most."""
+    octaves = [1 << octave for octave in range(width.bit_length())]
+    sizes: tuple[ProductBits, ...] = (8, 4)
+    return [
+        (parts, bits)
+        for bits in sizes
+        for parts in octaves
+        if parts <= width and parts * bits <= 4 * width
+    ]
+
+
+def paying(spec: Spec, found: list[S], empty: Callable[[Spec, S], Served]) -> list[S]:
+    """Those of the settings that make a layer a quarter of its size; else the smallest of them.
+
+    Codebooks and dictionaries of small tables are larger than what their codes save.
+    """
+    with torch.device("meta"):
+        sizes = {settings: module_bytes(empty(spec, settings)) for settings in found}
+    weights = spec.rows * spec.dim if isinstance(spec, TableSpec) else spec.inputs * spec.outputs
+    good = [settings for settings in found if sizes[settings] <= weights]
+    return good or sorted(found, key=lambda settings: sizes[settings])[:1]
+
+
+def rounded(layer: Layer, storage: AnyStorage) -> Served:
+    """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):
-        served.fill(layer.weight, layer.counts, column_weights)
+        columns = None if layer.gradient is None else layer.gradient.diagonal()
+        served.fill(layer.weight, layer.counts, columns)
         return served
     assert isinstance(served, CompressedLinear)
-    served.stored.fill(layer.weight, layer.output_weights, column_weights)
+    columns = layer.inputs.second.diagonal()
+    served.stored.fill(layer.weight, layer.output_weights, columns)
     keep_mean(served, layer)
     return served
 

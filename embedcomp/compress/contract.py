@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from embedcomp.served.kmeans import sampled
 from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
 
@@ -161,12 +162,7 @@ class Layer:
         def sample() -> Layer:
             assert isinstance(self.spec, TableSpec)
             weights = torch.ones(self.spec.rows).double() if self.counts is None else self.counts
-            order = torch.argsort(weights, descending=True, stable=True)
-            head, tail = order[: most // 2], order[most // 2 :]
-            step = -(-len(tail) // (most - most // 2))
-            kept = torch.cat([head, tail[step // 2 :: step]])
-            stands_for = torch.ones(len(kept)).double()
-            stands_for[len(head) :] = len(tail) / max(len(kept) - len(head), 1)
+            kept, stands_for = sampled(weights, most)
             kept, order = kept.sort()
             stands_for = stands_for[order]
             fisher = None if self.fisher is None else self.fisher[kept]

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
+from embedcomp.compress.contract import Layer, Served, Spec
 from embedcomp.served.formats import ColumnStorage
 
 
@@ -30,11 +28,4 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, settings.storage, _column_weights(layer))
-
-
-def _column_weights(layer: Layer) -> Tensor | None:
-    """What an error in each column costs, float64 [columns]."""
-    if isinstance(layer.spec, LinearSpec):
-        return layer.inputs.second.diagonal()
-    return None if layer.gradient is None else layer.gradient.diagonal()
+    return build.rounded(layer, settings.storage)

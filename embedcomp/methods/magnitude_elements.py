@@ -16,9 +16,9 @@ import torch
 from embedcomp.compress import build
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
 from embedcomp.compress.factors import layer_moments
+from embedcomp.served.csr import CsrRows
 from embedcomp.served.decode import Scatter
 from embedcomp.served.linear import CompressedLinear
-from embedcomp.served.sparse import SparseRows
 from embedcomp.served.table import CompressedTable
 
 DENSITIES = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02, 0.01)
@@ -39,7 +39,7 @@ def empty(spec: Spec, settings: Settings) -> Served:
         nonzeros = round(settings.density * spec.outputs * spec.inputs)
         return CompressedLinear(spec.inputs, spec.outputs, spec.bias, "float16", nonzeros)
     nonzeros = round(settings.density * spec.rows * spec.dim)
-    stored = SparseRows(spec.rows, spec.dim, nonzeros)
+    stored = CsrRows(spec.rows, spec.dim, nonzeros)
     zero = settings.dropped == "zero"
     return build.table(spec, stored, None if zero else Scatter(spec.dim, spec.dim))
 

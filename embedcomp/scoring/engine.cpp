@@ -137,6 +137,10 @@ struct Kernels {
   void (*sum)(const Op&, const float* x, float* out);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
+  void (*nearest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* words,
+                  int64_t count, uint8_t* codes, int64_t codes_stride);
+  void (*likest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* atoms,
+                 int64_t count, const float* most, uint8_t* codes);
 };
 
 #if defined(__GNUC__)
@@ -554,6 +558,20 @@ void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out
     std::fill(row, row + table->width, 0.0f);
     chosen().add_row(*table, table->rows + r * table->row_bytes, 1.0f, row);
   }
+}
+
+// Numbers of the nearest words to rows x [n, columns]; words: [columns][count], infinite where a
+// whole vector has more room than there are words.
+void embedcomp_nearest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                       const float* words, int64_t count, uint8_t* codes, int64_t codes_stride) {
+  chosen().nearest(x, n, stride, columns, words, count, codes, codes_stride);
+}
+
+// Numbers of the atoms of length 1 that leave the least of rows x, times `most` [count] at most;
+// atoms: [columns][count], zero where a whole vector has more room than there are atoms.
+void embedcomp_likest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                      const float* atoms, int64_t count, const float* most, uint8_t* codes) {
+  chosen().likest(x, n, stride, columns, atoms, count, most, codes);
 }
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].

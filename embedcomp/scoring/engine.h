@@ -27,10 +27,12 @@ enum RowKind : int32_t {
   kColumnInt4 = 5,
   kColumnMixed = 6,  // of `bits` each
   kRowInt2 = 7,
-  kSparse8 = 8,      // rows say where elements begin and end, of a byte a column each
-  kSparse16 = 9,     // the same with two bytes a column
+  kCsr8 = 8,      // rows say where elements begin and end, of a byte a column each
+  kCsr16 = 9,     // the same with two bytes a column
   kBfloat16 = 10,
   kSymmetricInt8 = 11,  // an fp16 scale ends a row
+  kCodebook = 12,       // codes that name floats, of a part of the columns each
+  kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
 };
 
 enum OpKind : int32_t {
@@ -57,7 +59,7 @@ struct Stored {
   const uint8_t* rows;
   int64_t row_bytes;
   int64_t num_ids;
-  const int32_t* byte;  // kColumnMixed: where each column's code begins,
+  const int32_t* byte;  // kColumnMixed, kCodebook: where each code begins,
   const int32_t* bit;   // the bit in that byte,
   const int32_t* mask;  // and its largest value
   int32_t kind;
@@ -67,8 +69,13 @@ struct Stored {
   const void* map;  // stored row of each id, or null
   int32_t map_bytes;
   int32_t reserved;
-  const void* columns;  // kSparse: column of each element,
+  const void* columns;  // kCsr: column of each element,
   const void* values;   // and its fp16 value
+  const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]
+  const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
+  const int32_t* at;     // and where the words of each part begin
+  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
+  int32_t narrow;        // kCodebook: each part is one column
 };
 
 // Columns [at, at + width) of a buffer.

@@ -7,6 +7,7 @@ import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from embedcomp.errors import BadArtifact
 from embedcomp.scoring import native
+from embedcomp.scoring.codes import LARGEST, MOST_ATOMS, Codes, parsed
 
 _TYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
@@ -134,11 +136,10 @@ class Tensors:
         what = self.stored[name]
         if what.storage == "float32":
             return np.ascontiguousarray(self.held[f"{name}.stored"])
-        stored, _, kept = self._rows(name, -1)
+        stored, grid, held = self._rows(name, -1)
         codes = np.empty((what.rows, what.width), np.float32)
         native.needed().embedcomp_rows(ctypes.byref(stored), 0, what.rows, codes.ctypes.data)
-        del kept
-        grid = self.held.get(f"{name}.grid")
+        del held
         return codes if grid is None else codes * grid[0] + grid[1]
 
     def table(self, name: str) -> Rows:
@@ -166,7 +167,7 @@ class Tensors:
         width = self.stored[f"{name}.stored"].width
         codes = decoder = None
         if grid is not None:
-            codes = np.concatenate([np.diag(grid[0].astype(np.float64)), grid[1:2]])
+            codes = np.concatenate([np.diag(grid[0]), grid[1:2]]).astype(np.float64)
         if table.decodes:
             weight = self._decoder(name, table, width)
             bias = self.held.get(f"{name}.decode.bias", np.zeros(table.dim))
@@ -191,11 +192,10 @@ class Tensors:
     ) -> tuple[native.Stored, np.ndarray | None, tuple[Any, ...]]:
         """How to read a StoredRows module, its scales and offsets, and what must be kept."""
         what, rows = self.stored[name], self.held[f"{name}.stored"]
-        grid = self.held.get(f"{name}.grid")
-        if what.storage == "sparse":
-            return self._sparse(name, padding)
-        kind = "column_mixed" if what.storage.startswith("column_mixed") else what.storage
-        held: tuple[Any, ...] = (rows,)
+        if what.storage == "csr":
+            return self._csr(name, padding)
+        grid, codes = self.held.get(f"{name}.grid"), parsed(what.storage)
+        kind = _kind(what.storage, codes)
         stored = native.Stored(
             rows=_address(rows),
             row_bytes=rows.shape[1] * rows.itemsize,
@@ -205,17 +205,16 @@ class Tensors:
             padding=padding,
             last=what.rows - 1,
         )
-        if kind == "column_mixed":
+        if codes is not None:
             assert grid is not None
-            bits = grid[2].astype(np.int32)
-            starts = (bits.cumsum() - bits).astype(np.int32)
-            places = [starts // 8, starts % 8, (1 << bits) - 1]
-            places = [np.ascontiguousarray(place, np.int32) for place in places]
-            stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
-            held += tuple(places)
-        return stored, None if grid is None else np.array(grid[:2], np.float64), held
+            return stored, None, (rows, *_name_words(stored, codes, grid))
+        if grid is None:
+            return stored, None, (rows,)
+        if kind == "column_mixed":
+            return stored, grid[:2], (rows, *_place_codes(stored, grid[2].astype(np.int32)))
+        return stored, grid, (rows,)
 
-    def _sparse(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
+    def _csr(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
         """How to read compressed sparse rows."""
         what = self.stored[name]
         held = tuple(self.held[f"{name}.{part}"] for part in ("starts", "columns", "stored"))
@@ -224,7 +223,7 @@ class Tensors:
             rows=_address(starts),
             row_bytes=starts.itemsize,
             num_ids=what.rows,
-            kind=native.KINDS[f"sparse{8 * columns.itemsize}"],
+            kind=native.KINDS[f"csr{8 * columns.itemsize}"],
             width=what.width,
             padding=padding,
             last=what.rows - 1,
@@ -232,6 +231,41 @@ class Tensors:
             values=_address(values),
         )
         return stored, None, held
+
+
+def _kind(storage: str, codes: Codes | None) -> str:
+    if codes is not None:
+        return "atoms" if codes.kind == "sparse" else "codebook"
+    return "column_mixed" if storage.startswith("column_mixed") else storage
+
+
+def _place_codes(stored: native.Stored, bits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Say where codes of so many bits each stand; gives what must be kept."""
+    starts = bits.cumsum() - bits
+    places = [np.asarray(place, np.int32) for place in (starts // 8, starts % 8, (1 << bits) - 1)]
+    stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
+    return tuple(places)
+
+
+def _name_words(stored: native.Stored, codes: Codes, grid: np.ndarray) -> tuple[Any, ...]:
+    """Say which floats codes stand for; gives what must be kept."""
+    if codes.kind == "sparse":
+        atoms = np.zeros((MOST_ATOMS, stored.width), np.float32)  # whatever a byte names is there
+        atoms[: codes.words] = grid[:-1].astype(np.float32) / np.float32(LARGEST)
+        stored.words, stored.parts = _address(atoms), codes.parts
+        return (atoms,)
+    edges = codes.edges(stored.width)
+    groups = len(edges) - 1
+    if codes.kind == "product":  # each group's words, one after another
+        parts = [grid[:-1, first:last].ravel() for first, last in pairwise(edges)]
+        words = np.concatenate([np.empty(0), *parts]).astype(np.float32)
+        starts = codes.words * np.array(edges[:-1], np.int32)
+    else:
+        words, starts = grid.astype(np.float32), np.zeros(groups, np.int32)
+    held = words, np.array(edges, np.int32), starts
+    stored.words, stored.first, stored.at = (_address(array) for array in held)
+    stored.parts, stored.narrow = groups, groups == stored.width
+    return *held, *_place_codes(stored, np.full(groups, codes.bits, np.int32))
 
 
 def _address(array: np.ndarray) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Storage
+from embedcomp.served.formats import AnyStorage
 from embedcomp.served.rows import StoredRows
 
 
@@ -19,7 +19,7 @@ class Affine(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, k: int, dim: int, storage: Storage, bias: bool, residual: bool = False):
+    def __init__(self, k: int, dim: int, storage: AnyStorage, bias: bool, residual: bool = False):
         super().__init__()
         self.dim, self.residual = dim, residual
         self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more

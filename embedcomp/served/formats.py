@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import heapq
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, NewType, Protocol, get_args
 
 import fbgemm_gpu  # noqa: F401 - registers the operators of row-wise integers
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
 from embedcomp.scoring import native
+from embedcomp.scoring.codes import parsed
 
 ColumnStorage = Literal[
     "column_int8",
@@ -31,6 +32,23 @@ ColumnStorage = Literal[
 FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
 Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
+CodeStorage = NewType("CodeStorage", str)  # codes into codebooks, with sizes in the name (codes.py)
+AnyStorage = Storage | CodeStorage
+ProductBits = Literal[4, 8]
+ClusteredBits = Literal[2, 3, 4, 8]
+
+
+def product(parts: int, bits: ProductBits) -> CodeStorage:
+    return CodeStorage(f"product{parts}x{bits}")
+
+
+def clustered(bits: ClusteredBits) -> CodeStorage:
+    return CodeStorage(f"clustered{bits}")
+
+
+def sparse(row_atoms: int, atoms: int) -> CodeStorage:
+    return CodeStorage(f"sparse{row_atoms}x{atoms}")
+
 
 FP16_MAX = 65504.0
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
@@ -73,7 +91,17 @@ class Format(Protocol):
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor: ...
 
 
-def format_of(storage: Storage) -> Format:
+def format_of(storage: AnyStorage) -> Format:
+    """The format with this name.
+
+    Raises:
+        BadSettings: it is one of codes, of a size that there is not.
+    """
+    codes = parsed(storage)
+    if codes is not None:
+        from embedcomp.served.codebooks import codebook_format  # which reads this file
+
+        return codebook_format(codes)
     if storage.startswith("column_mixed"):
         return MixedColumns(int(storage.removeprefix("column_mixed")))
     kind, _, bits = storage.rpartition("_int")

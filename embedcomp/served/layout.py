@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from embedcomp.served.csr import CsrRows
 from embedcomp.served.decode import Affine, Decoder, Scatter
 from embedcomp.served.index import Cut, Index, Map
 from embedcomp.served.linear import (
@@ -17,7 +18,6 @@ from embedcomp.served.linear import (
     ServedLinear,
 )
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.sparse import SparseRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 
 Compressed = CompressedTable | ServedLinear
@@ -68,7 +68,7 @@ def _of_table(layer: CompressedTable) -> Layout:
 
 
 def _of_rows(stored: StoredRows) -> Layout:
-    if isinstance(stored, SparseRows):
+    if isinstance(stored, CsrRows):
         return {"storage": "float16", "nonzeros": stored.nonzeros}
     return {"storage": stored.storage}
 
@@ -109,7 +109,7 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     parts: dict[str, Any] = {
         "stored": StoredRows(stored_rows, width, storage)
         if nonzeros is None
-        else SparseRows(stored_rows, width, nonzeros),
+        else CsrRows(stored_rows, width, nonzeros),
         "index": _index(rows, index),
         "decode": _decoder(width, dim, decode),
     }

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Storage
+from embedcomp.served.csr import CsrRows
+from embedcomp.served.formats import AnyStorage
 from embedcomp.served.rows import StoredRows, straight_through
-from embedcomp.served.sparse import SparseRows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -63,14 +63,14 @@ class CompressedLinear(ServedLinear):
         inputs: int,
         outputs: int,
         bias: bool,
-        storage: Storage,
+        storage: AnyStorage,
         nonzeros: int | None = None,
     ):
         super().__init__(inputs, outputs, bias)
         self.stored = (
             StoredRows(outputs, inputs, storage)
             if nonzeros is None
-            else SparseRows(outputs, inputs, nonzeros)
+            else CsrRows(outputs, inputs, nonzeros)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class LowRankLinear(ServedLinear):
         rank: int,
         *,
         bias: bool,
-        storage: Storage,
+        storage: AnyStorage,
         activation: str | None = None,
     ):
         super().__init__(inputs, outputs, bias)
@@ -163,8 +163,8 @@ class CorrectedLinear(ServedLinear):
         rank: int,
         *,
         bias: bool,
-        storage: Storage,
-        factors: Storage,
+        storage: AnyStorage,
+        factors: AnyStorage,
     ):
         super().__init__(inputs, outputs, bias)
         self.stored = StoredRows(outputs, inputs, storage)
@@ -192,7 +192,7 @@ class MonarchLinear(ServedLinear):
         blocks: p, which divides the width.
     """
 
-    def __init__(self, width: int, blocks: int, *, bias: bool, storage: Storage):
+    def __init__(self, width: int, blocks: int, *, bias: bool, storage: AnyStorage):
         super().__init__(width, width, bias)
         self.p, self.q = blocks, width // blocks
         assert self.p * self.q == width, (width, blocks)

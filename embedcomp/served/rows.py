@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Format, Storage, format_of
+from embedcomp.served.formats import AnyStorage, Format, format_of
 
 
 class StoredRows(nn.Module):
@@ -25,9 +25,9 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
-    storage: Storage | Literal["sparse"]
+    storage: AnyStorage | Literal["csr"]
 
-    def __init__(self, rows: int, width: int, storage: Storage):
+    def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
         self.rows, self.width, self.storage = rows, width, storage
         self.format: Format = format_of(storage)

@@ -33,7 +33,12 @@ SWAPS: list[dict[str, Any]] = [
         {"method": "low_rank", "rank": 5, "storage": storage}
         for storage in ("float32", "float16", "column_int8", "column_int4", "column_mixed3")
     ),
+    {"method": "product_quantization", "parts": 2, "bits": 4},
+    {"method": "product_quantization", "parts": 2, "bits": 8, "rotation": True},
+    {"method": "weight_clustering", "bits": 3},
+    {"method": "sparse_dictionary", "row_atoms": 2, "atoms": 16},
 ]
+MIXED: dict[str, Any] = {"method": "low_rank", "rank": 5, "storage": "column_mixed3"}
 
 
 @pytest.fixture(params=[c for c in CASES if c is not reads_weight], ids=lambda c: c.__name__)
@@ -101,7 +106,7 @@ def test_the_engine_runs_what_it_can(request: pytest.FixtureRequest, case: Case,
 def test_torch_scores_the_same_where_the_engine_was_not_built(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swapped(case, SWAPS[-1])
+    swapped(case, MIXED)
     inputs = case.inputs(2)
     found = saved(case, tmp_path).score(inputs)
     monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
@@ -114,7 +119,7 @@ def test_torch_scores_the_same_where_the_engine_was_not_built(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_other_products_are_close(case: Case, tmp_path: Path, precision: str) -> None:
-    swapped(case, SWAPS[-1])
+    swapped(case, MIXED)
     scorer = saved(case, tmp_path, precision=precision)
     if scorer.engine.startswith("compiled"):
         assert scorer.engine.endswith(precision)
@@ -136,7 +141,7 @@ def test_several_threads_give_the_same_scores(tmp_path: Path) -> None:
 
 
 def test_a_fresh_model_is_filled_and_gives_the_same_bits(case: Case, tmp_path: Path) -> None:
-    swapped(case, SWAPS[-1])
+    swapped(case, MIXED)
     inputs = case.inputs(2)
     saved(case, tmp_path)
     wanted = probabilities(case, inputs)
@@ -345,7 +350,7 @@ def test_scoring_imports_no_torch() -> None:
 def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path) -> None:
     case = dlrm()
     case.model.eval()
-    swapped(case, SWAPS[-1])
+    swapped(case, MIXED)
     scorer = saved(case, tmp_path, user=("a", "c"))
     dense, sparse = rebatched(case.inputs(3), B, torch.zeros(64, dtype=torch.long))
     others = rebatched(case.inputs(4)[1], B, torch.arange(64) % B)

@@ -10,7 +10,7 @@ from embedcomp.served.formats import FP16_MAX, CannotStore
 from embedcomp.served.rows import StoredRows
 
 
-class SparseRows(StoredRows):
+class CsrRows(StoredRows):
     """A matrix [rows, width] with so many elements that are not zero.
 
     An element takes an fp16 value and its column (1 byte up to 256 columns, 2 beyond), a row 4
@@ -23,7 +23,7 @@ class SparseRows(StoredRows):
 
     def __init__(self, rows: int, width: int, nonzeros: int):
         super().__init__(rows, width, "float16")
-        self.storage = "sparse"
+        self.storage = "csr"
         self.nonzeros = nonzeros
         self.stored = torch.empty(nonzeros, dtype=torch.float16)
         self.register_buffer("starts", torch.zeros(rows + 1, dtype=torch.int32))
@@ -46,7 +46,7 @@ class SparseRows(StoredRows):
         """
         weight = weight.detach().float()
         if weight.numel() and not bool(weight.abs().max() <= FP16_MAX):
-            raise CannotStore(float(weight.abs().max()), "sparse")
+            raise CannotStore(float(weight.abs().max()), "csr")
         kept = largest(weight.abs().reshape(-1), self.nonzeros).view(weight.shape)
         self.starts[1:] = kept.sum(1).cumsum(0)
         self.columns = kept.nonzero()[:, 1].to(self.columns.dtype)
