@@ -17,14 +17,13 @@ from embedcomp.errors import BadSettings
 from embedcomp.layers import Fields, FirstOrder, embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
 
-Kind = Literal["all", "each", "interaction"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     width: int = 16  # columns of every table
     reduction: int = 3  # times fewer numbers than fields in SENET's middle
-    bilinear: Kind = "interaction"  # a matrix for all fields, for each one, or for each pair
+    bilinear: Literal["all", "each", "interaction"] = "interaction"  # a matrix for all fields, for
+    # each one, or for each pair
     hidden: tuple[int, ...] = (256, 128, 64)  # widths of the perceptron's layers
     dropout: float = 0.0  # after each hidden layer
 
@@ -58,7 +57,7 @@ class Bilinear(nn.Module):
     Field i's matrices for all its pairs are one layer, which stacks them.
     """
 
-    def __init__(self, fields: int, width: int, kind: Kind):
+    def __init__(self, fields: int, width: int, kind: str):
         super().__init__()
         pairs = range(fields - 1, 0, -1)  # of each field with those after it
         counts = {"all": [1], "each": [1] * (fields - 1), "interaction": pairs}[kind]

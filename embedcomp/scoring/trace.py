@@ -205,6 +205,7 @@ class Tracer:
             **dict.fromkeys(_CLAMPS, lambda: self._clamp(name, args, kwargs)),
             "layer_norm": lambda: self._layer_norm(*args),
             "softmax": lambda: self._softmax(*args),
+            "_softmax": lambda: self._softmax(*args[:2]),  # decomposed, and of float32 as all is
         }
         if name in operations:
             return operations[name]()
