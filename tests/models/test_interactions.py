@@ -51,7 +51,7 @@ def test_a_senet_with_weights_of_one_leaves_fields_as_they_are() -> None:
 
 @pytest.mark.parametrize(("kind", "layers"), [("all", 1), ("each", F - 1), ("interaction", F - 1)])
 def test_bilinear_is_a_product_through_a_matrix_for_each_pair(
-    fields: torch.Tensor, kind: fibinet.Kind, layers: int
+    fields: torch.Tensor, kind: str, layers: int
 ) -> None:
     bilinear = fibinet.Bilinear(F, D, kind)
     assert len(bilinear.layers) == layers
