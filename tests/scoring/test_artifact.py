@@ -293,6 +293,49 @@ def test_what_is_easily_traced_wrongly(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, probabilities(case, inputs), atol=CLOSE)
 
 
+class Attends(nn.Module):
+    """Softmaxes of large numbers, of several dimensions, and products of batches of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(ROWS, DIM), nn.Linear(DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids).unflatten(2, (2, -1)).transpose(1, 2)  # [B, heads, columns, d / 2]
+        seen = torch.softmax(100 * x @ x.transpose(2, 3), -1) @ x
+        x = seen + x * torch.nn.functional.softmax(x, dim=1) + x.softmax(2, dtype=torch.float32)
+        return self.out(x.transpose(1, 2).flatten(2).mean(1)).squeeze(1)
+
+
+class AttendsInPlace(Attends):
+    """Has its products and softmaxes decomposed, because of an operation in place."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = super().forward(ids)
+        return x.mul_(2.0) + x
+
+
+@pytest.mark.parametrize("kind", [Attends, AttendsInPlace])
+def test_the_engine_attends(kind: type[Attends], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = Case(kind().eval(), lambda s: tabular().inputs(s)["ids"], lambda m, x: m(x))
+    inputs = case.inputs(2)
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("compiled engine")
+    np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=CLOSE)
+
+
+class OverRows(Attends):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(torch.softmax(self.table(ids[:, 0]), 0)).squeeze(1)
+
+
+def test_a_softmax_over_the_rows_of_a_batch_is_left_to_torch(tmp_path: Path) -> None:
+    case = Case(OverRows().eval(), lambda s: tabular().inputs(s)["ids"], lambda m, x: m(x))
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("torch, since the engine has no softmax")
+
+
 def test_a_model_that_is_being_trained_is_not_saved(tmp_path: Path) -> None:
     case = dlrm()
     swapped(case, SWAPS[1])
