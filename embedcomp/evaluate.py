@@ -31,13 +31,21 @@ SPEED_SECONDS = 0.5  # measured per batch size
 
 @torch.no_grad()  # not inference_mode, in which fbgemm's fused tables have no CPU kernel
 def quality(
-    model: nn.Module, log: ClickLog, features: Features, pieces: Iterable[Piece]
+    model: nn.Module,
+    log: ClickLog,
+    features: Features,
+    pieces: Iterable[Piece],
+    rows_per_piece: int | None = None,
 ) -> Quality:
-    """Quality of the model's logits over the pieces; shards add up."""
+    """Quality of the model's logits over the pieces; shards add up.
+
+    Args:
+        rows_per_piece: score only so many rows of each piece.
+    """
     found = Quality()
     was_training = model.training
     model.eval()
-    for batch in in_order(log, features, pieces, EVALUATION_ROWS):
+    for batch in in_order(log, features, pieces, EVALUATION_ROWS, rows_per_piece):
         logits = model(batch.dense, batch.sparse).view(-1)
         found.add(logits.float().numpy(), batch.labels.numpy())
     model.train(was_training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from embedcomp import artifact
 from embedcomp.artifact import Artifact
 from embedcomp.compress import planner, swap
+from embedcomp.compress.auc import Noisy
 from embedcomp.compress.contract import Layer
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan
@@ -23,6 +25,7 @@ from embedcomp.compress.statistics import Score, measure
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import get as get_method
 from embedcomp.methods import names as method_names
+from embedcomp.metrics import Quality
 from embedcomp.scoring.alone import stand_alone
 from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.served.layout import build
@@ -45,33 +48,61 @@ _originals: WeakKeyDictionary[nn.Module, _Original] = WeakKeyDictionary()
 def plan(
     model: nn.Module,
     batches: Iterable[tuple[Any, Tensor]],
-    budget: str | int,
+    budget: str | int | None = None,
     *,
     score: Score,
     methods: Collection[str] | None = None,
+    max_auc_loss: float | None = None,
+    solver: str = "exact",
 ) -> Plan:
     """The choices with the smallest predicted loss for which the model keeps to the budget.
 
     Args:
         model: left as it is.
-        batches: (inputs, labels); a few ten thousand rows are enough. The labels are not read: the
-            loss is predicted from the model's own probabilities.
+        batches: (inputs, labels); a few ten thousand rows are enough. The labels are not read where
+            there is a budget: the loss is predicted from the model's own probabilities.
         budget: bytes of the whole model, or "5x", "20%", "4MiB".
         score: (model, inputs) -> logits [B].
         methods: that may be used; None: all.
+        max_auc_loss: instead of a budget: the fewest bytes for which the predicted AUC on the
+            batches (0 or 1 as labels; best of rows that the model was not trained on) is lower by
+            at most this.
+        solver: exact, highs, greedy, or the baselines welore and farms.
 
     Raises:
         BadModel: no batch, or layers are compressed already.
-        BadSettings, BudgetTooSmall: the budget cannot be read, or cannot be met.
+        BadLog, BadSettings, BudgetTooSmall: the budget or the loss cannot be read or met, both or
+            neither are given, or there is no such solver.
     """
     _refuse_swapped(model)
-    found = find(model, {})
-    measured = measure(model, (inputs for inputs, _ in batches), found, score, count_ids=True)
+    if (budget is None) == (max_auc_loss is None):
+        raise BadSettings("a plan needs either a budget or max_auc_loss, and not both")
+    found, scores = find(model, {}), Quality()
+    counted = partial(_scored, score, scores, max_auc_loss is not None)
+    measured = measure(model, batches, found, counted, count_ids=True)
     if not measured.samples:
         raise BadModel("there was no row to measure the model on; give at least one batch")
-    limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
     names = method_names() if methods is None else methods
-    return replace(planner.plan(model, found, measured, limit, names), measured=measured)
+    made = partial(planner.plan, model, found, measured, names=names, solver=solver)
+    if max_auc_loss is None:
+        assert budget is not None
+        limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
+        return replace(made(budget=limit), measured=measured)
+    noisy = Noisy.of(scores)
+    smallest = made(budget=None, most_loss=noisy.log_loss(max_auc_loss))
+    told = noisy.auc_loss(smallest.loss)
+    return replace(smallest, measured=measured, max_auc_loss=max_auc_loss, auc_loss=told)
+
+
+def _scored(
+    score: Score, scores: Quality, count: bool, model: nn.Module, batch: tuple[Any, Tensor]
+) -> Tensor:
+    """Logits [B] of one batch, counted with its labels if asked."""
+    inputs, labels = batch
+    logits = score(model, inputs)
+    if count:
+        scores.add(logits.detach().float().view(-1).numpy(), labels.view(-1).numpy())
+    return logits
 
 
 def swap_(model: nn.Module, plan: Plan | Written) -> Plan:

@@ -71,6 +71,12 @@ class Quality:
         }
 
 
+def centres() -> np.ndarray:
+    """The logit in the middle of each bin, float64 [BINS]."""
+    squeezed = (np.arange(BINS) + 0.5) / (BINS // 2) - 1
+    return 8 * squeezed / (1 - np.abs(squeezed))
+
+
 def _bins(logits: np.ndarray) -> np.ndarray:
     """Bin of each logit float64 [B]: 1.5e-5 wide at 0, and wider by (1 + |z| / 8)^2 further out."""
     squeezed = logits / (8 + np.abs(logits))  # in (-1, 1), growing with the logit

@@ -7,8 +7,10 @@ evaluating go a piece at a time and their results are sums, so shards of them ca
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,15 +21,18 @@ from torch import nn
 from embedcomp import artifact, methods
 from embedcomp.artifact import Artifact
 from embedcomp.compress import planner, statistics, swap, tune
+from embedcomp.compress.auc import Noisy
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadArtifact
+from embedcomp.evaluate import quality
 from embedcomp.files import remove
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
+from embedcomp.metrics import Quality
 from embedcomp.scoring.alone import StandsAlone, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
 from embedcomp.settings import CompressSettings
@@ -35,7 +40,9 @@ from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers
 from embedcomp.train.fit import Data, Watch, fit
 from embedcomp.train.settings import TrainSettings
+from embedcomp.train.tables import fast_tables
 
+VALID = "valid"  # the split that bounds on the AUC are read off
 MEASURE_BATCH_ROWS = 2048
 WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
 
@@ -87,10 +94,16 @@ def measure_piece(
     """
     rows = max(1, round(piece.rows * share))
     batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
+    with _one_thread():
+        return statistics.measure(model, batches, layers_of(original, model))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return statistics.measure(model, batches, layers_of(original, model))
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -115,14 +128,70 @@ def total(parts: Iterable[Statistics]) -> Statistics:
     return first
 
 
-def plan(original: Artifact, measured: Statistics, settings: CompressSettings) -> Plan:
-    """The best choices within the budget; nothing is compressed yet."""
+def validation_scores(
+    original: Artifact, log: ClickLog, settings: CompressSettings
+) -> Quality | None:
+    """The original's scores on about `measure_rows` rows spread over the validation split.
+
+    Not on the training split, which a model fits better than what it has not seen. On one thread,
+    so that they are the same to the last bit wherever this runs.
+
+    Returns:
+        None: there is no such split, and only a bound on the AUC needs it.
+    """
+    if settings.max_auc_loss is None and VALID not in log.schema.splits:
+        return None
+    pieces, found = log.pieces(VALID), Quality()
+    share = measure_share(pieces, settings)
+    with _one_thread(), fast_tables(original.model()) as model:
+        for piece in pieces:
+            rows = max(1, round(piece.rows * share))
+            found += quality(model, log, original.features, [piece], rows)
+    return found
+
+
+def plan(
+    original: Artifact,
+    measured: Statistics,
+    settings: CompressSettings,
+    scores: Quality | None = None,
+) -> Plan:
+    """The best choices within the budget or the loss of AUC; nothing is compressed yet.
+
+    Args:
+        scores: of the original (`validation_scores`). A bound on the AUC is read off them; under a
+            budget they add the predicted AUC to the plan.
+
+    Raises:
+        BadLog: the scores have no AUC that could be lost.
+        BadSettings: max_auc_loss is none that noise on the scores can bring about.
+    """
+    noisy = None if scores is None else _noisy(scores, settings)
     model = original.model()
     found = layers_of(original, model)
-    budget = parse_budget(settings.budget, model_bytes(model)["total"])
-    chosen = settings.methods or tuple(methods.names())
-    single = {f.name for f in original.features.single}
-    return planner.plan(model, found, measured, budget, chosen, single)
+    budget, most_loss = None, None
+    if settings.max_auc_loss is None:
+        budget = parse_budget(settings.budget, model_bytes(model)["total"])
+    else:
+        assert noisy is not None, "a bound on the AUC is read off the original's scores"
+        most_loss = noisy.log_loss(settings.max_auc_loss)
+    made = planner.plan(
+        model,
+        found,
+        measured,
+        budget,
+        settings.methods or tuple(methods.names()),
+        {f.name for f in original.features.single},
+        most_loss=most_loss,
+        solver=settings.solver,
+    )
+    auc_loss = None if noisy is None else noisy.auc_loss(made.loss)
+    return replace(made, max_auc_loss=settings.max_auc_loss, auc_loss=auc_loss)
+
+
+def _noisy(scores: Quality, settings: CompressSettings) -> Noisy | None:
+    """None: there is no AUC, and no bound on it either."""
+    return Noisy.of(scores) if settings.max_auc_loss or not math.isnan(scores.auc) else None
 
 
 def compress(
@@ -207,7 +276,9 @@ def recompress(
         if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
             names = settings.methods or tuple(methods.names())
             single = set(today.single_valued)
-            best = planner.plan(model, found, measured, today.budget_bytes, names, single).loss
+            best = planner.plan(
+                model, found, measured, today.budget_bytes, names, single, solver=today.solver
+            ).loss
         made = compress(original, log, measured, today, settings, out, watch=watch)
     return made, Drift(planned.plan.loss, today.loss, best)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from embedcomp.compress import solvers
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
@@ -25,10 +26,19 @@ class CompressSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    budget: str  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
+    budget: str = ""  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
+    max_auc_loss: float | None = None  # instead of a budget: the smallest model whose predicted AUC
+    # on the validation split is lower by at most this
     methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
     tune: TuneSettings = field(default_factory=TuneSettings)
+
+    def __post_init__(self) -> None:
+        if bool(self.budget) == (self.max_auc_loss is not None):
+            given = "both were given" if self.budget else "neither was given"
+            raise BadSettings(f"a plan needs either a budget or max_auc_loss, but {given}")
+        solvers.get(self.solver)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,7 +246,8 @@ def _compress(
 ) -> Artifact:
     opened = Artifact.open(original)
     measured = Statistics.from_tensors(load_file(statistics / STATISTICS))
-    plan = recipes.plan(opened, measured, settings)
+    scores = recipes.validation_scores(opened, log, settings)
+    plan = recipes.plan(opened, measured, settings, scores)
     return recipes.compress(opened, log, measured, plan, settings, out, watch=watch)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel
@@ -18,7 +19,7 @@ from torchrec.inference.modules import quantize_inference_model
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 import embedcomp
-from embedcomp.errors import BadModel, BadSettings
+from embedcomp.errors import BadLog, BadModel, BadSettings
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, Plain, bags, config, dlrm, kjt, plain
 
 
@@ -93,6 +94,43 @@ def test_a_plan_keeps_to_its_budget_and_the_model_still_trains(case: Case):
     torch.testing.assert_close(scores(case), trained)
     embedcomp.restore_(case.model)
     assert torch.equal(scores(case), before)
+
+
+def test_a_loss_of_auc_is_kept_to_instead_of_a_budget():
+    torch.manual_seed(0)
+    made = dlrm()
+    made.model.eval()
+    with torch.no_grad():  # the scores are spread, and the labels follow them
+        made.model.over_arch.model[-1].weight.mul_(20)
+        logits = [made.score(made.model, made.inputs(seed)) for seed in range(2, 12)]
+    labelled = [
+        (made.inputs(seed), (torch.rand(B) < torch.sigmoid(z - z.mean())).float())
+        for seed, z in zip(range(2, 12), logits, strict=True)
+    ]
+    sizes = []
+    for most in (0.0005, 0.02):
+        plan = embedcomp.plan(made.model, labelled, score=made.score, max_auc_loss=most)
+        assert plan.auc_loss <= most * (1 + 1e-6) and plan.max_auc_loss == most
+        sizes.append(plan.bytes_after)
+    assert sizes[0] > sizes[1]
+    embedcomp.swap_(made.model, plan)
+    z, labels = torch.cat(logits), torch.cat([labels for _, labels in labelled])
+    after = torch.cat([scores(made, seed) for seed in range(2, 12)])
+    lost = roc_auc_score(labels, z) - roc_auc_score(labels, after)
+    assert lost < 3 * 0.02
+
+
+@pytest.mark.parametrize("given", [{}, {"budget": "2x", "max_auc_loss": 0.01}])
+def test_a_plan_needs_a_budget_or_a_loss_of_auc(given):
+    made = plain()
+    with pytest.raises(BadSettings, match="either a budget or max_auc_loss, and not both"):
+        embedcomp.plan(made.model, batches(made), score=made.score, **given)
+
+
+def test_a_loss_of_auc_needs_clicks():
+    made = plain()
+    with pytest.raises(BadLog, match="0 of the 192 rows that were scored are clicked"):
+        embedcomp.plan(made.model, batches(made), score=made.score, max_auc_loss=0.01)
 
 
 def test_a_collection_keeps_keys_order_widths_and_configs():

@@ -13,8 +13,15 @@ from embedcomp.cli.options import Changes, Json, show
 def compress(
     model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
-    budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")],
     out: Annotated[Path, typer.Option(help="Folder for the artifact; a new version each time.")],
+    budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")] = "",
+    max_auc_loss: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget: as small as a predicted loss of AUC allows."),
+    ] = None,
+    solver: Annotated[
+        str, typer.Option(help="Of the plan: exact, highs, greedy, welore or farms.")
+    ] = "exact",
     tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
     methods: Annotated[str, typer.Option(help="Methods the plan may use, comma-separated.")] = "",
     control: Annotated[
@@ -24,20 +31,26 @@ def compress(
     changes: Changes = None,
     json: Json = None,
 ) -> None:
-    """Plan the best model within a byte budget, compress, tune, and write an artifact."""
+    """Plan the best model within a budget or a loss of AUC, compress, tune, write an artifact."""
     from embedcomp import recipes
     from embedcomp.artifact import Artifact
     from embedcomp.compress.plan import render
     from embedcomp.log.click_log import ClickLog
     from embedcomp.progress import shown
-    from embedcomp.settings import CompressSettings, changed
+    from embedcomp.settings import CompressSettings, read_changes, validated
 
-    names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    settings = CompressSettings(budget=budget, methods=names)
-    settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
+    given = {
+        "budget": budget,
+        "max_auc_loss": max_auc_loss,
+        "methods": tuple(name.strip() for name in methods.split(",") if name.strip()),
+        "solver": solver,
+        **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
+    }
+    settings = validated(CompressSettings, given, "--set")
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)
-    plan = recipes.plan(original, measured, settings)
+    scores = recipes.validation_scores(original, clicks, settings)
+    plan = recipes.plan(original, measured, settings, scores)
     if dry_run:
         show(plan.to_dict(), [render(plan)], json)
         return

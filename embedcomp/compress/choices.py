@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +32,36 @@ class Choice:
     loss: float  # predicted increase of the mean log loss
 
 
-def choices(layer: Layer, names: Iterable[str]) -> list[Choice]:
-    """The candidates that no other one beats in both bytes and loss, smallest first.
+Chosen = dict[str, Choice]  # one choice a layer, by the layer's name
+
+
+@dataclass(frozen=True)
+class Menu(Sequence[Choice]):
+    """All that can be done with one layer, smallest first.
+
+    layer: as it would be compressed: decoders of its tables are folded into it already.
+    """
+
+    layer: Layer
+    found: tuple[Choice, ...]
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.found[place]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+def choices(layer: Layer, names: Iterable[str]) -> Menu:
+    """Every candidate of these methods, with its bytes and its predicted loss.
 
     Candidates are really made and read back, so that rounding counts; large tables are compressed
     on a sample of their rows (Layer.sampled).
     """
     is_table = isinstance(layer.spec, TableSpec)
     seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
-    return front([choice for name in names for choice in _of_method(name, layer.spec, seen)])
+    found = [choice for name in names for choice in _of_method(name, layer.spec, seen)]
+    return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
@@ -56,7 +77,15 @@ def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
     return found
 
 
-def front(found: Sequence[Choice]) -> list[Choice]:
+def total_bytes(chosen: Mapping[str, Choice]) -> int:
+    return sum(choice.bytes for choice in chosen.values())
+
+
+def total_loss(chosen: Mapping[str, Choice]) -> float:
+    return sum(choice.loss for choice in chosen.values())
+
+
+def front(found: Iterable[Choice]) -> list[Choice]:
     """Those that are better than every smaller one, by size."""
     kept: list[Choice] = []
     for choice in sorted(found, key=lambda c: (c.bytes, c.loss)):

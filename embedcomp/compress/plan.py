@@ -41,6 +41,9 @@ class Plan:
     layers: tuple[Planned, ...]
     untouched: dict[str, str]  # reasons, by module name
     single_valued: tuple[str, ...]  # features whose decoders may be folded
+    solver: str = "exact"  # that chose
+    max_auc_loss: float | None = None  # that was asked for in the place of a budget
+    auc_loss: float | None = None  # predicted decrease of the AUC; None: scores were not at hand
     measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
     # was made of, where it is carried out in the same process; not stored with the plan
 
@@ -104,7 +107,9 @@ def _chosen(planned: Planned) -> list[tuple[str, Any]]:
 
 def _title(plan: Plan) -> str:
     times = plan.bytes_before / max(plan.bytes_after, 1)
-    return (
-        f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; budget "
-        f"{plan.budget_bytes:,}), predicted log loss +{plan.loss:.2e}"
-    )
+    asked = f"budget {plan.budget_bytes:,}"
+    if plan.max_auc_loss is not None:
+        asked = f"AUC loss at most {plan.max_auc_loss:g}"
+    told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
+    auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
+    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}"

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import Choice, empty_bytes, predicted_loss
+from embedcomp.compress import solvers
+from embedcomp.compress.choices import Choice, empty_bytes, predicted_loss, total_bytes
 from embedcomp.compress.contract import Layer, Spec, TableSpec
-from embedcomp.compress.knapsack import total_bytes
 from embedcomp.compress.layers import Found
 from embedcomp.compress.plan import Plan, Planned
-from embedcomp.compress.search import Search
+from embedcomp.compress.search import Goal, LeastBytes, LeastLoss, Search
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
@@ -30,16 +30,21 @@ def plan(
     model: nn.Module,
     found: Found,
     measured: Statistics,
-    budget: int,
+    budget: int | None,
     names: Collection[str],
     single_valued: Collection[str] = (),
+    *,
+    most_loss: float | None = None,
+    solver: str = "exact",
 ) -> Plan:
-    """The plan with the smallest predicted loss within the budget.
+    """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
     Args:
-        budget: bytes of the whole served model.
+        budget: bytes of the whole served model; None: there is a bound on the loss instead.
         names: methods that may be used; a layer that none of them takes is kept.
         single_valued: features with exactly one id in every row.
+        most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
+        solver: one of embedcomp/compress/solvers.
 
     Raises:
         BudgetTooSmall: even the smallest choices are larger.
@@ -47,21 +52,33 @@ def plan(
     found = measured.measured(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
-    search = Search(found.layers, names, readers(model), set(single_valued))
-    chosen = search.best(budget - fixed)
+    goal = _goal(None if budget is None else budget - fixed, most_loss)
+    search = Search(found.layers, names, readers(model), set(single_valued), solvers.get(solver))
+    chosen = search.best(goal)
     if chosen is None:
+        assert budget is not None, "no loss is too small for a plan that keeps every layer"
         raise BudgetTooSmall(budget, fixed + total_bytes(search.smallest()))
+    after = fixed + total_bytes(chosen)
     made = Plan(
-        budget_bytes=budget,
+        budget_bytes=after if budget is None else budget,
         bytes_before=before,
-        bytes_after=fixed + total_bytes(chosen),
+        bytes_after=after,
         layers=tuple(_planned(layer, chosen[name]) for name, layer in found.layers.items()),
         untouched=found.refused,
         single_valued=tuple(sorted(single_valued)),
+        solver=solver,
     )
     built = module_bytes(empty_like(on_meta(model), made))
     assert built == made.bytes_after, (built, made.bytes_after)
     return made
+
+
+def _goal(most_bytes: int | None, most_loss: float | None) -> Goal:
+    if most_bytes is not None:
+        assert most_loss is None, "one of the two is limited, the other one small"
+        return LeastLoss(most_bytes)
+    assert most_loss is not None
+    return LeastBytes(most_loss)
 
 
 def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> Plan:
@@ -77,7 +94,8 @@ def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -
         raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
     compressing = Compressing(model, plan, layers)
     losses = {p.layer: predicted_loss(*compressing.served(p)) for p in plan.tables + plan.linears}
-    return replace(plan, layers=tuple(replace(p, loss=losses[p.layer]) for p in plan.layers))
+    today = tuple(replace(p, loss=losses[p.layer]) for p in plan.layers)
+    return replace(plan, layers=today, auc_loss=None)
 
 
 def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:

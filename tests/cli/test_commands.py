@@ -18,6 +18,7 @@ from embedcomp.log.features import Features
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 QUICK = ["--set", "batch_rows=1024"]
+PLAN = ["compress", "model", "--log", "log", "--out", "o"]
 
 
 class Plain(nn.Module):
@@ -88,6 +89,37 @@ def test_json_on_standard_output_is_alone_there(
     assert found["rows"] == 600
 
 
+def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    sizes, common = [], ["compress", "model", "--log", "log", "--dry-run", "--out", "dry"]
+    for bound in (0.0001, 0.01):
+        assert run(monkeypatch, *common, "--max-auc-loss", bound, "--json", "-") == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert 0 < plan["auc_loss"] <= bound * (1 + 1e-6) and plan["max_auc_loss"] == bound
+        sizes.append(plan["bytes_after"])
+    assert sizes[0] > sizes[1]
+    assert run(monkeypatch, *common[:-3], "--max-auc-loss", 0.01, "--out", "by_auc") == 0
+    assert re.search(r"AUC loss at\s+most 0.01\), predicted log\s+loss \+", capsys.readouterr().out)
+    command = ["evaluate", "model", "by_auc", "--log", "log", "--split", "valid", "--json", "-"]
+    assert run(monkeypatch, *command) == 0
+    before, after = json.loads(capsys.readouterr().out)["models"].values()
+    assert after["bytes"]["total"] == sizes[1]
+    assert before["auc"] - after["auc"] < 0.02  # noise alone would take 0.01
+
+
+@pytest.mark.parametrize("solver", ["highs", "welore"])
+def test_other_solvers_plan_on_the_command_line(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], solver: str
+) -> None:
+    monkeypatch.chdir(made)
+    common = ["compress", "model", "--log", "log", "--dry-run", "--out", "dry", "--json", "-"]
+    assert run(monkeypatch, *common, "--budget", "3x", "--solver", solver, "--methods", "svd") == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["solver"] == solver and plan["bytes_after"] <= plan["budget_bytes"]
+
+
 def test_the_artifact_keeps_to_its_budget(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +145,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     [
         (["compress", "model", "--log", "log", "--budget", "1000000x", "--out", "o"], "raise the"),
         (["compress", "model", "--log", "log", "--budget", "big", "--out", "o"], "not a positive"),
+        (PLAN, "either a budget or max_auc_loss, but neither was given"),
+        ([*PLAN, "--budget", "5x", "--max-auc-loss", "0.1"], "max_auc_loss, but both were given"),
+        ([*PLAN, "--max-auc-loss", "0.6"], "max_auc_loss is 0.6, but must be above 0 and below"),
+        ([*PLAN, "--budget", "5x", "--solver", "best"], "no solver 'best'; the solvers are"),
         (
             ["compress", "model", "--log", "log", "--budget", "5x", "--out", "o", "--methods", "x"],
             "no method 'x'",

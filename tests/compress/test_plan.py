@@ -10,12 +10,15 @@ from rich.console import Console
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import choices
+from embedcomp.compress import solvers
+from embedcomp.compress.choices import choices, total_bytes, total_loss
 from embedcomp.compress.plan import Plan, render
 from embedcomp.compress.planner import plan
+from embedcomp.compress.search import LeastBytes, LeastLoss, Search
 from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
 from embedcomp.compress.swap import apply, empty_like, freeze, on_meta, thaw
 from embedcomp.errors import BadSettings, BudgetTooSmall
+from embedcomp.served.embedded import readers
 from tests.compress import small
 
 WHOLE = model_bytes(small.model())["total"]
@@ -86,6 +89,54 @@ def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
 def test_more_bytes_never_predict_more_loss():
     losses = [planned(share).loss for share in SHARES]
     assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.08])
+def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
+    model, found, measured = small.measured()
+    names, most = tuple(methods.names()), planned(share).loss
+    made = plan(model, found, measured, None, names, small.SINGLE, most_loss=most)
+    assert made.loss <= most * (1 + 1e-8)
+    assert made.bytes_after <= 1.02 * planned(share).bytes_after
+    assert made.budget_bytes == made.bytes_after
+
+
+@pytest.fixture(scope="module")
+def search():
+    """Over all methods, with its choices made once."""
+    model, found, measured = small.measured()
+    layers = measured.measured(found).layers
+    return Search(layers, methods.names(), readers(model), small.SINGLE, solvers.get("exact"))
+
+
+@pytest.mark.parametrize("solver", solvers.names())
+def test_every_solver_plans_within_bytes_and_within_a_loss(search, solver):
+    search.solver = solvers.get("exact")
+    best = search.best(LeastLoss(WHOLE // 5))
+    search.solver = solvers.get(solver)
+    found = search.best(LeastLoss(WHOLE // 5))
+    assert total_bytes(found) <= WHOLE // 5
+    assert total_loss(found) >= total_loss(best) * (1 - 1e-6)
+    dual = search.best(LeastBytes(total_loss(found)))
+    assert total_loss(dual) <= total_loss(found) * (1 + 1e-8)
+    assert total_bytes(dual) <= 1.2 * total_bytes(found)
+
+
+@pytest.mark.parametrize("solver", solvers.names())
+def test_the_smallest_plan_of_a_solver_is_within_its_own_bytes(search, solver):
+    search.solver = solvers.get(solver)
+    smallest = total_bytes(search.smallest())
+    assert total_bytes(search.best(LeastLoss(smallest))) <= smallest
+    assert search.best(LeastLoss(smallest // 2)) is None
+
+
+def test_a_plan_says_which_solver_chose_it():
+    model, found, measured = small.measured()
+    made = plan(model, found, measured, WHOLE // 3, ["svd"], small.SINGLE, solver="welore")
+    assert made.solver == "welore" and made.bytes_after <= WHOLE // 3
+    assert {p.method for p in made.layers} == {"keep", "svd"}
+    storages = {p.settings["storage"] for p in made.layers if p.method == "svd"}
+    assert len(storages) <= 2  # one for the tables, one for what reads them
 
 
 @pytest.mark.parametrize("share", [0.2, 0.08])
