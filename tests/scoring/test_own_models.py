@@ -1,0 +1,30 @@
+"""Every model of embedcomp can be scored without its code, by the compiled engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from embedcomp import models
+from embedcomp.log.batches import in_order
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.scoring.by_torch import in_memory
+from embedcomp.source import ModelSource
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_engine_scores_as_the_model_does(
+    name: str, synth_log: ClickLog, synth_features: Features
+) -> None:
+    model = ModelSource(model=name).build(synth_features, 1).eval()
+    batch = next(iter(in_order(synth_log, synth_features, synth_log.pieces("test"), 50)))
+    with torch.no_grad():
+        wanted = model(batch.dense, batch.sparse).view(-1).sigmoid().numpy()
+    runs = in_memory(model, synth_features)
+    assert runs.work is not None, runs.description
+    record = next(iter(synth_log.read(synth_log.pieces("test")[0]))).slice(0, 50)
+    columns = dict(zip(record.schema.names, record.columns, strict=True))
+    found = runs.score_columns(synth_features, columns, {}, 50)
+    assert wanted.std() > 0 and np.allclose(found, wanted, atol=1e-5)
