@@ -17,7 +17,7 @@ from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.knapsack import total_bytes
 from embedcomp.compress.layers import Found
 from embedcomp.compress.plan import Plan, Planned
-from embedcomp.compress.search import Search
+from embedcomp.compress.search import Known, Search
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
@@ -33,6 +33,8 @@ def plan(
     budget: int,
     names: Collection[str],
     single_valued: Collection[str] = (),
+    *,
+    known: Known | None = None,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget.
 
@@ -40,6 +42,7 @@ def plan(
         budget: bytes of the whole served model.
         names: methods that may be used; a layer that none of them takes is kept.
         single_valued: features with exactly one id in every row.
+        known: filled with what was found out about the layers, for further plans of them.
 
     Raises:
         BudgetTooSmall: even the smallest choices are larger.
@@ -47,7 +50,8 @@ def plan(
     found = measured.measured(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
-    search = Search(found.layers, names, readers(model), set(single_valued))
+    shared = {} if known is None else known
+    search = Search(found.layers, names, readers(model), set(single_valued), shared)
     chosen = search.best(budget - fixed)
     if chosen is None:
         raise BudgetTooSmall(budget, fixed + total_bytes(search.smallest()))

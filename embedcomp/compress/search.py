@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress.choices import SAMPLED_ROWS, Choice, choices
+from embedcomp.compress.choices import SAMPLED_ROWS, Choice, choices, empty_on_meta, front
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.knapsack import Chosen, solve, total_loss
-from embedcomp.served.embedded import Reader
+from embedcomp.served.embedded import Block, Reader, can_fold
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
+
+Known = dict[tuple[str, str], list[Choice]]  # by layer (and what is folded into it) and method
 
 
 @dataclass
@@ -23,12 +25,16 @@ class Search:
 
     For any tables, the readers' choices and so the best rest are exact. Tables and readers are
     planned in turns, from wide readers and from the smallest tables; the best plan that fits wins.
+
+    Args:
+        known: choices that searches of the same layers share, whatever their methods and limits.
     """
 
     layers: Mapping[str, Layer]
     names: Collection[str]
     readers: Mapping[str, Reader]
     single_valued: set[str]
+    known: Known = field(default_factory=dict)
     _options: dict[str, list[Choice]] = field(default_factory=dict)
 
     def best(self, limit: int) -> Chosen | None:
@@ -72,11 +78,18 @@ class Search:
 
     def _choices(self, name: str) -> list[Choice]:
         if name not in self._options:
-            self._options[name] = self._with_keep(self.layers[name])
+            self._options[name] = self._with_keep(name, lambda: self.layers[name])
         return self._options[name]
 
-    def _with_keep(self, layer: Layer) -> list[Choice]:
-        return choices(layer, dict.fromkeys(["keep", *self.names]))
+    def _with_keep(self, key: str, make: Callable[[], Layer]) -> list[Choice]:
+        """Choices of a layer, which is only made if some are not known under `key`."""
+        names = list(dict.fromkeys(["keep", *self.names]))
+        missing = [name for name in names if (key, name) not in self.known]
+        if missing:
+            layer = make()
+            for name in missing:
+                self.known[key, name] = choices(layer, [name])
+        return front([choice for name in names for choice in self.known[key, name]])
 
     def _of_readers(self, tables: Mapping[str, Choice]) -> dict[str, list[Choice]]:
         """Choices of the readers as narrow as these tables make them."""
@@ -84,14 +97,25 @@ class Search:
         return {name: self._of_reader(name, reader, tables) for name, reader in present.items()}
 
     def _of_reader(self, name: str, reader: Reader, tables: Mapping[str, Choice]) -> list[Choice]:
-        read = {b.table: tables[b.table] for b in reader.blocks if b.table in tables}
+        read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
+        if not read:
+            return self._choices(name)
         key = f"{name}: {read}"
         if key not in self._options:
-            folded = {table: self._compressed(table, choice) for table, choice in read.items()}
-            layer = narrowed(self.layers[name], reader, folded, self.single_valued)
-            same = layer is self.layers[name]
-            self._options[key] = self._choices(name) if same else self._with_keep(layer)
+            self._options[key] = self._with_keep(key, lambda: self._narrow(name, reader, read))
         return self._options[key]
+
+    def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
+        """Whether a block's table, as chosen, has a decoder that the reader takes in."""
+        if block.table not in tables:
+            return False
+        choice, spec = tables[block.table], self.layers[block.table].spec
+        empty = empty_on_meta(choice.method, spec, choice.settings)
+        return can_fold(block, empty, self.single_valued)
+
+    def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
+        folded = {table: self._compressed(table, choice) for table, choice in read.items()}
+        return narrowed(self.layers[name], reader, folded, self.single_valued)
 
     def _compressed(self, table: str, choice: Choice) -> tuple[Layer, nn.Module]:
         """A table as it was and as it is, on a sample of its rows."""
