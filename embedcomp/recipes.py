@@ -21,6 +21,7 @@ from embedcomp.artifact import Artifact
 from embedcomp.compress import planner, statistics, swap, tune
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
+from embedcomp.compress.search import Known
 from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadArtifact
@@ -115,14 +116,32 @@ def total(parts: Iterable[Statistics]) -> Statistics:
     return first
 
 
+class Planning:
+    """Plans of one model, for any budget and methods: what one finds out serves the next."""
+
+    def __init__(self, original: Artifact, measured: Statistics):
+        self.model = original.model()
+        self.found = measured.measured(layers_of(original, self.model))
+        self._single = {f.name for f in original.features.single}
+        self._known: Known = {}
+
+    def plan(self, settings: CompressSettings) -> Plan:
+        """The best choices within the budget; nothing is compressed yet.
+
+        Raises:
+            BudgetTooSmall: no choices fit it.
+        """
+        budget = parse_budget(settings.budget, model_bytes(self.model)["total"])
+        chosen = settings.methods or tuple(methods.names())
+        unmeasured = Statistics()  # the layers have theirs
+        return planner.plan(
+            self.model, self.found, unmeasured, budget, chosen, self._single, known=self._known
+        )
+
+
 def plan(original: Artifact, measured: Statistics, settings: CompressSettings) -> Plan:
     """The best choices within the budget; nothing is compressed yet."""
-    model = original.model()
-    found = layers_of(original, model)
-    budget = parse_budget(settings.budget, model_bytes(model)["total"])
-    chosen = settings.methods or tuple(methods.names())
-    single = {f.name for f in original.features.single}
-    return planner.plan(model, found, measured, budget, chosen, single)
+    return Planning(original, measured).plan(settings)
 
 
 def compress(

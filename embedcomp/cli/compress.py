@@ -7,18 +7,34 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, show
+from embedcomp.cli.frontier import frontier as of_frontier
+from embedcomp.cli.options import Changes, Json, listed, show
 
 
 def compress(
     model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
-    budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")],
     out: Annotated[Path, typer.Option(help="Folder for the artifact; a new version each time.")],
+    budget: Annotated[
+        str | None, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")
+    ] = None,
+    frontier: Annotated[
+        str | None,
+        typer.Option(help="Budgets, comma-separated: an artifact each, a table and a picture."),
+    ] = None,
     tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
     methods: Annotated[str, typer.Option(help="Methods the plan may use, comma-separated.")] = "",
     control: Annotated[
         Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods beside the frontier, comma-separated, or none; else simple ones."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split that a frontier is scored on; not given: valid.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     changes: Changes = None,
@@ -28,13 +44,33 @@ def compress(
     from embedcomp import recipes
     from embedcomp.artifact import Artifact
     from embedcomp.compress.plan import render
+    from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
     from embedcomp.progress import shown
     from embedcomp.settings import CompressSettings, changed
 
-    names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    settings = CompressSettings(budget=budget, methods=names)
-    settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
+    asked = [f"tune.epochs={tune_epochs}", f"methods={list(listed(methods))}", *(changes or [])]
+    if frontier is not None:
+        if budget is not None:
+            raise BadSettings("--budget and --frontier are both given; a frontier has its own")
+        of_frontier(
+            model,
+            log,
+            frontier,
+            out,
+            baselines=baselines,
+            split=split,
+            control=control,
+            dry_run=dry_run,
+            changes=asked,
+            json=json,
+        )
+        return
+    if budget is None:
+        raise BadSettings("give --budget for one artifact, or --frontier for one a budget")
+    if baselines is not None or split is not None:
+        raise BadSettings("--baselines and --split belong to --frontier; use `embedcomp evaluate`")
+    settings = changed(CompressSettings(budget=budget), asked)
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)
     plan = recipes.plan(original, measured, settings)
