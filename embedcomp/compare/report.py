@@ -152,10 +152,8 @@ def _section(section: Section) -> list[str]:
         name = _file_name(section)
         parts.append(f"![AUC over bytes]({name}.png)")
     if section.budgets:
-        parts += [
-            "### The planned mix against the best single method",
-            _markdown(*verdicts(section)),
-        ]
+        over = ", ".join(section.planned_over) or "no methods yet"
+        parts += [f"### {AGAINST}", f"Planned over {over}.", _markdown(*verdicts(section))]
     return parts
 
 
