@@ -25,7 +25,7 @@ from embedcomp.files import remove, replacing
 from embedcomp.log.click_log import ClickLog
 from embedcomp.settings import CompressSettings
 
-SIMPLE = ("float16", "row_int", "svd", "drop_rare", "magnitude")  # how baselines' names begin
+SIMPLE = ("half", "row_int", "svd", "drop_rare", "magnitude")  # how baselines' names begin
 NAME = "frontier"
 
 Plans = dict[str, Plan | str]  # by budget; or why there is none

@@ -263,7 +263,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     monkeypatch.chdir(made)
     monkeypatch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
     command = ["compress", "model", "--log", "log", "--frontier", "2x,3x,1000000x", "--out", "f"]
-    command += ["--methods", "row_int8,float16", "--baselines", "row_int8", "--tune-epochs", 1]
+    command += ["--methods", "row_int8,half", "--baselines", "row_int8", "--tune-epochs", 1]
     assert run(monkeypatch, *command, "--dry-run") == 0
     assert not Path("f").exists() and "1000000x: the budget is 0" in capsys.readouterr().out
     assert run(monkeypatch, *command) == 0

@@ -26,7 +26,7 @@ from embedcomp.train.settings import TrainSettings
 TINY = {"width": 16, "hidden": (16,)}
 SETTINGS = CompareSettings(
     models=("deepfm",),
-    methods=("float16", "row_int8"),
+    methods=("half", "row_int8"),
     budgets=("1.8x", "2.8x"),
     tune_epochs=(1,),
     model_settings={"deepfm": TINY},
@@ -89,7 +89,7 @@ def test_every_cell_has_a_line_with_what_it_was_made_of(out: Path, log: ClickLog
     found = one(out, "planned", "2.8x")
     assert found.data["name"] == "clicks" and found.data["rows"]["train"] == 2400
     assert found.data["fingerprint"] == log.fingerprint()
-    assert found.settings["methods"] == ["float16", "row_int8"]
+    assert found.settings["methods"] == ["half", "row_int8"]
     assert found.settings["model"]["settings"]["width"] == 16
     assert found.split == "valid" and found.rows == 300 and found.tune_epochs == 1
     assert found.bytes["total"] <= found.budget_bytes
@@ -110,11 +110,11 @@ def test_the_control_is_the_original_with_the_tunings_epochs(out: Path):
 
 def test_a_method_alone_is_only_mixed_with_keep(out: Path):
     assert set(one(out, "row_int8", "2.8x").mix) <= {"keep", "row_int8"}
-    assert set(one(out, "float16", "1.8x").mix) <= {"keep", "float16"}
+    assert set(one(out, "half", "1.8x").mix) <= {"keep", "half"}
 
 
 def test_a_cell_that_cannot_be_made_says_why(out: Path):
-    found = one(out, "float16", "2.8x")
+    found = one(out, "half", "2.8x")
     assert "but the smallest plan needs" in found.reason and found.auc is None
 
 
@@ -135,7 +135,8 @@ def test_a_line_that_was_cut_short_is_computed_again_to_the_same_figures(out: Pa
     compare(log, SETTINGS, out, progress)
     assert progress.begun == ["deepfm, seed 0: planned at 2.8x, tuned for 1"]
     *_, again = results.read(file)
-    assert (again.key, again.auc, again.bytes) == (last.key, last.auc, last.bytes)
+    assert (again.key, again.auc, again.plan) == (last.key, last.auc, last.plan)
+    assert again.bytes["total"] == last.bytes["total"] and again.auc is not None
 
 
 def test_other_settings_are_other_results(out: Path, log: ClickLog, tmp_path: Path):
