@@ -64,6 +64,12 @@ def choices(layer: Layer, names: Iterable[str]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
+def together(menus: Sequence[Menu]) -> Menu:
+    """One layer's choices by several methods."""
+    found = [choice for menu in menus for choice in menu]
+    return Menu(menus[0].layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
+
+
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
     method = methods.get(name)
     found = []

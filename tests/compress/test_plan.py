@@ -258,3 +258,25 @@ def test_large_tables_are_judged_on_a_sample(monkeypatch):
         assert choice.bytes == sampled[choice.settings].bytes
         assert sampled[choice.settings].loss == pytest.approx(choice.loss, rel=0.5)
     assert module_bytes(nn.Linear(2, 3)) == 36
+
+
+def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
+    from embedcomp.compress import search as module
+
+    asked = []
+
+    def counted(layer, names):
+        asked.extend((layer.spec.name, layer.weight.shape, name) for name in names)
+        return choices(layer, names)
+
+    monkeypatch.setattr(module, "choices", counted)
+    model, found, measured = small.measured()
+    names, known = ("row_int8", "svd"), {}
+    alone = plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
+    asked.clear()
+    plan(model, found, measured, WHOLE // 5, ["svd"], small.SINGLE, known=known)
+    plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
+    assert {name for *_, name in asked} == {"keep", "svd", "row_int8"}
+    asked.clear()
+    again = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
+    assert again == alone and not asked
