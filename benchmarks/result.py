@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from embedcomp.compare.provenance import PACKAGES, machine, versions
+
 RESULTS = Path(__file__).parent / "results"
-OWN_PACKAGES = ("numpy", "torch", "fbgemm-gpu-cpu", "torchrec", "pyarrow", "pandas")
 
 
 def write(
@@ -42,7 +40,7 @@ def write(
         "settings": settings,
         "seeds": seeds,
         "machine": machine(),
-        "versions": {"embedcomp": _commit(), **versions(OWN_PACKAGES), **(peers or {})},
+        "versions": {"embedcomp": _commit(), **versions(PACKAGES), **(peers or {})},
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,28 +53,10 @@ def write(
     return file
 
 
-def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Versions of installed packages, and of Python; None: not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def machine() -> dict[str, Any]:
-    """CPU model, cores that may be used, memory in bytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory}
-
-
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean and standard deviation of one figure over seeds, and the figure of each seed."""
     deviation = stdev(values) if len(values) > 1 else None
     return {"mean": mean(values), "std": deviation, "values": list(values)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:
@@ -89,12 +69,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

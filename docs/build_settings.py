@@ -10,7 +10,7 @@ from typing import Any
 
 from embedcomp import models
 from embedcomp.compress.tune import TuneSettings
-from embedcomp.settings import CompressSettings, JobSettings
+from embedcomp.settings import CompareSettings, CompressSettings, JobSettings
 from embedcomp.train.settings import TrainSettings
 
 HEAD = """\
@@ -19,7 +19,8 @@ HEAD = """\
 Written by docs/build_settings.py from the dataclasses in the code. A job file has the keys of the
 first table, with the others as sub-tables. `--set name=value` of `embedcomp train` takes those of
 `[train]`, of `embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of
-`embedcomp submit` all of them with dots; `--model-set` of `embedcomp train` takes the model's.
+`embedcomp submit` all of them with dots, of `embedcomp compare` those of its own table, likewise
+with dots; `--model-set` of `embedcomp train` takes the model's.
 """
 
 
@@ -30,6 +31,7 @@ def page() -> str:
         ("`[train]`", TrainSettings),
         ("`[compress]`", CompressSettings),
         ("`[compress.tune]`", TuneSettings),
+        ("`embedcomp compare`", CompareSettings),
         *((f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()),
     ]
     return "\n".join([HEAD, *(_section(title, settings) for title, settings in parts)])

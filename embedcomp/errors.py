@@ -27,6 +27,10 @@ class BadSettings(EmbedcompError):
     """Settings that cannot be met together."""
 
 
+class BadResults(EmbedcompError):
+    """A file of results that cannot be read or reported."""
+
+
 class BadRequest(EmbedcompError):
     """A request for scores that does not fit the artifact's features."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.log.features import Features
 
@@ -46,12 +47,48 @@ def mlp(widths: Sequence[int], dropout: float, after_linear: bool = False) -> nn
     return nn.Sequential(*layers)
 
 
+class Fields(nn.Module):
+    """One vector a field: a table's row, or a dense feature's own vector times the feature.
+
+    Source of the latter: AutoInt, arXiv 1810.11921, equation 4.
+    """
+
+    def __init__(self, features: Features, width: int):
+        super().__init__()
+        self.count, self.width = len(features.ids) + len(features.dense), width
+        self.vectors: nn.Parameter | None = None
+        if features.dense:
+            made = torch.empty(len(features.dense), width)
+            self.vectors = nn.Parameter(nn.init.xavier_normal_(made))
+
+    def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
+        """Rows of the tables [B, F * d] and dense [B, D] -> [B, F + D, d]."""
+        fields = rows.unflatten(1, (-1, self.width))
+        if self.vectors is None:
+            return fields
+        return torch.cat([fields, dense.unsqueeze(2) * self.vectors], 1)
+
+
+class FirstOrder(nn.Module):
+    """dense [B, D], sparse -> [B]: a number an id and a factor a dense feature, summed."""
+
+    def __init__(self, features: Features):
+        super().__init__()
+        self.tables = embedding_bags(features, 1, prefix="first_order_")
+        self.dense = nn.Linear(len(features.dense), 1) if features.dense else None
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        logits = self.tables(sparse).values().sum(1)
+        return logits if self.dense is None else logits + self.dense(dense).squeeze(1)
+
+
 def initialised(model: nn.Module) -> nn.Module:
     """The model with Xavier-normal linear layers and zero biases (Glorot and Bengio, 2010)."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model
 
 

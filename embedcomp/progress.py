@@ -18,6 +18,18 @@ console = Console(stderr=True)
 @contextmanager
 def shown(title: str) -> Iterator[Watch]:
     """A function to hand to `fit`; what it is told appears under `title`."""
+    with _bar() as bar:
+        yield _Shown(title, bar)
+
+
+@contextmanager
+def counted(title: str) -> Iterator[Counted]:
+    """Progress of many steps under `title`, with that of the one that runs below it."""
+    with _bar() as bar:
+        yield Counted(title, bar)
+
+
+def _bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,15 +37,41 @@ def shown(title: str) -> Iterator[Watch]:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        yield _Shown(title, bar)
+    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+
+
+class Counted:
+    """A bar of all steps and one of the step that runs; a finished step is a line."""
+
+    def __init__(self, title: str, bar: Progress):
+        self._bar = bar
+        self._all = bar.add_task(title, total=None, note="")
+        self._step: _Shown | None = None
+        self._done = self._steps = 0
+
+    def expect(self, steps: int, done: int) -> None:
+        """Say how many steps there are, and how many of them are done already."""
+        self._steps, self._done = steps, done
+        self._bar.update(self._all, total=steps, completed=done)
+        if done:
+            console.print(f"{done:,} of {steps:,} are there already", highlight=False)
+
+    def begin(self, title: str) -> Watch:
+        self._step = _Shown(title, self._bar, printed=False)
+        return self._step
+
+    def end(self, told: str) -> None:
+        if self._step is not None:
+            self._step.hide()
+        self._done += 1
+        self._bar.update(self._all, completed=self._done)
+        line = f"[{self._done}/{self._steps}] {told}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Shown:
-    def __init__(self, title: str, bar: Progress):
-        self._title, self._bar = title, bar
+    def __init__(self, title: str, bar: Progress, *, printed: bool = True):
+        self._title, self._bar, self._printed = title, bar, printed
         self._task = bar.add_task(title, total=None, note="")
         self._epoch, self._began, self._began_rows = -1, 0.0, 0
         self._auc = ""
@@ -49,11 +87,12 @@ class _Shown:
         speed = (report.rows_done - self._began_rows) / seconds if seconds > 0 else 0.0
         if report.valid is not None:
             self._auc = f"AUC {report.valid.auc:.5f}, log loss {report.valid.logloss:.5f}"
-            console.print(
-                f"{self._title}: epoch {report.epoch}, {self._auc}, "
-                f"learning rate x {report.factor:.2g}",
-                highlight=False,
-            )
+            if self._printed:
+                console.print(
+                    f"{self._title}: epoch {report.epoch}, {self._auc}, "
+                    f"learning rate x {report.factor:.2g}",
+                    highlight=False,
+                )
         note = f"{speed:,.0f} rows/s  {self._auc}"
         self._bar.update(
             self._task,
@@ -62,3 +101,7 @@ class _Shown:
             total=report.rows_total,
             note=note,
         )
+
+    def hide(self) -> None:
+        """Take the bar away."""
+        self._bar.remove_task(self._task)

@@ -24,6 +24,7 @@ from embedcomp.compress import planner, statistics, swap, tune
 from embedcomp.compress.auc import Noisy
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
+from embedcomp.compress.search import Known
 from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadArtifact
@@ -150,43 +151,59 @@ def validation_scores(
     return found
 
 
+class Planning:
+    """Plans of one model, for any budget and methods: what one finds out serves the next.
+
+    Args:
+        scores: of the original (`validation_scores`). A bound on the AUC is read off them; under a
+            budget they add the predicted AUC to the plan.
+    """
+
+    def __init__(self, original: Artifact, measured: Statistics, scores: Quality | None = None):
+        self.model = original.model()
+        self.found = measured.measured(layers_of(original, self.model))
+        self._single = {f.name for f in original.features.single}
+        self._scores = scores
+        self._known: Known = {}
+
+    def plan(self, settings: CompressSettings) -> Plan:
+        """The best choices within the budget or the loss of AUC; nothing is compressed yet.
+
+        Raises:
+            BadLog: the scores have no AUC that could be lost.
+            BadSettings: max_auc_loss is none that noise on the scores can bring about.
+            BudgetTooSmall: no choices fit it.
+        """
+        noisy = None if self._scores is None else _noisy(self._scores, settings)
+        budget, most_loss = None, None
+        if settings.max_auc_loss is None:
+            budget = parse_budget(settings.budget, model_bytes(self.model)["total"])
+        else:
+            assert noisy is not None, "a bound on the AUC is read off the original's scores"
+            most_loss = noisy.log_loss(settings.max_auc_loss)
+        made = planner.plan(
+            self.model,
+            self.found,
+            Statistics(),  # the layers have theirs
+            budget,
+            settings.methods or tuple(methods.names()),
+            self._single,
+            most_loss=most_loss,
+            solver=settings.solver,
+            known=self._known,
+        )
+        auc_loss = None if noisy is None else noisy.auc_loss(made.loss)
+        return replace(made, max_auc_loss=settings.max_auc_loss, auc_loss=auc_loss)
+
+
 def plan(
     original: Artifact,
     measured: Statistics,
     settings: CompressSettings,
     scores: Quality | None = None,
 ) -> Plan:
-    """The best choices within the budget or the loss of AUC; nothing is compressed yet.
-
-    Args:
-        scores: of the original (`validation_scores`). A bound on the AUC is read off them; under a
-            budget they add the predicted AUC to the plan.
-
-    Raises:
-        BadLog: the scores have no AUC that could be lost.
-        BadSettings: max_auc_loss is none that noise on the scores can bring about.
-    """
-    noisy = None if scores is None else _noisy(scores, settings)
-    model = original.model()
-    found = layers_of(original, model)
-    budget, most_loss = None, None
-    if settings.max_auc_loss is None:
-        budget = parse_budget(settings.budget, model_bytes(model)["total"])
-    else:
-        assert noisy is not None, "a bound on the AUC is read off the original's scores"
-        most_loss = noisy.log_loss(settings.max_auc_loss)
-    made = planner.plan(
-        model,
-        found,
-        measured,
-        budget,
-        settings.methods or tuple(methods.names()),
-        {f.name for f in original.features.single},
-        most_loss=most_loss,
-        solver=settings.solver,
-    )
-    auc_loss = None if noisy is None else noisy.auc_loss(made.loss)
-    return replace(made, max_auc_loss=settings.max_auc_loss, auc_loss=auc_loss)
+    """One plan; the arguments are those of Planning."""
+    return Planning(original, measured, scores).plan(settings)
 
 
 def _noisy(scores: Quality, settings: CompressSettings) -> Noisy | None:

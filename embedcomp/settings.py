@@ -66,6 +66,37 @@ class JobSettings:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What is compared on a click log, and how the models are trained, compressed and tuned."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    models: tuple[str, ...]  # of embedcomp, or package.module:factory
+    budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
+    methods: tuple[str, ...] = ()  # each alone, and the planned mix of them; empty: all
+    seeds: int = 1  # of 0, 1, 2, ...
+    tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
+    split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more
+    model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
+    min_count: int = 2  # ids seen fewer times share one row
+    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
+    tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
+
+    def __post_init__(self) -> None:
+        for name in ("models", "budgets", "tune_epochs"):
+            if not getattr(self, name):
+                raise BadSettings(f"there are no {name} to compare; name at least one")
+        if self.seeds < 1:
+            raise BadSettings(f"seeds is {self.seeds}, but a comparison needs at least 1")
+        if min(self.tune_epochs) < 0:
+            raise BadSettings(f"tune_epochs holds {min(self.tune_epochs)}; 0 is not to tune")
+        other = sorted(set(self.model_settings) - set(self.models))
+        if other:
+            raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
+
+
 def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:
     """The job in a TOML file, with `changes` such as "train.epochs=3" applied.
 

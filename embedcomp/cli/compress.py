@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, show
+from embedcomp.cli.frontier import frontier as of_frontier
+from embedcomp.cli.options import Changes, Json, listed, show
 
 
 def compress(
@@ -19,6 +20,10 @@ def compress(
         float | None,
         typer.Option(help="Instead of a budget: as small as a predicted loss of AUC allows."),
     ] = None,
+    frontier: Annotated[
+        str | None,
+        typer.Option(help="Budgets, comma-separated: an artifact each, a table and a picture."),
+    ] = None,
     solver: Annotated[
         str, typer.Option(help="Of the plan: exact, highs, greedy, welore or farms.")
     ] = "exact",
@@ -26,6 +31,15 @@ def compress(
     methods: Annotated[str, typer.Option(help="Methods the plan may use, comma-separated.")] = "",
     control: Annotated[
         Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods beside the frontier, comma-separated, or none; else simple ones."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split that a frontier is scored on; not given: valid.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     changes: Changes = None,
@@ -35,6 +49,7 @@ def compress(
     from embedcomp import recipes
     from embedcomp.artifact import Artifact
     from embedcomp.compress.plan import render
+    from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
     from embedcomp.progress import shown
     from embedcomp.settings import CompressSettings, read_changes, validated
@@ -42,10 +57,30 @@ def compress(
     given = {
         "budget": budget,
         "max_auc_loss": max_auc_loss,
-        "methods": tuple(name.strip() for name in methods.split(",") if name.strip()),
+        "methods": listed(methods),
         "solver": solver,
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
+    if frontier is not None:
+        if budget or max_auc_loss is not None:
+            raise BadSettings(
+                "--frontier has its own budgets; leave --budget and --max-auc-loss out"
+            )
+        of_frontier(
+            model,
+            log,
+            frontier,
+            out,
+            baselines=baselines,
+            split=split,
+            control=control,
+            dry_run=dry_run,
+            given=given,
+            json=json,
+        )
+        return
+    if baselines is not None or split is not None:
+        raise BadSettings("--baselines and --split belong to --frontier; use `embedcomp evaluate`")
     settings = validated(CompressSettings, given, "--set")
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)

@@ -26,6 +26,11 @@ Changes = Annotated[
 ]
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def show(result: dict[str, Any], tables: Iterable[RenderableType], target: str | None) -> None:
     """Print tables, or the result as JSON and nothing else where `target` is "-"."""
     if target == "-":

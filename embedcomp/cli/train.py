@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from embedcomp import models
 from embedcomp.cli.options import Changes, Json, show
 
 
 def train(
     log: Annotated[str, typer.Argument(help="Folder or URL with schema.toml.")],
-    model: Annotated[str, typer.Option(help="dlrm, dcnv2, deepfm or package.module:factory.")],
+    model: Annotated[
+        str, typer.Option(help=f"{', '.join(models.names())} or package.module:factory.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model; a new version each time.")],
     seed: Annotated[int, typer.Option(help="Equal seeds give equal runs.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="At most; a plateau ends it earlier.")] = None,

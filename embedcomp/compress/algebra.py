@@ -43,12 +43,12 @@ def moments(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     return shift + mean, second / total - mean.outer(mean)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """rows^T rows, float64 [d, d]."""
+def gram(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """rows^T diag(weights) rows, float64 [d, d]."""
     d = rows.shape[1]
     total = torch.zeros(d, d, dtype=torch.float64)
-    for values, _ in chunks(rows, None):
-        total.addmm_(values.T, values)
+    for values, w in chunks(rows, weights):
+        total.addmm_((values if w is None else values * w[:, None]).T, values)
     return total
 
 

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
+
+import torch
 
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
+from embedcomp.compress.sizes import module_bytes
 from embedcomp.errors import BadSettings
-from embedcomp.served.formats import FactorStorage, Storage
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.decode import Affine, Decoder
+from embedcomp.served.formats import (
+    AnyStorage,
+    ColumnStorage,
+    FactorStorage,
+    ProductBits,
+    Storage,
+    product,
+)
+from embedcomp.served.index import Index
+from embedcomp.served.linear import CompressedLinear, CorrectedLinear, LowRankLinear, ServedLinear
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding, CompressedTable
+from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 
+S = TypeVar("S")
+
+COLUMN_STORAGES: tuple[ColumnStorage, ...] = get_args(ColumnStorage)
 FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
     s for s in get_args(FactorStorage) if s != "float32"
 )
 
 
-def table(spec: TableSpec, stored: StoredRows, decode: Affine | None) -> CompressedTable:
-    padding = spec.padding_idx
+def table(
+    spec: TableSpec, stored: StoredRows, decode: Decoder | None, index: Index | None = None
+) -> CompressedTable:
+    shape = spec.rows, spec.dim
+    parts: dict[str, Any] = {"stored": stored, "decode": decode, "index": index}
+    parts["padding_idx"] = spec.padding_idx
     if spec.pooling == "none":
-        return CompressedEmbedding(spec.rows, spec.dim, stored, decode=decode, padding_idx=padding)
-    return CompressedBag(
-        spec.rows,
-        spec.dim,
-        spec.pooling,
-        stored,
-        decode=decode,
-        last_offset=spec.last_offset,
-        padding_idx=padding,
-    )
+        return CompressedEmbedding(*shape, **parts)
+    return CompressedBag(*shape, spec.pooling, **parts, last_offset=spec.last_offset)
 
 
-def plain(spec: Spec, storage: Storage) -> Served:
+def plain(spec: Spec, storage: AnyStorage) -> Served:
     """The layer's own matrix in another storage."""
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
@@ -39,7 +51,7 @@ def plain(spec: Spec, storage: Storage) -> Served:
 
 
 def low_rank(
-    spec: Spec, rank: int, storage: Storage, *, bias: bool, activation: str | None = None
+    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool, activation: str | None = None
 ) -> Served:
     """Two factors with `rank` numbers in between.
 
@@ -57,8 +69,27 @@ def low_rank(
         return LowRankLinear(
             spec.inputs, spec.outputs, rank, bias=bias, storage=storage, activation=activation
         )
-    decode = Affine(rank, spec.dim, "float32" if storage == "float32" else "float16", bias)
-    return table(spec, StoredRows(spec.rows, rank, storage if rank else "float32"), decode)
+    stored = StoredRows(spec.rows, rank, storage if rank else "float32")
+    return table(spec, stored, Affine(rank, spec.dim, of_decoder(storage), bias))
+
+
+def of_decoder(storage: AnyStorage) -> Storage:
+    """The storage of a decoder, which is too small to be rounded further."""
+    return "float32" if storage == "float32" else "float16"
+
+
+def low_rank_and_rest(spec: TableSpec, rank: int, storage: Storage) -> CompressedTable:
+    """A table of codes and of what they leave of each column."""
+    stored = StoredRows(spec.rows, rank + spec.dim, storage)
+    return table(spec, stored, Affine(rank, spec.dim, "float16", True, residual=True))
+
+
+def corrected(spec: Spec, rank: int, storage: Storage) -> CorrectedLinear:
+    """A linear layer of a stored weight and a product of low rank."""
+    assert isinstance(spec, LinearSpec)
+    return CorrectedLinear(
+        spec.inputs, spec.outputs, rank, bias=spec.bias, storage=storage, factors="float16"
+    )
 
 
 def ranks(spec: Spec) -> list[int]:
@@ -81,15 +112,60 @@ def _ladder(most: int) -> list[int]:
     return sorted(k for k in steps if k <= most)
 
 
-def rounded(layer: Layer, storage: Storage) -> Served:
+def product_codes(spec: Spec, columns: int, parts: int, bits: ProductBits) -> AnyStorage:
+    """The storage of so many codes for a table's columns, as they are or as few as are kept.
+
+    Raises:
+        BadSettings: there are more parts than columns.
+    """
+    if not 1 <= parts <= columns:
+        raise BadSettings(
+            f"{spec.name} has {columns} columns to be quantized, so they can be taken in 1 to "
+            f"{columns} parts and not in {parts}"
+        )
+    return product(parts, bits)
+
+
+def code_sizes(width: int) -> list[tuple[int, ProductBits]]:
+    """Parts and bits of product codes worth trying: an eighth of the rows' bytes at most."""
+    octaves = [1 << octave for octave in range(width.bit_length())]
+    sizes: tuple[ProductBits, ...] = (8, 4)
+    return [
+        (parts, bits)
+        for bits in sizes
+        for parts in octaves
+        if parts <= width and parts * bits <= 4 * width
+    ]
+
+
+def paying(spec: Spec, found: list[S], empty: Callable[[Spec, S], Served]) -> list[S]:
+    """Those of the settings that make a layer a quarter of its size; else the smallest of them.
+
+    Codebooks and dictionaries of small tables are larger than what their codes save.
+    """
+    with torch.device("meta"):
+        sizes = {settings: module_bytes(empty(spec, settings)) for settings in found}
+    weights = spec.rows * spec.dim if isinstance(spec, TableSpec) else spec.inputs * spec.outputs
+    good = [settings for settings in found if sizes[settings] <= weights]
+    return good or sorted(found, key=lambda settings: sizes[settings])[:1]
+
+
+def rounded(layer: Layer, storage: AnyStorage) -> Served:
     """`plain`, filled; the bias of a linear layer makes up for what rounding does to the mean."""
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):
-        served.fill(layer.weight, layer.counts)
+        columns = None if layer.gradient is None else layer.gradient.diagonal()
+        served.fill(layer.weight, layer.counts, columns)
         return served
     assert isinstance(served, CompressedLinear)
-    served.stored.fill(layer.weight, layer.output_weights)
-    if layer.bias is not None:
-        lost = (layer.weight - served.stored.to_float()).double() @ layer.inputs.mean
-        served.set_bias(layer.bias + lost)
+    columns = layer.inputs.second.diagonal()
+    served.stored.fill(layer.weight, layer.output_weights, columns)
+    keep_mean(served, layer)
     return served
+
+
+def keep_mean(served: ServedLinear, layer: Layer) -> None:
+    """Set the bias so that the mean output is the layer's; a layer without one has none."""
+    if layer.bias is not None:
+        lost = (layer.weight - served.to_float()[0]).double() @ layer.inputs.mean
+        served.set_bias(layer.bias + lost)

@@ -14,6 +14,7 @@ from embedcomp import methods
 from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.served.formats import CannotStore
+from embedcomp.served.linear import ROUNDED, CompressedLinear
 from embedcomp.served.table import CompressedTable
 
 SAMPLED_ROWS = 1 << 16  # of a table, on which predicted losses are measured
@@ -61,6 +62,12 @@ def choices(layer: Layer, names: Iterable[str]) -> Menu:
     seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
     found = [choice for name in names for choice in _of_method(name, layer.spec, seen)]
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
+
+
+def together(menus: Sequence[Menu]) -> Menu:
+    """One layer's choices by several methods."""
+    found = [choice for menu in menus for choice in menu]
+    return Menu(menus[0].layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
@@ -112,7 +119,7 @@ def predicted_loss(layer: Layer, served: Served) -> float:
     """
     if isinstance(served, CompressedTable):
         return 0.5 * _table_error(layer, served.to_float())
-    return 0.5 * _linear_error(layer, *served.to_float())
+    return 0.5 * (_linear_error(layer, *served.to_float()) + _input_error(layer, served))
 
 
 def _table_error(layer: Layer, rows: Tensor) -> float:
@@ -133,6 +140,21 @@ def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:
     spread = ((left @ covariance) * off).sum()
     moved = centre if layer.gradient is None else layer.gradient @ centre
     return max(float(spread + moved @ centre), 0.0)
+
+
+def _input_error(layer: Layer, served: Served) -> float:
+    """The same of rounding the inputs, where a layer multiplies in low precision."""
+    if not isinstance(served, CompressedLinear) or served.stored.storage not in ROUNDED:
+        return 0.0
+    weight = served.to_float()[0].double()
+    left = weight if layer.gradient is None else layer.gradient @ weight
+    cost = (left * weight).sum(0)  # of an error of 1 in each input
+    if served.stored.storage == "bfloat16":  # steps of 2^-8 to 2^-7 of a number, evenly spread
+        return float(cost @ layer.inputs.second.diagonal()) * 2**-16 / 24
+    spread = layer.inputs.spread
+    if spread is None:  # a number of three standard deviations on either side
+        spread = 36 * float(layer.inputs.second.diagonal().mean())
+    return float(cost.sum()) * spread / 255**2 / 12
 
 
 def _or_zeros(bias: Tensor | None, weight: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.kmeans import sampled
+from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class TableSpec:
     features: tuple[str, ...] = ()
     last_offset: bool = True  # bags' offsets end with the number of ids, as torchrec's do
     padding_idx: int | None = None  # row that counts for nothing
+    by_count: bool = False  # but for the first two, rows lie in order of how often they are
+    # looked up, so that the rare ones are a tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class LinearSpec:
 
 
 Spec = TableSpec | LinearSpec
-Served = CompressedTable | CompressedLinear | LowRankLinear
+Served = CompressedTable | ServedLinear
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,13 @@ class TableStatistics:
     counts: float64 [rows], times each row is looked up in the log; all 0: not known.
     gradient: float64 [dim, dim], G with 1/2 E[e^T G e] the loss a sample gains when looked-up rows
         are off by e; None: not measured.
+    fisher: float64 [rows], mean over the log of the squared gradient of the loss by the row, summed
+        over its columns.
     """
 
     counts: Tensor
     gradient: Tensor | None = None
+    fisher: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,15 @@ class LinearStatistics:
 
     mean, second: float64 [inputs] and [inputs, inputs], E[x] and E[x x^T].
     gradient: float64 [outputs, outputs], as in TableStatistics, for the layer's output.
+    fisher: float64 [outputs], the same as TableStatistics' of the weight's rows.
+    spread: E[(largest - smallest)^2] of the numbers of an input and 0; None: not measured.
     """
 
     mean: Tensor
     second: Tensor
     gradient: Tensor | None = None
+    fisher: Tensor | None = None
+    spread: float | None = None
 
     @property
     def covariance(self) -> Tensor:
@@ -99,6 +109,8 @@ class Layer:
     weight: Tensor
     bias: Tensor | None
     statistics: TableStatistics | LinearStatistics
+    stands_for: Tensor | None = None  # float64 [rows], rows of the table that each row of a sample
+    # stands for
     _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -115,6 +127,11 @@ class Layer:
         assert isinstance(self.statistics, TableStatistics)
         counts = self.statistics.counts
         return counts if bool(counts.any()) else None
+
+    @property
+    def fisher(self) -> Tensor | None:
+        """Squared gradients of the weight's rows, float64 [rows]; None: not measured."""
+        return self.statistics.fisher
 
     @property
     def output_weights(self) -> Tensor | None:
@@ -145,14 +162,13 @@ class Layer:
         def sample() -> Layer:
             assert isinstance(self.spec, TableSpec)
             weights = torch.ones(self.spec.rows).double() if self.counts is None else self.counts
-            order = torch.argsort(weights, descending=True, stable=True)
-            head, tail = order[: most // 2], order[most // 2 :]
-            step = -(-len(tail) // (most - most // 2))
-            kept = torch.cat([head, tail[step // 2 :: step]])
-            counts = weights[kept]
-            counts[len(head) :] *= step
+            kept, stands_for = sampled(weights, most)
+            kept, order = kept.sort()
+            stands_for = stands_for[order]
+            fisher = None if self.fisher is None else self.fisher[kept]
             spec = replace(self.spec, rows=len(kept))
-            return Layer(spec, self.weight[kept], None, TableStatistics(counts, self.gradient))
+            statistics = TableStatistics(weights[kept] * stands_for, self.gradient, fisher)
+            return Layer(spec, self.weight[kept], None, statistics, stands_for)
 
         return sample
 

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from embedcomp.compress.algebra import CHUNK_ROWS, Basis, chunks, solve
-from embedcomp.compress.contract import Layer
+from embedcomp.compress.algebra import CHUNK_ROWS, Basis, basis, chunks, moments, solve
+from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp.served.decode import Affine
 from embedcomp.served.linear import LowRankLinear
 from embedcomp.served.table import CompressedTable
+
+Weighting = Literal["loss", "output"]  # of errors: by measured gradients, or all the same
+
+
+def output_basis(layer: Layer, weighting: Weighting) -> Basis:
+    """The directions of a layer's output in order of what they are worth (AFM, arXiv 2405.18146).
+
+    Args:
+        weighting: "loss" weighs errors by the measured gradients, where there are any.
+    """
+    metric = layer.gradient if weighting == "loss" else None
+
+    def make() -> Basis:
+        if isinstance(layer.spec, TableSpec):
+            return basis(layer_moments(layer)[1], metric)
+        weight = layer.weight.double()
+        return basis(weight @ layer.inputs.covariance @ weight.T, metric)
+
+    return layer.shared(f"output basis, {weighting}", make)
+
+
+def layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Mean [d] and covariance [d, d] of a table's rows as they are looked up."""
+    return layer.shared("moments", lambda: moments(layer.weight, layer.counts))
+
+
+def mimic_table(served: nn.Module, layer: Layer, rank: int, weighting: Weighting) -> None:
+    """Fill a table with codes in the leading directions of its output."""
+    assert isinstance(served, CompressedTable)
+    refit = served.stored.format.empty_grid(1) is not None
+    found = output_basis(layer, weighting)
+    fill_table(served, layer, found, rank, layer_moments(layer)[0], refit=refit)
 
 
 def fill_table(
@@ -20,7 +55,7 @@ def fill_table(
         mean: [dim], what the code 0 decodes to; None for a linear decoder.
         refit: fit the decoder again to the codes as stored, by least squares weighted by counts.
     """
-    assert isinstance(served, CompressedTable) and served.decode is not None
+    assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
     encoder, decoder, bias = basis.encoder[:, :rank], basis.decoder[:rank], mean
     served.fill(_codes(layer.weight, encoder, mean), layer.counts, basis.weights[:rank])
     if refit and rank:

@@ -26,9 +26,8 @@ class Codes(NamedTuple):
 def codes_of(layer: Layer, bag: CompressedBag) -> Codes:
     """The codes of a compressed table; the encoder is fitted, so any method's will do."""
     assert bag.decode is not None
-    encoder, shift = fit_affine(layer.weight, bag.stored.to_float(), layer.counts)
-    decode = bag.decode
-    return Codes(encoder, shift, Decoder(decode.stored.to_float(), decode.shift().detach()))
+    encoder, shift = fit_affine(layer.weight, bag.codes_of_rows(), layer.counts)
+    return Codes(encoder, shift, Decoder(bag.decode.matrix(), bag.decode.shift().detach()))
 
 
 def narrowed(
@@ -82,4 +81,5 @@ def _encoded(inputs: LinearStatistics, encoder: Tensor, shift: Tensor) -> Linear
     moved = inputs.mean @ encoder
     cross = moved.outer(shift)
     second = encoder.T @ inputs.second @ encoder + cross + cross.T + shift.outer(shift)
-    return LinearStatistics(moved + shift, second, inputs.gradient)
+    # codes are as long as what they encode, so the spread stays about the same
+    return replace(inputs, mean=moved + shift, second=second)

@@ -26,7 +26,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
 
 _ACTIVATIONS = {
@@ -37,6 +37,7 @@ _ACTIVATIONS = {
     nn.SiLU: "silu",
 }
 _PASSED_OVER = (nn.Dropout, nn.Identity)
+RESERVED = 2  # rows at the front of a table, of unknown ids and of nulls
 _TABLES = (nn.EmbeddingBag, nn.Embedding)
 
 
@@ -100,6 +101,11 @@ def _table(
     counts: Mapping[str, np.ndarray | Tensor],
 ) -> Layer:
     is_bag = isinstance(module, nn.EmbeddingBag)
+    total = torch.zeros(module.num_embeddings, dtype=torch.float64)
+    for feature in features:
+        found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
+        if len(found) == len(total):
+            total += found
     spec = TableSpec(
         name=name,
         rows=module.num_embeddings,
@@ -108,12 +114,8 @@ def _table(
         features=features,
         last_offset=bool(module.include_last_offset) if is_bag else True,
         padding_idx=module.padding_idx,
+        by_count=bool(total.any()) and bool((total[RESERVED:].diff() <= 0).all()),
     )
-    total = torch.zeros(spec.rows, dtype=torch.float64)
-    for feature in features:
-        found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
-        if len(found) == spec.rows:
-            total += found
     weight = module.weight.detach()
     if module.max_norm is not None and not weight.is_meta:  # what a look-up would shrink it to
         weight = torch.renorm(weight, module.norm_type, 0, module.max_norm)
@@ -172,7 +174,7 @@ def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
 
 def _whole(module: nn.Module) -> str | None:
     """Why nothing within a module can be swapped; None if its parts decide."""
-    if isinstance(module, CompressedTable | CompressedLinear | LowRankLinear):
+    if isinstance(module, CompressedTable | ServedLinear):
         return "is compressed already"
     if isinstance(module, ShardedModule):
         return "is sharded; swap the layers of the model before it is sharded"

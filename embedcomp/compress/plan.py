@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -68,8 +68,16 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        layers = tuple(Planned(**{**v, "shape": tuple(v["shape"])}) for v in values["layers"])
+        layers = tuple(_planned(**layer) for layer in values["layers"])
         return cls(**{**values, "layers": layers, "single_valued": tuple(values["single_valued"])})
+
+
+RENAMED = {"float16": "half"}  # methods, since a plan was stored
+
+
+def _planned(method: str, shape: Sequence[int], **values: Any) -> Planned:
+    rows, columns = shape
+    return Planned(method=RENAMED.get(method, method), shape=(rows, columns), **values)
 
 
 def render(plan: Plan) -> Table:

@@ -17,7 +17,7 @@ from embedcomp.compress.choices import Choice, empty_bytes, predicted_loss, tota
 from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.layers import Found
 from embedcomp.compress.plan import Plan, Planned
-from embedcomp.compress.search import Goal, LeastBytes, LeastLoss, Search
+from embedcomp.compress.search import Goal, Known, LeastBytes, LeastLoss, Search
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
@@ -36,6 +36,7 @@ def plan(
     *,
     most_loss: float | None = None,
     solver: str = "exact",
+    known: Known | None = None,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
@@ -45,6 +46,7 @@ def plan(
         single_valued: features with exactly one id in every row.
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/compress/solvers.
+        known: filled with what was found out about the layers, for further plans of them.
 
     Raises:
         BudgetTooSmall: even the smallest choices are larger.
@@ -53,7 +55,14 @@ def plan(
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
     goal = _goal(None if budget is None else budget - fixed, most_loss)
-    search = Search(found.layers, names, readers(model), set(single_valued), solvers.get(solver))
+    search = Search(
+        found.layers,
+        names,
+        readers(model),
+        set(single_valued),
+        solvers.get(solver),
+        {} if known is None else known,
+    )
     chosen = search.best(goal)
     if chosen is None:
         assert budget is not None, "no loss is too small for a plan that keeps every layer"

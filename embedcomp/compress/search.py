@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -15,15 +15,19 @@ from embedcomp.compress.choices import (
     Chosen,
     Menu,
     choices,
+    empty_on_meta,
+    together,
     total_bytes,
     total_loss,
 )
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.solvers import Solver
-from embedcomp.served.embedded import Reader
+from embedcomp.served.embedded import Block, Reader, can_fold
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
+
+Known = dict[tuple[str, str], Menu]  # by layer (and what is folded into it) and method
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Search:
     For any tables, the readers' choices and so the best rest are as good as the solver. Tables and
     readers are planned in turns, from wide readers and from the smallest tables; the best plan that
     reaches the goal wins.
+
+    Args:
+        known: choices that searches of the same layers share, whatever their methods and goals.
     """
 
     layers: Mapping[str, Layer]
@@ -78,6 +85,7 @@ class Search:
     readers: Mapping[str, Reader]
     single_valued: set[str]
     solver: Solver
+    known: Known = field(default_factory=dict)
     _options: dict[str, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
@@ -135,11 +143,18 @@ class Search:
 
     def _choices(self, name: str) -> Menu:
         if name not in self._options:
-            self._options[name] = self._with_keep(self.layers[name])
+            self._options[name] = self._with_keep(name, lambda: self.layers[name])
         return self._options[name]
 
-    def _with_keep(self, layer: Layer) -> Menu:
-        return choices(layer, dict.fromkeys(["keep", *self.names]))
+    def _with_keep(self, key: str, make: Callable[[], Layer]) -> Menu:
+        """Choices of a layer, which is only made if some are not known under `key`."""
+        names = list(dict.fromkeys(["keep", *self.names]))
+        missing = [name for name in names if (key, name) not in self.known]
+        if missing:
+            layer = make()
+            for name in missing:
+                self.known[key, name] = choices(layer, [name])
+        return together([self.known[key, name] for name in names])
 
     def _of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu]:
         """Choices of the readers as narrow as these tables make them."""
@@ -147,14 +162,25 @@ class Search:
         return {name: self._of_reader(name, reader, tables) for name, reader in present.items()}
 
     def _of_reader(self, name: str, reader: Reader, tables: Mapping[str, Choice]) -> Menu:
-        read = {b.table: tables[b.table] for b in reader.blocks if b.table in tables}
+        read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
+        if not read:
+            return self._choices(name)
         key = f"{name}: {read}"
         if key not in self._options:
-            folded = {table: self._compressed(table, choice) for table, choice in read.items()}
-            layer = narrowed(self.layers[name], reader, folded, self.single_valued)
-            same = layer is self.layers[name]
-            self._options[key] = self._choices(name) if same else self._with_keep(layer)
+            self._options[key] = self._with_keep(key, lambda: self._narrow(name, reader, read))
         return self._options[key]
+
+    def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
+        """Whether a block's table, as chosen, has a decoder that the reader takes in."""
+        if block.table not in tables:
+            return False
+        choice, spec = tables[block.table], self.layers[block.table].spec
+        empty = empty_on_meta(choice.method, spec, choice.settings)
+        return can_fold(block, empty, self.single_valued)
+
+    def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
+        folded = {table: self._compressed(table, choice) for table, choice in read.items()}
+        return narrowed(self.layers[name], reader, folded, self.single_valued)
 
     def _compressed(self, table: str, choice: Choice) -> tuple[Layer, nn.Module]:
         """A table as it was and as it is, on a sample of its rows."""

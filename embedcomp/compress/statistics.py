@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ Score = Callable[[nn.Module, Any], Tensor]  # a model and a batch's inputs to lo
 class Statistics:
     """Sums over a log in float64, by "layer|what".
 
-    For a linear layer: `rows` (of its input), `x` [i] and `xx` [i, i]. For every layer: `gradient`
-    [o, o], the sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log
-    loss, z the logit and p the probability); for a pooled table it is scaled so that independent
-    errors of the rows in a bag add up. Where ids were counted, a table also has `counts` [rows].
+    For a linear layer: `rows` (of its input), `x` [i], `xx` [i, i] and `spread`, of the squared
+    distance between an input's smallest and largest number. For every layer: `gradient` [o, o], the
+    sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log loss, z the
+    logit and p the probability; for a pooled table it is scaled so that independent errors of the
+    rows in a bag add up), and `fisher`, the same for its weight, summed over a row: [rows] of a
+    table, [outputs] of a linear layer. Where ids were counted, a table also has `counts` [rows].
     `samples` counts the log's rows.
     """
 
@@ -68,13 +70,24 @@ class Statistics:
 
     def _measured(self, name: str, layer: Layer) -> Layer:
         gradient = self.sums[f"{name}|gradient"] / self.samples
+        fisher = self._mean(f"{name}|fisher")
         if isinstance(layer.statistics, TableStatistics):
             counts = self.sums.get(f"{name}|counts", layer.statistics.counts)
-            table = TableStatistics(counts, gradient)
+            table = TableStatistics(counts, gradient, fisher)
             return replace(layer, statistics=table, _shared={})
-        rows = self.sums[f"{name}|rows"]
-        mean, second = self.sums[f"{name}|x"] / rows, self.sums[f"{name}|xx"] / rows
-        return replace(layer, statistics=LinearStatistics(mean, second, gradient), _shared={})
+        rows, spread = self.sums[f"{name}|rows"], self._mean(f"{name}|spread")
+        linear = LinearStatistics(
+            mean=self.sums[f"{name}|x"] / rows,
+            second=self.sums[f"{name}|xx"] / rows,
+            gradient=gradient,
+            fisher=fisher,
+            spread=None if spread is None else float(spread * self.samples / rows),
+        )
+        return replace(layer, statistics=linear, _shared={})
+
+    def _mean(self, name: str) -> Tensor | None:
+        """Of the log's rows; None: statistics of an older version, without it."""
+        return self.sums[name] / self.samples if name in self.sums else None
 
 
 def score_batch(model: nn.Module, batch: Batch) -> Tensor:
@@ -144,54 +157,82 @@ class _Watch:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
-        scale = None
+        add: Callable[[Tensor], None]
         if isinstance(self.layer.spec, TableSpec):
-            scale = _bag_scale(self.layer.spec, *args, **kwargs)
+            scale, shares = _bags(self.layer.spec, *args, **kwargs)
+            add = partial(self._add_table_gradient, scale, shares)
             if self.count_ids:
-                self._count((args[0] if args else kwargs["input"]).reshape(-1))
+                self._count(shares.ids)
         else:
-            self._add_input((args[0] if args else kwargs["input"]).detach().flatten(0, -2))
+            x = (args[0] if args else kwargs["input"]).detach().flatten(0, -2)
+            self._add_input(x)
+            add = partial(self._add_linear_gradient, x.square().sum(1))
         if not output.requires_grad:  # the graph begins here; what follows may work in place
             output = output.detach().requires_grad_().clone()
-        output.register_hook(partial(self._add_gradient, scale))
+        output.register_hook(add)
         return output
 
     def _add_input(self, x: Tensor) -> None:
         self.statistics.add(f"{self.name}|rows", torch.tensor(len(x)))
         self.statistics.add(f"{self.name}|x", x.sum(0))
         self.statistics.add(f"{self.name}|xx", x.T @ x)
+        spread = x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)
+        self.statistics.add(f"{self.name}|spread", spread.square().sum())
 
     def _count(self, ids: Tensor) -> None:
         assert isinstance(self.layer.spec, TableSpec)
         if self.layer.spec.padding_idx is not None:
             ids = ids[ids != self.layer.spec.padding_idx]
-        name = f"{self.name}|counts"
-        if name not in self.statistics.sums:
-            self.statistics.add(name, torch.zeros(self.layer.spec.rows))
-        counts = self.statistics.sums[name]
-        counts.index_add_(0, ids, torch.ones(len(ids), dtype=counts.dtype))
+        self._add_by_row("counts", ids, torch.ones(len(ids)))
 
-    def _add_gradient(self, scale: Tensor | None, g: Tensor) -> None:
+    def _add_by_row(self, what: str, ids: Tensor, values: Tensor) -> None:
+        name = f"{self.name}|{what}"
+        if name not in self.statistics.sums:
+            self.statistics.add(name, torch.zeros(len(self.layer.weight)))
+        self.statistics.sums[name].index_add_(0, ids, values.double())
+
+    def _add_table_gradient(self, scale: Tensor | None, shares: _Shares, g: Tensor) -> None:
         g = g.flatten(0, -2)
         weighted = g if scale is None else g * scale
         self.statistics.add(f"{self.name}|gradient", weighted.T @ g)
+        squares = g.square().sum(1)[shares.bags] * shares.squared
+        self._add_by_row("fisher", shares.ids, squares)
+
+    def _add_linear_gradient(self, squares: Tensor, g: Tensor) -> None:
+        g = g.flatten(0, -2)
+        self.statistics.add(f"{self.name}|gradient", g.T @ g)
+        self.statistics.add(f"{self.name}|fisher", squares @ g.square())
 
 
-def _bag_scale(
+class _Shares(NamedTuple):
+    """The ids that are looked up, which bag each is of, and its squared share in it; all [n]."""
+
+    ids: Tensor
+    bags: Tensor
+    squared: Tensor
+
+
+def _bags(
     spec: TableSpec,
     input: Tensor,
     offsets: Tensor | None = None,
     per_sample_weights: Tensor | None = None,
-) -> Tensor | None:
-    """What to weigh each bag's gradient with, [B, 1]: the sum of its rows' squared shares."""
+) -> tuple[Tensor | None, _Shares]:
+    """What to weigh each bag's gradient with, [B, 1], and the ids' shares.
+
+    The weight is the sum of the rows' squared shares.
+    """
+    ids = input.reshape(-1)
     if spec.pooling == "none":
-        return None
+        return None, _Shares(ids, torch.arange(len(ids)), torch.ones(len(ids)))
     bounds = bag_bounds(input, offsets, spec.last_offset)
     weights = None if per_sample_weights is None else per_sample_weights.detach().reshape(-1)
-    weights = kept(input.reshape(-1), weights, spec.padding_idx)
-    if weights is not None and spec.pooling == "sum":
-        return pooled_weights(weights.square(), bounds)
-    lengths = bounds.diff()[:, None].float()
-    if weights is not None:
-        lengths = pooled_weights(weights, bounds)
-    return lengths if spec.pooling == "sum" else torch.where(lengths > 0, 1 / lengths, 0.0)
+    weights = kept(ids, weights, spec.padding_idx)
+    bags = torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
+    squared = torch.ones(len(ids)) if weights is None else weights.square()
+    if spec.pooling == "mean":
+        lengths = (
+            bounds.diff().float() if weights is None else pooled_weights(weights, bounds)[:, 0]
+        )
+        squared = squared / lengths.clamp_min(1).square()[bags]
+    return pooled_weights(squared, bounds), _Shares(ids, bags, squared)

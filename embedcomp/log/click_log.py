@@ -127,6 +127,20 @@ class ClickLog:
         text = json.dumps([self.schema.model_dump(), parts])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def fingerprint(self) -> str:
+        """Names what the log holds, by the schema and by the files' footers: rows, bytes and
+        statistics of every column. A copy elsewhere has the same, unlike its `stamp`.
+        """
+        splits = sorted(self.schema.splits)
+        footers = {split: [self._footer(f) for f in self.files(split)] for split in splits}
+        text = json.dumps([self.schema.model_dump(), footers], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _footer(self, file: str) -> dict[str, object]:
+        with self._open(file) as parquet:
+            found: dict[str, object] = parquet.metadata.to_dict()
+        return found
+
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """The piece's rows in canonical types (float32 label of 0 or 1, int64 or string ids,
         float32 numbers), at most READ_ROWS at a time.

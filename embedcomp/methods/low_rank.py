@@ -11,12 +11,16 @@ factor to what is left of the first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from embedcomp.compress import build
-from embedcomp.compress.algebra import Basis, basis, moments
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import centre_linear, fill_linear, fill_table
+from embedcomp.compress.factors import (
+    Weighting,
+    centre_linear,
+    fill_linear,
+    mimic_table,
+    output_basis,
+)
 from embedcomp.errors import BadSettings
 from embedcomp.served.formats import FactorStorage
 
@@ -25,7 +29,7 @@ from embedcomp.served.formats import FactorStorage
 class Settings:
     rank: int  # numbers a row or an output is described by; 0 makes every row the mean row
     storage: FactorStorage = "float32"
-    weighting: Literal["loss", "output"] = "loss"  # "loss" without gradients is "output"
+    weighting: Weighting = "loss"  # "loss" without gradients is "output"
     activation: bool = False  # the one that follows a linear layer also between its factors:
     # as published, not exact, so only worth it when tuned afterwards
 
@@ -46,26 +50,15 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    served = empty(layer.spec, settings)
-    found = layer.shared(f"low_rank {settings.weighting}", lambda: _basis(layer, settings))
+    served, rank = empty(layer.spec, settings), settings.rank
+    if not isinstance(layer.spec, LinearSpec):
+        mimic_table(served, layer, rank, settings.weighting)
+        return served
+    found = output_basis(layer, settings.weighting)
     refit = settings.storage.startswith("column") and not settings.activation
-    if isinstance(layer.spec, LinearSpec):
-        fill_linear(served, layer, found, settings.rank, refit=refit)
-        centre_linear(served, layer, found.encoder[:, : settings.rank])
-    else:
-        mean = layer.shared("moments", lambda: moments(layer.weight, layer.counts))[0]
-        fill_table(served, layer, found, settings.rank, mean, refit=refit)
+    fill_linear(served, layer, found, rank, refit=refit)
+    centre_linear(served, layer, found.encoder[:, :rank])
     return served
-
-
-def _basis(layer: Layer, settings: Settings) -> Basis:
-    metric = layer.gradient if settings.weighting == "loss" else None
-    if isinstance(layer.spec, LinearSpec):
-        weight = layer.weight.double()
-        covariance = weight @ layer.inputs.covariance @ weight.T  # of the output, [o, o]
-    else:
-        covariance = layer.shared("moments", lambda: moments(layer.weight, layer.counts))[1]
-    return basis(covariance, metric)
 
 
 def _activation(spec: Spec) -> str:

@@ -43,7 +43,7 @@ class DLRM(nn.Module):
         self.out = nn.Linear(settings.hidden[-1], 1)
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        vectors = self.embeddings(sparse).values().view(len(dense), -1, self.width)  # [B, F, d]
+        vectors = self.embeddings(sparse).values().unflatten(1, (-1, self.width))  # [B, F, d]
         parts = []
         if self.bottom is not None:
             below = self.bottom(dense)  # [B, d]

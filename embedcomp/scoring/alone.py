@@ -16,7 +16,7 @@ from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Bag, Rows
 from embedcomp.scoring import native
-from embedcomp.scoring.apart import CannotExport
+from embedcomp.scoring.apart import CannotExport, plain_linears
 from embedcomp.scoring.engine import Engine
 from embedcomp.scoring.export import Exported, Score, batch_rows, export, rebatched
 from embedcomp.scoring.graph import LookUp
@@ -25,6 +25,7 @@ from embedcomp.scoring.portable import Portable
 from embedcomp.scoring.prepare import prepared
 from embedcomp.scoring.standalone import Standalone
 from embedcomp.scoring.tensors import StoredMatrix, Table
+from embedcomp.served.decode import Decoder, Scatter
 from embedcomp.served.layout import layouts
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedTable
@@ -97,8 +98,14 @@ def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> N
     portable = Portable(alone, made.program, made.held)
     runs: dict[str, Callable[[Any], Tensor]] = {"torch.export": portable.logits}
     if alone.graph is not None and native.library() is not None:
-        arrays = {name: tensor.numpy() for name, tensor in made.held.items()}
-        program = lower(alone.graph, alone.tensors(arrays), alone.user, alone.user_columns)
+        arrays = {name: as_array(tensor) for name, tensor in made.held.items()}
+        program = lower(
+            alone.graph,
+            alone.tensors(arrays),
+            alone.user,
+            alone.user_columns,
+            as_stored=False,
+        )
         engine = Engine(alone.graph, program, alone.user)
         runs["the compiled engine"] = lambda inputs: torch.from_numpy(
             engine.score(prepared(inputs, alone.leaves), logits=True)
@@ -108,7 +115,8 @@ def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> N
     try:
         for size in CHECKED_ROWS:
             inputs = rebatched(example, rows, torch.arange(size - 1, -1, -1) % rows)
-            wanted = score(model, inputs).reshape(-1)
+            with plain_linears(model):  # products rounded to bytes are compared nowhere
+                wanted = score(model, inputs).reshape(-1)
             for name, run in runs.items():
                 logits = _run(run, inputs, name)
                 if not torch.allclose(logits, wanted, rtol=TOLERANCE, atol=TOLERANCE):
@@ -120,6 +128,12 @@ def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> N
                     )
     finally:
         model.train(was_training)
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as the engine reads it; numpy has no bfloat16, so those are their bits."""
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return bits.numpy()
 
 
 def _run(run: Callable[[Any], Tensor], inputs: Any, name: str) -> Tensor:
@@ -188,9 +202,17 @@ def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:
             padding_idx=module.padding_idx,
             last_offset=last,
             stored=compressed,
-            decodes=compressed and module.decode is not None,
+            decodes=_decodes(module.decode) if compressed else "",
         )
     return tables
+
+
+def _decodes(decode: Decoder | None) -> str:
+    if decode is None:
+        return ""
+    if isinstance(decode, Scatter):
+        return "scatter"
+    return "residual" if decode.residual else "affine"
 
 
 def _held(model: nn.Module, exported: Exported) -> dict[str, Tensor]:

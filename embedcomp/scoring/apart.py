@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from embedcomp.errors import BadModel
 from embedcomp.scoring.graph import LookUp
 from embedcomp.served.embedded import Embedded, folds
-from embedcomp.served.linear import ACTIVATIONS, CompressedLinear, LowRankLinear
+from embedcomp.served.linear import ACTIVATIONS, LowRankLinear, ServedLinear
 from embedcomp.served.table import CompressedBag, CompressedEmbedding
 
 COLLECTIONS = (EmbeddingBagCollection, EmbeddingCollection)
@@ -249,7 +249,7 @@ def plain_linears(model: nn.Module) -> Iterator[None]:
     try:
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, LowRankLinear | CompressedLinear):
+                if isinstance(child, ServedLinear):
                     replaced.append((parent, name, child))
                     setattr(parent, name, plain_linear(child))
         yield
@@ -258,11 +258,12 @@ def plain_linears(model: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def plain_linear(layer: LowRankLinear | CompressedLinear) -> nn.Module:
+def plain_linear(layer: ServedLinear) -> nn.Module:
     """The layer with decoded weights."""
     if isinstance(layer, LowRankLinear):
         return _Factors(layer)
     plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
-    plain.weight = nn.Parameter(layer.stored.to_float(), False)
-    plain.register_parameter("bias", layer.bias)
+    weight, bias = layer.to_float()
+    plain.weight = nn.Parameter(weight, False)
+    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), False))
     return plain

@@ -70,8 +70,13 @@ def in_memory(
     alone = made.standalone
     if alone.graph is None or native.library() is None:
         return _portable(alone, Portable(alone, made.program, made.held))
-    held = {name: tensor.numpy() for name, tensor in made.held.items()}
+    held = {name: _bits(tensor).numpy() for name, tensor in made.held.items()}
     return ByEngine(alone, held, threads, precision)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """numpy has no bfloat16; the engine reads its bits, as it does from a file."""
+    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _portable(alone: Standalone, portable: Portable) -> ByTorch:

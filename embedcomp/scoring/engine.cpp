@@ -63,6 +63,21 @@ inline uint32_t pair_of_brain(float low, float high) {
   return brain_of(low) | (brain_of(high) << 16);
 }
 
+// The stored row of an id, which is in range.
+inline const uint8_t* row_of(const Stored& t, int64_t id) {
+  int64_t row = id;
+  if (t.map == nullptr) {
+    row = id < t.last ? id : t.last;
+  } else if (t.map_bytes == 1) {
+    row = static_cast<const uint8_t*>(t.map)[id];
+  } else if (t.map_bytes == 2) {
+    row = static_cast<const int16_t*>(t.map)[id];
+  } else {
+    row = static_cast<const int32_t*>(t.map)[id];
+  }
+  return t.rows + row * t.row_bytes;
+}
+
 // x [rows, inputs] times a packed weight, to out [rows, outputs].
 struct Linear {
   const void* a;  // floats, or pairs of bfloat16
@@ -122,6 +137,10 @@ struct Kernels {
   void (*sum)(const Op&, const float* x, float* out);
   int64_t (*look_up)(const LookUp&, int64_t first, int64_t rows);
   void (*add_row)(const Stored&, const uint8_t* row, float weight, float* sum);
+  void (*nearest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* words,
+                  int64_t count, uint8_t* codes, int64_t codes_stride);
+  void (*likest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* atoms,
+                 int64_t count, const float* most, uint8_t* codes);
 };
 
 #if defined(__GNUC__)
@@ -301,8 +320,8 @@ class Run {
         if (at == group.offsets[place * group.batch + r + 1]) continue;
       }
       const int64_t id = group.ids[at];
-      if (id >= 0 && id < t.num_rows) {
-        const uint8_t* row = t.rows + id * t.row_bytes;
+      if (id >= 0 && id < t.num_ids) {
+        const uint8_t* row = row_of(t, id);
         const uint8_t* last = row + t.row_bytes - 1;
         for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
         if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
@@ -539,6 +558,20 @@ void embedcomp_rows(const Stored* table, int64_t first, int64_t last, float* out
     std::fill(row, row + table->width, 0.0f);
     chosen().add_row(*table, table->rows + r * table->row_bytes, 1.0f, row);
   }
+}
+
+// Numbers of the nearest words to rows x [n, columns]; words: [columns][count], infinite where a
+// whole vector has more room than there are words.
+void embedcomp_nearest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                       const float* words, int64_t count, uint8_t* codes, int64_t codes_stride) {
+  chosen().nearest(x, n, stride, columns, words, count, codes, codes_stride);
+}
+
+// Numbers of the atoms of length 1 that leave the least of rows x, times `most` [count] at most;
+// atoms: [columns][count], zero where a whole vector has more room than there are atoms.
+void embedcomp_likest(const float* x, int64_t n, int64_t stride, int64_t columns,
+                      const float* atoms, int64_t count, const float* most, uint8_t* codes) {
+  chosen().likest(x, n, stride, columns, atoms, count, most, codes);
 }
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].

@@ -26,6 +26,13 @@ enum RowKind : int32_t {
   kColumnInt8 = 4,   // the codes as they are; scales are in the decoder
   kColumnInt4 = 5,
   kColumnMixed = 6,  // of `bits` each
+  kRowInt2 = 7,
+  kCsr8 = 8,      // rows say where elements begin and end, of a byte a column each
+  kCsr16 = 9,     // the same with two bytes a column
+  kBfloat16 = 10,
+  kSymmetricInt8 = 11,  // an fp16 scale ends a row
+  kCodebook = 12,       // codes that name floats, of a part of the columns each
+  kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
 };
 
 enum OpKind : int32_t {
@@ -51,13 +58,24 @@ enum Binary : int32_t { kAdd = 0, kSubtract, kMultiply, kDivide, kMaximum, kMini
 struct Stored {
   const uint8_t* rows;
   int64_t row_bytes;
-  int64_t num_rows;
-  const int32_t* byte;  // kColumnMixed: where each column's code begins,
+  int64_t num_ids;
+  const int32_t* byte;  // kColumnMixed, kCodebook: where each code begins,
   const int32_t* bit;   // the bit in that byte,
   const int32_t* mask;  // and its largest value
   int32_t kind;
   int32_t width;
   int64_t padding;  // id that counts for nothing, or -1
+  int64_t last;     // stored row; without a map, ids beyond it read it too
+  const void* map;  // stored row of each id, or null
+  int32_t map_bytes;
+  int32_t reserved;
+  const void* columns;  // kCsr: column of each element,
+  const void* values;   // and its fp16 value
+  const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]
+  const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
+  const int32_t* at;     // and where the words of each part begin
+  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
+  int32_t narrow;        // kCodebook: each part is one column
 };
 
 // Columns [at, at + width) of a buffer.

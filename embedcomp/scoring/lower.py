@@ -52,6 +52,7 @@ def lower(
     user_columns: Mapping[int, Collection[int]] | None = None,
     *,
     precision: str = "float32",
+    as_stored: bool = True,
 ) -> Program:
     """The program of a graph.
 
@@ -61,8 +62,11 @@ def lower(
         precision: of products: "float32"; "bfloat16", summed in float32; or "int8", in which large
             linear layers multiply bytes (a step a weight's output, and a step and a zero a
             row), and the rest is in bfloat16.
+        as_stored: layers that are stored as bfloat16 or symmetric_int8 multiply in that precision
+            where it is lower than the given one.
     """
-    return _Lowering(graph, tensors, set(user), user_columns or {}, precision).program()
+    lowering = _Lowering(graph, tensors, set(user), user_columns or {}, precision, as_stored)
+    return lowering.program()
 
 
 class _Lowering:
@@ -73,8 +77,9 @@ class _Lowering:
         user: set[str],
         user_columns: Mapping[int, Collection[int]],
         precision: str,
+        as_stored: bool,
     ):
-        self.graph, self.tensors = graph, tensors
+        self.graph, self.tensors, self.as_stored = graph, tensors, as_stored
         self.brain, self.bytes = precision != "float32", precision == "int8"
         self.user, self.user_columns = user, user_columns
         self.buffers: list[Buffer] = []
@@ -268,7 +273,7 @@ class _Lowering:
             self._place(node.at, node.width, self._buffer(node.width, USER, constant))
 
     def _linear(self, node: Node) -> None:
-        relu = node.at in self.rectified
+        relu, stored_for = node.at in self.rectified, self.tensors.multiplied_in(node.name)
         weight = self.tensors.weight(node.name).astype(np.float64)
         if node.form == "transposed":
             weight = weight.T
@@ -279,7 +284,10 @@ class _Lowering:
             pieces, parts = [pieces[i] for i in order], [parts[i] for i in order]
         stages = [self.buffers[buffer].stage for buffer, _, _ in pieces]
         if node.times > 1 or len(set(stages)) == 1:
-            out = self._product(pieces, np.concatenate(parts, 1), bias, times=node.times, relu=relu)
+            whole = np.concatenate(parts, 1)
+            out = self._product(
+                pieces, whole, bias, times=node.times, relu=relu, stored_for=stored_for
+            )
         else:
             init = -1
             for stage, its_bias in ((USER, bias), (ITEM, None)):
@@ -290,6 +298,7 @@ class _Lowering:
                     its_bias,
                     init=init,
                     relu=relu and stage == ITEM,
+                    stored_for=stored_for,
                 )
         self._place(node.at, node.width, out)
 
@@ -338,11 +347,13 @@ class _Lowering:
         init: int = -1,
         counts: Piece = NOTHING,
         relu: bool = False,
+        stored_for: str | None = None,
     ) -> int:
         """A linear operation; gives its buffer.
 
         Args:
             counts: how often a row has the bias; none: once.
+            stored_for: the precision of products that the weight is stored for.
         """
         outputs, inputs = weight.shape
         pieces = _joined(pieces)
@@ -351,6 +362,8 @@ class _Lowering:
         form = native.FORMATS[self.brain]
         if self.bytes and min(inputs, outputs) >= FEWEST_BYTES:
             form = "int8"
+        if self.as_stored and stored_for is not None:
+            form = max(form, stored_for, key=native.FORMATS.index)
         packed = pack(np.ascontiguousarray(weight, np.float32), form)
         fields: dict[str, Any] = {
             "weight": packed.words,

@@ -23,13 +23,24 @@ class Stored(ctypes.Structure):
     _fields_ = (
         ("rows", c_void_p),
         ("row_bytes", c_int64),
-        ("num_rows", c_int64),
+        ("num_ids", c_int64),
         ("byte", c_void_p),
         ("bit", c_void_p),
         ("mask", c_void_p),
         ("kind", c_int32),
         ("width", c_int32),
         ("padding", c_int64),
+        ("last", c_int64),
+        ("map", c_void_p),
+        ("map_bytes", c_int32),
+        ("reserved", c_int32),
+        ("columns", c_void_p),
+        ("values", c_void_p),
+        ("words", c_void_p),
+        ("first", c_void_p),
+        ("at", c_void_p),
+        ("parts", c_int32),
+        ("narrow", c_int32),
     )
 
 
@@ -137,6 +148,13 @@ KINDS = {
     "column_int8": 4,
     "column_int4": 5,
     "column_mixed": 6,
+    "row_int2": 7,
+    "csr8": 8,
+    "csr16": 9,
+    "bfloat16": 10,
+    "symmetric_int8": 11,
+    "codebook": 12,
+    "atoms": 13,
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
@@ -162,6 +180,13 @@ def library() -> ctypes.CDLL | None:
             *(c_void_p, call, c_void_p, c_int64, c_int64, c_int32, c_void_p, id)
         ]
         found.embedcomp_rows.restype = found.embedcomp_to_brain.restype = None
+        found.embedcomp_nearest.restype = found.embedcomp_likest.restype = None
+        found.embedcomp_nearest.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64)
+        ]
+        found.embedcomp_likest.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)
+        ]
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_multiply.restype = c_float

@@ -26,7 +26,7 @@ from embedcomp.scoring.export import tensors
 from embedcomp.scoring.graph import LookUp
 from embedcomp.scoring.standalone import PROGRAM, Standalone
 from embedcomp.served.layout import build
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.linear import ServedLinear
 
 
 class Portable:
@@ -123,7 +123,7 @@ class Portable:
             return self._held[name]
         layer, _, part = name.rpartition(".")
         plain = self._layers[layer]
-        assert isinstance(plain, LowRankLinear | CompressedLinear)
+        assert isinstance(plain, ServedLinear)
         return getattr(plain_linear(plain), part).detach()
 
     def _look_up(self, what: LookUp, asked: Sequence[Tensor]) -> list[Tensor]:

@@ -70,7 +70,7 @@ class Program:
     ):
         self.held: list[Any] = [tables]
         self.work = work
-        self.rows = {name: table.stored.num_rows for name, table in tables.items()}
+        self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()
         for made, buffer, at in zip(packed, buffers, places.at, strict=True):

@@ -81,7 +81,7 @@ class Standalone:
                 graph=None if graph is None else Graph.from_dict(graph),
                 reason=values["reason"],
                 stored={name: StoredMatrix(**m) for name, m in values["stored"].items()},
-                tables={name: Table(**table) for name, table in values["tables"].items()},
+                tables={name: _table(table) for name, table in values["tables"].items()},
                 layers=values["layers"],
                 user=tuple(values["user"]),
                 user_columns={int(i): tuple(of) for i, of in columns},
@@ -89,6 +89,12 @@ class Standalone:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadArtifact(f"{file} cannot be read: {error}") from error
+
+
+def _table(values: Mapping[str, Any]) -> Table:
+    if values["decodes"] is True:  # as it was before there was more than one kind of decoder
+        values = {**values, "decodes": "affine"}
+    return Table(**{**values, "decodes": values["decodes"] or ""})
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

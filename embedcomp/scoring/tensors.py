@@ -7,6 +7,7 @@ import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 
 from embedcomp.errors import BadArtifact
 from embedcomp.scoring import native
+from embedcomp.scoring.codes import LARGEST, MOST_ATOMS, Codes, parsed
 
 _TYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
-    **{"I8": "<i1", "U8": "<u1", "BOOL": "?"},
+    **{"I8": "<i1", "U8": "<u1", "BOOL": "?", "BF16": "<u2"},  # bfloat16 as its bits
 }
+
+_PRECISIONS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
 def mapped(file: Path) -> dict[str, np.ndarray]:
@@ -45,7 +49,7 @@ def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int
 
 @dataclass(frozen=True, kw_only=True)
 class StoredMatrix:
-    """A StoredRows module: its name, and how its tensors are to be read."""
+    """A StoredRows module: how its tensors are to be read."""
 
     storage: str
     rows: int
@@ -62,7 +66,7 @@ class Table:
     padding_idx: int | None = None
     last_offset: bool = True  # a bag's offsets end with the number of ids
     stored: bool = False  # its rows are a StoredRows module; else a float32 weight
-    decodes: bool = False  # which are codes
+    decodes: str = ""  # which are codes of this kind of decoder
 
 
 @dataclass(frozen=True)
@@ -104,20 +108,38 @@ class Tensors:
             return np.ascontiguousarray(self.held[name])
         layer, _, part = name.rpartition(".")
         if part == "weight":
-            return self.matrix(f"{layer}.stored")
+            return self._whole(layer)
         matrix = self.matrix(f"{layer}.{part}")  # the factors of a low-rank layer
         return np.ascontiguousarray(matrix.T) if part == "first" else matrix
+
+    def multiplied_in(self, name: str) -> str | None:
+        """The precision of products with a weight, where its layer is stored for one."""
+        layer, _, part = name.rpartition(".")
+        what = self.stored.get(f"{layer}.stored") if part == "weight" else None
+        return None if what is None else _PRECISIONS.get(what.storage)
+
+    def _whole(self, layer: str) -> np.ndarray:
+        """The weight of a compressed linear layer that is served as one matrix."""
+        if f"{layer}.left" in self.stored:
+            left, right = self.matrix(f"{layer}.left"), self.matrix(f"{layer}.right")
+            p, q = left.shape[1], right.shape[1]
+            left, right = left.reshape(q, p, p), right.reshape(p, q, q)
+            return np.einsum("koi,ikq->okiq", left, right).reshape(p * q, p * q)
+        weight = self.matrix(f"{layer}.stored")
+        if f"{layer}.first" not in self.stored:
+            return weight
+        product: np.ndarray = self.matrix(f"{layer}.second") @ self.matrix(f"{layer}.first").T
+        return weight + product
 
     def matrix(self, name: str) -> np.ndarray:
         """A StoredRows module as float32 [rows, width]."""
         what = self.stored[name]
         if what.storage == "float32":
             return np.ascontiguousarray(self.held[f"{name}.stored"])
-        stored, _, held = self._rows(name, -1)
+        stored, grid, held = self._rows(name, -1)
         codes = np.empty((what.rows, what.width), np.float32)
         native.needed().embedcomp_rows(ctypes.byref(stored), 0, what.rows, codes.ctypes.data)
         del held
-        grid = self.held.get(f"{name}.grid")
         return codes if grid is None else codes * grid[0] + grid[1]
 
     def table(self, name: str) -> Rows:
@@ -129,19 +151,25 @@ class Tensors:
             stored = native.Stored(
                 rows=_address(weight),
                 row_bytes=4 * table.dim,
-                num_rows=table.rows,
+                num_ids=table.rows,
                 kind=native.KINDS["float32"],
                 width=table.dim,
                 padding=padding,
+                last=table.rows - 1,
             )
             return Rows(stored, table.dim, (weight,), None, None)
         stored, grid, held = self._rows(f"{name}.stored", padding)
+        stored.num_ids = table.rows
+        places = self.held.get(f"{name}.index.places")
+        if places is not None:
+            stored.map, stored.map_bytes = _address(places), places.itemsize
+            held += (places,)
         width = self.stored[f"{name}.stored"].width
         codes = decoder = None
         if grid is not None:
-            codes = np.concatenate([np.diag(grid[0].astype(np.float64)), grid[1:2]])
+            codes = np.concatenate([np.diag(grid[0]), grid[1:2]]).astype(np.float64)
         if table.decodes:
-            weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
+            weight = self._decoder(name, table, width)
             bias = self.held.get(f"{name}.decode.bias", np.zeros(table.dim))
             counted = np.eye(width + 1, width) if codes is None else codes
             decoder = counted @ weight
@@ -150,31 +178,94 @@ class Tensors:
             decoder = codes
         return Rows(stored, width, held, decoder, codes)
 
+    def _decoder(self, name: str, table: Table, width: int) -> np.ndarray:
+        """What codes are multiplied by, float64 [k, dim]."""
+        if table.decodes == "scatter":
+            return np.eye(table.dim)[self.held[f"{name}.decode.columns"].astype(np.int64)]
+        weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
+        if table.decodes == "residual":
+            weight = np.concatenate([weight, np.eye(table.dim)])
+        return weight
+
     def _rows(
         self, name: str, padding: int
     ) -> tuple[native.Stored, np.ndarray | None, tuple[Any, ...]]:
         """How to read a StoredRows module, its scales and offsets, and what must be kept."""
         what, rows = self.stored[name], self.held[f"{name}.stored"]
-        grid = self.held.get(f"{name}.grid")
-        kind = "column_mixed" if what.storage.startswith("column_mixed") else what.storage
-        held: tuple[Any, ...] = (rows,)
+        if what.storage == "csr":
+            return self._csr(name, padding)
+        grid, codes = self.held.get(f"{name}.grid"), parsed(what.storage)
+        kind = _kind(what.storage, codes)
         stored = native.Stored(
             rows=_address(rows),
             row_bytes=rows.shape[1] * rows.itemsize,
-            num_rows=what.rows,
+            num_ids=what.rows,
             kind=native.KINDS[kind],
             width=what.width,
             padding=padding,
+            last=what.rows - 1,
         )
-        if kind == "column_mixed":
+        if codes is not None:
             assert grid is not None
-            bits = grid[2].astype(np.int32)
-            starts = (bits.cumsum() - bits).astype(np.int32)
-            places = [starts // 8, starts % 8, (1 << bits) - 1]
-            places = [np.ascontiguousarray(place, np.int32) for place in places]
-            stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
-            held += tuple(places)
-        return stored, None if grid is None else np.array(grid[:2], np.float64), held
+            return stored, None, (rows, *_name_words(stored, codes, grid))
+        if grid is None:
+            return stored, None, (rows,)
+        if kind == "column_mixed":
+            return stored, grid[:2], (rows, *_place_codes(stored, grid[2].astype(np.int32)))
+        return stored, grid, (rows,)
+
+    def _csr(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
+        """How to read compressed sparse rows."""
+        what = self.stored[name]
+        held = tuple(self.held[f"{name}.{part}"] for part in ("starts", "columns", "stored"))
+        starts, columns, values = held
+        stored = native.Stored(
+            rows=_address(starts),
+            row_bytes=starts.itemsize,
+            num_ids=what.rows,
+            kind=native.KINDS[f"csr{8 * columns.itemsize}"],
+            width=what.width,
+            padding=padding,
+            last=what.rows - 1,
+            columns=_address(columns),
+            values=_address(values),
+        )
+        return stored, None, held
+
+
+def _kind(storage: str, codes: Codes | None) -> str:
+    if codes is not None:
+        return "atoms" if codes.kind == "sparse" else "codebook"
+    return "column_mixed" if storage.startswith("column_mixed") else storage
+
+
+def _place_codes(stored: native.Stored, bits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Say where codes of so many bits each stand; gives what must be kept."""
+    starts = bits.cumsum() - bits
+    places = [np.asarray(place, np.int32) for place in (starts // 8, starts % 8, (1 << bits) - 1)]
+    stored.byte, stored.bit, stored.mask = (_address(place) for place in places)
+    return tuple(places)
+
+
+def _name_words(stored: native.Stored, codes: Codes, grid: np.ndarray) -> tuple[Any, ...]:
+    """Say which floats codes stand for; gives what must be kept."""
+    if codes.kind == "sparse":
+        atoms = np.zeros((MOST_ATOMS, stored.width), np.float32)  # whatever a byte names is there
+        atoms[: codes.words] = grid[:-1].astype(np.float32) / np.float32(LARGEST)
+        stored.words, stored.parts = _address(atoms), codes.parts
+        return (atoms,)
+    edges = codes.edges(stored.width)
+    groups = len(edges) - 1
+    if codes.kind == "product":  # each group's words, one after another
+        parts = [grid[:-1, first:last].ravel() for first, last in pairwise(edges)]
+        words = np.concatenate([np.empty(0), *parts]).astype(np.float32)
+        starts = codes.words * np.array(edges[:-1], np.int32)
+    else:
+        words, starts = grid.astype(np.float32), np.zeros(groups, np.int32)
+    held = words, np.array(edges, np.int32), starts
+    stored.words, stored.first, stored.at = (_address(array) for array in held)
+    stored.parts, stored.narrow = groups, groups == stored.width
+    return *held, *_place_codes(stored, np.full(groups, codes.bits, np.int32))
 
 
 def _address(array: np.ndarray) -> int:

@@ -51,6 +51,7 @@ _NAMED = {  # arguments that come by name; an operation with others is not known
     **{"add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"}, "gelu": {"approximate"}},
     **{"sum": {"dim", "keepdim"}, "mean": {"dim", "keepdim"}, "clamp": {"min", "max"}},
 }
+_FLOAT32 = (None, torch.float32)  # types that a result may be asked for in
 _POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
@@ -203,6 +204,8 @@ class Tracer:
             **dict.fromkeys(("sum", "mean"), lambda: self._sum(name, args, kwargs)),
             **dict.fromkeys(_CLAMPS, lambda: self._clamp(name, args, kwargs)),
             "layer_norm": lambda: self._layer_norm(*args),
+            "softmax": lambda: self._softmax(*args),
+            "_softmax": lambda: self._softmax(*args[:2]),  # decomposed, and of float32 as all is
         }
         if name in operations:
             return operations[name]()
@@ -310,9 +313,15 @@ class Tracer:
             turned = self._linear(_rows(y.columns.transpose(-1, -2)), x, None)
             return _rows(turned.columns.transpose(-1, -2))
         both = isinstance(x, Rows) and isinstance(y, Rows)
-        if both and x.columns.dim() == 3 == y.columns.dim() and len(x.columns) == ROWS:
-            return self._dots(x.columns, y.columns.transpose(1, 2))
+        if both and len(x.shape) > 2 and x.shape[:-2] == y.shape[:-2]:
+            return self._batched(x.columns, y.columns.transpose(-1, -2))
         raise CannotTrace("a product of this kind")
+
+    def _batched(self, x: Tensor, y: Tensor) -> Rows:
+        """x [B, ..., n, width] and y [B, ..., m, width] to their dot products [B, ..., n, m]."""
+        pairs = zip(*(of.reshape(ROWS, -1, *of.shape[-2:]).unbind(1) for of in (x, y)), strict=True)
+        made = torch.stack([self._dots(*pair).columns for pair in pairs], 1)
+        return Rows(made.reshape(*x.shape[:-1], y.shape[-2]))
 
     def _dots(self, x: Tensor, y: Tensor) -> Rows:
         """x [B, n, width] and y [B, m, width] to their dot products [B, n, m]."""
@@ -343,6 +352,21 @@ class Tracer:
         if not keep:
             made = _rows(made.columns.reshape([x.shape[d] for d in kept]))
         return self._unary("affine", made, low=1 / times) if name == "mean" else made
+
+    def _softmax(self, x: Any, dim: int, dtype: torch.dtype | None = None) -> Rows:
+        if not isinstance(x, Rows) or dim % x.columns.dim() == 0 or dtype not in _FLOAT32:
+            raise CannotTrace("softmax of this kind")
+        raised = self._unary("exp", self._binary("sub", x, self._largest(x, dim), {}))
+        return self._binary("div", raised, self._sum("sum", (raised, dim, True), {}), {})
+
+    def _largest(self, x: Rows, dim: int) -> Rows:
+        """The largest along a dimension, of which 1 is left: one half against the other."""
+        while (count := x.shape[dim]) > 1:
+            half = count // 2
+            low, high, odd = x.columns.split([half, half, count - 2 * half], dim)
+            larger = self._binary("maximum", Rows(low), Rows(high), {})
+            x = Rows(torch.cat([larger.columns, odd], dim))
+        return x
 
     def _layer_norm(
         self,

@@ -207,7 +207,7 @@ class Decoder(NamedTuple):
 
 def _decoder(table: nn.Module) -> Decoder:
     assert isinstance(table, CompressedBag) and table.decode is not None
-    return Decoder(table.decode.stored.to_float().detach(), table.decode.shift().detach())
+    return Decoder(table.decode.matrix().detach(), table.decode.shift().detach())
 
 
 def _narrowed(linear: nn.Linear, decoders: Sequence[Decoder | int]) -> nn.Linear:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import heapq
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, NewType, Protocol, get_args
 
 import fbgemm_gpu  # noqa: F401 - registers the operators of row-wise integers
 import torch
@@ -18,11 +18,9 @@ from torch import Tensor
 
 from embedcomp.errors import EmbedcompError
 from embedcomp.scoring import native
+from embedcomp.scoring.codes import parsed
 
-# what the factors of a low-rank layer may be stored in
-FactorStorage = Literal[
-    "float32",
-    "float16",
+ColumnStorage = Literal[
     "column_int8",
     "column_int4",
     "column_mixed6",
@@ -31,8 +29,26 @@ FactorStorage = Literal[
     "column_mixed3",
     "column_mixed2",
 ]
-Storage = Literal[FactorStorage, "row_int8", "row_int4"]
+FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
+Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
+CodeStorage = NewType("CodeStorage", str)  # codes into codebooks, with sizes in the name (codes.py)
+AnyStorage = Storage | CodeStorage
+ProductBits = Literal[4, 8]
+ClusteredBits = Literal[2, 3, 4, 8]
+
+
+def product(parts: int, bits: ProductBits) -> CodeStorage:
+    return CodeStorage(f"product{parts}x{bits}")
+
+
+def clustered(bits: ClusteredBits) -> CodeStorage:
+    return CodeStorage(f"clustered{bits}")
+
+
+def sparse(row_atoms: int, atoms: int) -> CodeStorage:
+    return CodeStorage(f"sparse{row_atoms}x{atoms}")
+
 
 FP16_MAX = 65504.0
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
@@ -75,7 +91,17 @@ class Format(Protocol):
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor: ...
 
 
-def format_of(storage: Storage) -> Format:
+def format_of(storage: AnyStorage) -> Format:
+    """The format with this name.
+
+    Raises:
+        BadSettings: it is one of codes, of a size that there is not.
+    """
+    codes = parsed(storage)
+    if codes is not None:
+        from embedcomp.served.codebooks import codebook_format  # which reads this file
+
+        return codebook_format(codes)
     if storage.startswith("column_mixed"):
         return MixedColumns(int(storage.removeprefix("column_mixed")))
     kind, _, bits = storage.rpartition("_int")
@@ -83,7 +109,9 @@ def format_of(storage: Storage) -> Format:
         return RowWise(int(bits))
     if kind == "column":
         return ColumnWise(int(bits))
-    return Plain(torch.float16 if storage == "float16" else torch.float32)
+    if kind == "symmetric":
+        return Symmetric()
+    return Plain(getattr(torch, storage))
 
 
 @dataclass(frozen=True)
@@ -113,7 +141,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class RowWise:
-    """fbgemm's rows: fp16 scale and bias, then the codes; d + 4 bytes (8 bits) or d/2 + 4 (4 bits).
+    """fbgemm's rows: fp16 scale and bias, then codes: d + 4 bytes in 8 bits, d/2 + 4, d/4 + 4.
 
     fbgemm takes widths of whole 16-bit words only; a narrower row repeats its last column, which
     leaves its range as it is.
@@ -150,6 +178,37 @@ class RowWise:
             return torch.empty(0, width)
         rows = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloatOrHalf(stored, self.bits, 0)
         return rows[:, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """Signed bytes, then an fp16 scale: width + 2 bytes a row, and 0 stays 0.
+
+    It is how an integer product wants the weights of one output.
+    """
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width + 2, dtype=torch.uint8)
+
+    def empty_grid(self, width: int) -> None:
+        return None
+
+    def fit(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> None:
+        if _largest(weight) > 127 * FP16_MAX:
+            raise CannotStore(_largest(weight), "symmetric_int8")
+
+    def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
+        largest = weight.abs().amax(1, keepdim=True) if weight.shape[1] else weight.new_zeros(1, 1)
+        scale = (largest / 127).half()
+        scale = torch.where(scale > 0, scale, 1.0).expand(len(weight), 1)
+        codes = (weight / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
+        return torch.cat([codes.view(torch.uint8), scale.contiguous().view(torch.uint8)], 1)
+
+    def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
+        scale = stored[:, width:].clone(memory_format=torch.contiguous_format)  # aligned
+        return stored[:, :width].view(torch.int8).float() * scale.view(torch.float16).float()
 
 
 @dataclass(frozen=True)

@@ -2,67 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from embedcomp.served.linear import CompressedLinear, LowRankLinear
+from embedcomp.served.csr import CsrRows
+from embedcomp.served.decode import Affine, Decoder, Scatter
+from embedcomp.served.index import Cut, Index, Map
+from embedcomp.served.linear import (
+    CompressedLinear,
+    CorrectedLinear,
+    LowRankLinear,
+    MonarchLinear,
+    ServedLinear,
+)
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding
+from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 
-Compressed = CompressedBag | CompressedEmbedding | CompressedLinear | LowRankLinear
+Compressed = CompressedTable | ServedLinear
+Layout = dict[str, Any]
 
 
-def layouts(model: nn.Module) -> dict[str, dict[str, Any]]:
+def layouts(model: nn.Module) -> dict[str, Layout]:
     """The compressed layers of a model, by name."""
     return {n: _layout(m) for n, m in model.named_modules() if isinstance(m, Compressed)}
 
 
-def _layout(layer: Compressed) -> dict[str, Any]:
+def _layout(layer: Compressed) -> Layout:
+    return _of_linear(layer) if isinstance(layer, ServedLinear) else _of_table(layer)
+
+
+def _of_linear(layer: ServedLinear) -> Layout:
+    inputs, outputs, bias = layer.in_features, layer.out_features, layer.bias is not None
+    shape = {"inputs": inputs, "outputs": outputs, "bias": bias}
     if isinstance(layer, CompressedLinear):
-        return {"kind": "linear", **_linear(layer), "storage": layer.stored.storage}
+        return {"kind": "linear", **shape, **_of_rows(layer.stored)}
     if isinstance(layer, LowRankLinear):
         factors = {"rank": layer.first.width, "storage": layer.first.storage}
-        return {"kind": "low_rank", **_linear(layer), **factors, "activation": layer.activation}
-    stored, decode = layer.stored, layer.decode
-    decoder = None
-    if decode is not None:
-        decoder = {"storage": decode.stored.storage, "bias": decode.bias is not None}
+        return {"kind": "low_rank", **shape, **factors, "activation": layer.activation}
+    if isinstance(layer, CorrectedLinear):
+        storages = {"storage": layer.stored.storage, "factors": layer.first.storage}
+        return {"kind": "corrected", **shape, "rank": layer.first.width, **storages}
+    assert isinstance(layer, MonarchLinear)
+    storage = layer.left.storage
+    return {"kind": "monarch", "width": inputs, "blocks": layer.p, "bias": bias, "storage": storage}
+
+
+def _of_table(layer: CompressedTable) -> Layout:
     table = {
         "kind": "embedding",
         "rows": layer.rows,
         "dim": layer.dim,
-        "width": stored.width,
-        "storage": stored.storage,
-        "decode": decoder,
+        "width": layer.stored.width,
+        **_of_rows(layer.stored),
+        "index": _of_index(layer.index),
+        "decode": _of_decoder(layer.decode),
         "padding_idx": layer.padding_idx,
     }
     if isinstance(layer, CompressedEmbedding):
         return table
+    assert isinstance(layer, CompressedBag)
     bag = {"pooling": layer.pooling, "last_offset": layer.last_offset, "folded": layer.folded}
     return {**table, "kind": "bag", **bag}
 
 
-def _linear(layer: CompressedLinear | LowRankLinear) -> dict[str, Any]:
-    bias = layer.bias is not None
-    return {"inputs": layer.in_features, "outputs": layer.out_features, "bias": bias}
+def _of_rows(stored: StoredRows) -> Layout:
+    if isinstance(stored, CsrRows):
+        return {"storage": "float16", "nonzeros": stored.nonzeros}
+    return {"storage": stored.storage}
+
+
+def _of_index(index: Index | None) -> Layout | None:
+    if index is None:
+        return None
+    if isinstance(index, Cut):
+        return {"kind": "cut", "stored": index.stored}
+    return {"kind": "map", "stored": index.stored}
+
+
+def _of_decoder(decode: Decoder | None) -> Layout | None:
+    if decode is None:
+        return None
+    if isinstance(decode, Scatter):
+        return {"kind": "scatter"}
+    bias = decode.bias is not None
+    return {
+        "kind": "affine",
+        "rank": decode.stored.rows,
+        "storage": decode.stored.storage,
+        "bias": bias,
+        "residual": decode.residual,
+    }
 
 
 def build(layout: Mapping[str, Any]) -> Compressed:
     """An empty layer with this layout."""
     values = dict(layout)
     kind = values.pop("kind")
-    if kind == "linear":
-        return CompressedLinear(**values)
-    if kind == "low_rank":
-        return LowRankLinear(values.pop("inputs"), values.pop("outputs"), **values)
-    stored = StoredRows(values["rows"], values.pop("width"), values.pop("storage"))
-    decoder, folded = values.pop("decode"), values.pop("folded", False)
-    decode = None if decoder is None else Affine(stored.width, values["dim"], **decoder)
-    rows, dim = values.pop("rows"), values.pop("dim")
+    if kind in _LINEARS:
+        return _LINEARS[kind](**values)
+    rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
+    index, decode = values.pop("index", None), values.pop("decode")
+    storage, nonzeros = values.pop("storage"), values.pop("nonzeros", None)
+    stored_rows = rows if index is None else index["stored"]
+    parts: dict[str, Any] = {
+        "stored": StoredRows(stored_rows, width, storage)
+        if nonzeros is None
+        else CsrRows(stored_rows, width, nonzeros),
+        "index": _index(rows, index),
+        "decode": _decoder(width, dim, decode),
+    }
     if kind == "embedding":
-        return CompressedEmbedding(rows, dim, stored, decode=decode, **values)
-    bag = CompressedBag(rows, dim, values.pop("pooling"), stored, decode=decode, **values)
+        return CompressedEmbedding(rows, dim, **parts, **values)
+    folded = values.pop("folded", False)
+    bag = CompressedBag(rows, dim, **parts, **values)
     bag.folded = folded
     return bag
+
+
+_LINEARS: dict[str, Callable[..., ServedLinear]] = {
+    "linear": CompressedLinear,
+    "low_rank": LowRankLinear,
+    "corrected": CorrectedLinear,
+    "monarch": MonarchLinear,
+}
+
+
+def _index(rows: int, layout: Mapping[str, Any] | None) -> Index | None:
+    if layout is None:
+        return None
+    stored = layout["stored"]
+    return Cut(stored) if layout["kind"] == "cut" else Map(rows, stored)
+
+
+def _decoder(width: int, dim: int, layout: Mapping[str, Any] | None) -> Decoder | None:
+    if layout is None:
+        return None
+    values = dict(layout)
+    if values.pop("kind", "affine") == "scatter":
+        return Scatter(width, dim)
+    return Affine(values.pop("rank", width), dim, **values)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Format, Storage, format_of
+from embedcomp.served.formats import AnyStorage, Format, format_of
 
 
 class StoredRows(nn.Module):
@@ -24,8 +25,9 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
+    storage: AnyStorage | Literal["csr"]
 
-    def __init__(self, rows: int, width: int, storage: Storage):
+    def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
         self.rows, self.width, self.storage = rows, width, storage
         self.format: Format = format_of(storage)
@@ -83,7 +85,10 @@ class StoredRows(nn.Module):
     def _rounded(self, values: Tensor) -> Tensor:
         if self.storage == "float32":
             return values
-        return _StraightThrough.apply(values, self.format, self.grid)
+        rounding, grid = self.format, self.grid
+        return straight_through(
+            lambda v: rounding.decode(rounding.encode(v, grid), grid, v.shape[1]), values
+        )
 
     def thaw(self) -> None:
         """Make it trainable."""
@@ -106,13 +111,19 @@ class StoredRows(nn.Module):
         self.master = None
 
 
+def straight_through(rounding: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Values rounded, with the gradient of the identity."""
+    rounded: Tensor = _StraightThrough.apply(values, rounding)
+    return rounded
+
+
 class _StraightThrough(torch.autograd.Function):
-    """Rounding to a format, with the gradient of the identity."""
+    """A rounding with the gradient of the identity."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rounding: Format, grid: Tensor | None) -> Tensor:
-        return rounding.decode(rounding.encode(values, grid), grid, values.shape[1])
+    def forward(ctx: Any, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        return rounding(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

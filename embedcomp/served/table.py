@@ -1,4 +1,4 @@
-"""Compressed tables: stored rows and, where the rows are codes, an affine decoder."""
+"""Compressed tables: an index map, stored rows and, where the rows are codes, a decoder."""
 
 from __future__ import annotations
 
@@ -8,43 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import Storage
+from embedcomp.served.decode import Decoder
+from embedcomp.served.index import Index
 from embedcomp.served.rows import StoredRows
 
 Pooling = Literal["sum", "mean", "none"]  # "none": a sequence of rows, as nn.Embedding gives
-
-
-class Affine(nn.Module):
-    """Codes [n, k] to rows [n, dim]: codes @ weight + bias.
-
-    Args:
-        bias: False for a decoder that is linear.
-    """
-
-    bias: nn.Parameter | None
-
-    def __init__(self, k: int, dim: int, storage: Storage, bias: bool):
-        super().__init__()
-        self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more
-        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
-
-    def fill(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take weight [k, dim] and bias [dim] (None for a linear decoder)."""
-        self.stored.fill(weight)
-        if self.bias is not None:
-            assert bias is not None
-            self.bias = nn.Parameter(bias.float().clone())
-
-    def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
-        """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
-        decoded = codes @ self.stored.to_float()
-        return decoded if self.bias is None else decoded + constant * self.bias
-
-    def shift(self) -> Tensor:
-        """What the code 0 decodes to: [dim]."""
-        if self.bias is not None:
-            return self.bias
-        return torch.zeros(self.stored.width, device=self.stored.device)
 
 
 class CompressedTable(nn.Module):
@@ -54,6 +22,7 @@ class CompressedTable(nn.Module):
         rows, dim: shape of the table that it stands for.
         stored: its rows; k wide if there is a decoder, else `dim` wide. k may be 0: then every row
             is the decoder's bias.
+        index: which stored row an id reads; None: its own.
         padding_idx: row that counts for nothing: a bag skips it, a sequence gives zeros for it.
     """
 
@@ -63,13 +32,15 @@ class CompressedTable(nn.Module):
         dim: int,
         stored: StoredRows,
         *,
-        decode: Affine | None,
+        decode: Decoder | None,
+        index: Index | None = None,
         padding_idx: int | None = None,
     ):
         super().__init__()
         assert decode is not None or stored.width == dim
+        assert index is not None or stored.rows == rows
         self.rows, self.dim, self.padding_idx = rows, dim, padding_idx
-        self.stored, self.decode = stored, decode
+        self.index, self.stored, self.decode = index, stored, decode
 
     def fill(
         self,
@@ -77,8 +48,19 @@ class CompressedTable(nn.Module):
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
-        """Store codes [rows, k], which are the rows themselves without a decoder."""
+        """Store codes [stored rows, k], which are the rows themselves without a decoder."""
         self.stored.fill(codes, row_weights, column_weights)
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Codes [n, k] of ids [n]."""
+        return self.stored.gather(ids if self.index is None else self.index(ids))
+
+    def codes_of_rows(self) -> Tensor:
+        """The codes of every id [rows, k]."""
+        codes = self.stored.to_float()
+        if self.index is None:
+            return codes
+        return codes.index_select(0, self.index(torch.arange(self.rows, device=codes.device)))
 
     def decoded(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Pooled codes [B, k] to [B, dim]; `constant` [B, 1] is how often a bag has the bias."""
@@ -86,7 +68,7 @@ class CompressedTable(nn.Module):
 
     def to_float(self) -> Tensor:
         """The table that it stands for: [rows, dim]."""
-        codes = self.stored.to_float()
+        codes = self.codes_of_rows()
         return self.decoded(codes, codes.new_ones(1, 1))
 
     # What modules around a table read of it.
@@ -108,7 +90,7 @@ class CompressedEmbedding(CompressedTable):
     """Stands for an nn.Embedding: ids of any shape to rows [..., dim]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        codes = self.stored.gather(input.reshape(-1))
+        codes = self.gather(input.reshape(-1))
         rows = self.decoded(codes, codes.new_ones(1, 1)).view(*input.shape, self.dim)
         if self.padding_idx is None:
             return rows
@@ -135,11 +117,12 @@ class CompressedBag(CompressedTable):
         pooling: Pooling,
         stored: StoredRows,
         *,
-        decode: Affine | None,
+        decode: Decoder | None,
+        index: Index | None = None,
         last_offset: bool = True,
         padding_idx: int | None = None,
     ):
-        super().__init__(rows, dim, stored, decode=decode, padding_idx=padding_idx)
+        super().__init__(rows, dim, stored, decode=decode, index=index, padding_idx=padding_idx)
         self.pooling, self.last_offset = pooling, last_offset
 
     def forward(
@@ -156,7 +139,7 @@ class CompressedBag(CompressedTable):
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         if weights is not None and self.pooling == "mean":
             raise ValueError("a bag of means takes no per_sample_weights; sum it instead")
-        weights, rows = kept(ids, weights, self.padding_idx), self.stored.gather(ids)
+        weights, rows = kept(ids, weights, self.padding_idx), self.gather(ids)
         if weights is None:
             lengths = bounds.diff()[:, None].float()
             constant = lengths.clamp_max(1) if self.pooling == "mean" else lengths

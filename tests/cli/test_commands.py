@@ -17,6 +17,8 @@ from embedcomp.layers import embedding_bags
 from embedcomp.log.features import Features
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
+COMPARE = ["compare", "log", "--out", "o"]
 QUICK = ["--set", "batch_rows=1024"]
 PLAN = ["compress", "model", "--log", "log", "--out", "o"]
 
@@ -163,6 +165,28 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         (["log", "synth", "log", "--rows", 5000], "holds a log already"),
         (["log", "synth", "tiny", "--rows", 10], "too small"),
         (["predict", "--target", "127.0.0.1:1", "--log", "log"], "127.0.0.1:1"),
+        ([*COMPRESS], "give --budget for one artifact, or --frontier"),
+        ([*COMPRESS, "--budget", "5x", "--frontier", "2x,5x"], "are both given"),
+        ([*COMPRESS, "--budget", "5x", "--split", "test"], "belong to --frontier"),
+        ([*COMPRESS, "--budget", "5x", "--baselines", "svd"], "belong to --frontier"),
+        ([*COMPRESS, "--frontier", "5x,big"], "'big' is not a positive"),
+        ([*COMPRESS, "--frontier", ","], "has no budgets"),
+        ([*COMPRESS, "--frontier", "5x", "--baselines", "svt"], "no method 'svt'"),
+        ([*COMPRESS, "--frontier", "5x", "--split", "later"], "no split 'later'"),
+        (
+            [*COMPRESS, "--frontier", "2x,3x", "--methods", "keep"],
+            "none of the budgets can be met; at 2x, the budget is",
+        ),
+        (["compare", "--out", "o"], "give a LOG to compare on, or --report"),
+        (["compare", "--out", "o", "--report"], "has no results.jsonl"),
+        ([*COMPARE], "no models to compare"),
+        ([*COMPARE, "--models", "gpt"], "no model 'gpt'"),
+        ([*COMPARE, "--models", "dlrm", "--methods", "svt"], "no method 'svt'"),
+        ([*COMPARE, "--models", "dlrm", "--budgets", "5x,big"], "'big' is not a positive"),
+        ([*COMPARE, "--models", "dlrm", "--seeds", 0], "needs at least 1"),
+        ([*COMPARE, "--models", "dlrm", "--tune-epochs", "few"], "tune_epochs"),
+        ([*COMPARE, "--models", "dlrm", "--split", "later"], "no split 'later'"),
+        ([*COMPARE, "--models", "dlrm", "--set", "train.bacht=1"], "bacht"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(
@@ -267,3 +291,50 @@ def test_bench_prints_rows_and_the_share_of_the_limit(
     assert 0 < first["share"] < 2 and found["limits"]["against"]["products"]["float32"] > 0
     assert run(monkeypatch, "bench", "small", "--precision", "float8") == 2
     assert "precision is 'float8'" in capsys.readouterr().err
+
+
+def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
+    command = ["compress", "model", "--log", "log", "--frontier", "2x,3x,1000000x", "--out", "f"]
+    command += ["--methods", "row_int8,half", "--baselines", "row_int8", "--tune-epochs", 1]
+    assert run(monkeypatch, *command, "--dry-run") == 0
+    assert not Path("f").exists() and "1000000x: the budget is 0" in capsys.readouterr().out
+    assert run(monkeypatch, *command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "planned at 1000000x: the budget is 0 bytes, but the smallest plan needs" in told
+    found = json.loads(Path("f/frontier.json").read_text())
+    points = {(p["method"], p["budget"]): p for p in found["points"]}
+    budgets = ("2x", "3x", "1000000x")
+    compared = [(m, b) for m in ("planned", "row_int8") for b in budgets]
+    assert list(points) == [("original", ""), ("control", ""), *compared]
+    whole = points["original", ""]["bytes"]["total"]
+    for budget in (2, 3):
+        small, alone = points["planned", f"{budget}x"], points["row_int8", f"{budget}x"]
+        assert small["bytes"]["total"] <= whole / budget
+        assert Path(small["path"]) == (made / f"f/{budget}x/1") and Path(small["path"]).is_dir()
+        assert set(alone["mix"]) <= {"keep", "row_int8"} and "path" not in alone
+    assert found["split"] == "valid" and points["planned", "2x"]["rows"] == 600
+    assert found["machine"]["cpu"] and found["versions"]["torch"] and found["date"]
+    assert Path("f/frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "row_int8" in Path("f/frontier.html").read_text()
+    left = {child.name for child in Path("f").iterdir()}
+    assert left == {"2x", "3x", "control", "frontier.json", "frontier.png", "frontier.html"}
+
+
+def test_compare_goes_on_where_it_was_and_reports(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
+    command = ["compare", "log", "--models", "deepfm", "--methods", "row_int8", "--budgets", "3x"]
+    command += ["--set", "train.epochs=1", "--set", "train.batch_rows=1024", "--out", "c"]
+    assert run(monkeypatch, *command, "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [r["method"] for r in found] == ["original", "row_int8", "planned"]
+    assert run(monkeypatch, *command, "--report") == 0
+    told = capsys.readouterr()
+    assert "3 of 3 are there already" in told.err and "c/report.md" in told.out
+    assert "deepfm on log, not tuned" in Path("c/report.md").read_text()

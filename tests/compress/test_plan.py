@@ -83,7 +83,7 @@ def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     found = planned(share)
     _, compressed = applied(share)
     assert model_bytes(compressed)["total"] == found.bytes_after <= found.budget_bytes
-    assert found.bytes_after > 0.7 * found.budget_bytes
+    assert found.bytes_after > 0.6 * found.budget_bytes
 
 
 def test_more_bytes_never_predict_more_loss():
@@ -214,8 +214,15 @@ def test_a_budget_that_nothing_fits_names_the_smallest():
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_plan_uses_only_the_methods_it_may(name):
-    share = 1.0 if name == "keep" else 0.6
-    assert {p.method for p in planned(share, (name,)).layers} <= {"keep", name}
+    for share in (0.6, 0.85, 1.0):  # from what most reach to what a method of few layers does
+        try:
+            made = planned(share, (name,))
+        except BudgetTooSmall:
+            continue
+        assert {p.method for p in made.layers} <= {"keep", name}
+        assert share == 1.0 or name in {p.method for p in made.layers}
+        return
+    pytest.fail("not even the whole model fits")
 
 
 def test_what_is_not_compressed_is_listed_with_its_reason():
@@ -251,3 +258,25 @@ def test_large_tables_are_judged_on_a_sample(monkeypatch):
         assert choice.bytes == sampled[choice.settings].bytes
         assert sampled[choice.settings].loss == pytest.approx(choice.loss, rel=0.5)
     assert module_bytes(nn.Linear(2, 3)) == 36
+
+
+def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
+    from embedcomp.compress import search as module
+
+    asked = []
+
+    def counted(layer, names):
+        asked.extend((layer.spec.name, layer.weight.shape, name) for name in names)
+        return choices(layer, names)
+
+    monkeypatch.setattr(module, "choices", counted)
+    model, found, measured = small.measured()
+    names, known = ("row_int8", "svd"), {}
+    alone = plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
+    asked.clear()
+    plan(model, found, measured, WHOLE // 5, ["svd"], small.SINGLE, known=known)
+    plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
+    assert {name for *_, name in asked} == {"keep", "svd", "row_int8"}
+    asked.clear()
+    again = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
+    assert again == alone and not asked

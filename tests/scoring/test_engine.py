@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from embedcomp.scoring import native
+from embedcomp.scoring.alone import as_array
 from embedcomp.scoring.engine import Engine, Ids, Inputs, address
 from embedcomp.scoring.graph import Feature, Graph, Node
 from embedcomp.scoring.lower import lower
 from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
 from embedcomp.served.formats import STORAGES
+from embedcomp.served.kmeans import nearest
+from embedcomp.served.pursuit import likest
 from embedcomp.served.rows import StoredRows
 
 library = native.library()
@@ -165,17 +168,26 @@ def test_sums_over_vectors_and_several_linear_vectors_a_row() -> None:
     np.testing.assert_allclose(found, (turned @ w.T).sum((1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 16, 40])
-@pytest.mark.parametrize("storage", STORAGES)
+CODES = (
+    *("product1x8", "product3x4", "product4x8", "product99x4", "product99x8", "clustered2"),
+    *("clustered3", "clustered4", "clustered8", "sparse1x16", "sparse3x200"),
+)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
+@pytest.mark.parametrize("storage", (*STORAGES, *CODES))
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     rows = StoredRows(23, width, storage)
     rows.fill(torch.randn(23, width))
-    held = {f"t.stored.{n}": t.numpy() for n, t in rows.state_dict().items()}
+    # sums of atoms are rounded in another order
+    close = 1e-6 if storage.startswith("sparse") else 0.0
+    held = {f"t.stored.{n}": as_array(t) for n, t in rows.state_dict().items()}
     stored = {"t.stored": StoredMatrix(storage=storage, rows=23, width=width)}
     table = Table(rows=23, dim=width, pooling="sum", stored=True)
     tensors = Tensors(held, stored, {"t": table})
-    assert np.array_equal(tensors.matrix("t.stored"), rows.to_float().numpy())
+    decoded = rows.to_float().numpy()
+    np.testing.assert_allclose(tensors.matrix("t.stored"), decoded, rtol=0, atol=close)
     look_up = Node(op="look_up", at=0, width=width, form="rows")
     graph = summed(look_up)
     graph = Graph(features=(Feature(table="t", leaf=0, key="f"),), nodes=graph.nodes, out=graph.out)
@@ -185,6 +197,22 @@ def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     whole = rows.to_float().numpy().astype(np.float64).sum(1)
     wanted = [2 * whole[3], 0.0, whole[22] + whole[0] + whole[1]]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("columns", "words"), [(1, 16), (2, 256), (5, 40), (16, 7)])
+def test_the_nearest_words_and_atoms(kernels: None, columns: int, words: int) -> None:
+    rows = torch.from_numpy(numbers(100, columns))
+    named = torch.from_numpy(numbers(words, columns, seed=1))
+    codes = torch.empty(100, dtype=torch.uint8)
+    nearest(rows, named, codes)
+    wanted = torch.cdist(rows.double(), named.double()).argmin(1)
+    assert torch.equal(codes.long(), wanted)
+    unit = torch.nn.functional.normalize(named.double())
+    most = torch.from_numpy(numbers(words, seed=2)).double().abs()
+    times = (rows.double() @ unit.T).clamp(-most, most)[:, :, None]
+    left = (rows.double()[:, None] - times * unit).norm(dim=2)
+    found = likest(rows.double(), unit, most)
+    assert torch.allclose(left.gather(1, found[:, None])[:, 0], left.amin(1), atol=1e-6)
 
 
 def test_bytes_give_the_same_scores_on_every_kind_of_cpu() -> None:

@@ -6,9 +6,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from embedcomp.served.decode import Affine
 from embedcomp.served.embedded import Embedded, ReadsEmbedded, fold
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import Affine, CompressedBag
+from embedcomp.served.table import CompressedBag
 
 DIM, DENSE = 4, 2
 SINGLE = {"a", "b"}

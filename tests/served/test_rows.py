@@ -9,6 +9,8 @@ from embedcomp.served.formats import STORAGES, CannotStore, fit_grid, format_of
 from embedcomp.served.rows import StoredRows
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
+CODES = ("product1x4", "product3x4", "product2x8", "clustered3", "clustered8", "sparse2x16")
+ALL = (*STORAGES, *CODES)
 
 
 def filled(storage, width=7, rows=ROWS, scale=1.0):
@@ -29,6 +31,7 @@ def test_what_is_read_is_close_to_what_was_stored(storage, width):
         "6": 0.2,
         "5": 0.4,
         "4": 0.8,
+        "bfloat16": 3e-2,
         "3": 1.5,
         "2": 3,
     }
@@ -36,7 +39,7 @@ def test_what_is_read_is_close_to_what_was_stored(storage, width):
     assert (stored.to_float() - weight).abs().max() <= bound
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ALL)
 def test_gathered_rows_are_rows_of_the_whole_bit_for_bit(storage):
     stored, _ = filled(storage)
     ids = torch.tensor([5, 5, 0, 39])
@@ -58,13 +61,24 @@ def test_gathered_rows_are_rows_of_the_whole_bit_for_bit(storage):
         ("column_mixed3", 7, 3),
         ("column_mixed2", 1, 1),
         ("row_int4", 5, 8),
+        ("row_int2", 16, 8),
+        ("row_int2", 5, 6),
+        ("bfloat16", 16, 32),
+        ("symmetric_int8", 7, 9),
+        ("product4x8", 16, 4),
+        ("product4x8", 3, 3),
+        ("product5x4", 16, 3),
+        ("clustered4", 7, 4),
+        ("clustered3", 7, 3),
+        ("clustered2", 16, 4),
+        ("sparse3x200", 16, 6),
     ],
 )
 def test_a_row_takes_the_bytes_it_is_said_to(storage, width, expected):
     assert StoredRows(10, width, storage).stored.nbytes == 10 * expected
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ALL)
 def test_freezing_changes_nothing_that_is_read(storage):
     stored, _ = filled(storage)
     stored.thaw()
@@ -78,7 +92,7 @@ def test_freezing_changes_nothing_that_is_read(storage):
     assert torch.equal(stored.to_float(), whole)
 
 
-@pytest.mark.parametrize("storage", [s for s in STORAGES if not s.startswith("row")])
+@pytest.mark.parametrize("storage", [s for s in ALL if not s.startswith(("row", "sparse"))])
 def test_thawing_changes_nothing_that_is_read(storage):
     stored, _ = filled(storage)
     before = stored.to_float()
@@ -86,7 +100,7 @@ def test_thawing_changes_nothing_that_is_read(storage):
     assert torch.allclose(stored.to_float(), before, atol=1e-6)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ALL)
 def test_gradients_pass_through_the_rounding(storage):
     stored, _ = filled(storage)
     stored.thaw()
@@ -96,7 +110,7 @@ def test_gradients_pass_through_the_rounding(storage):
     assert gradient[1].eq(2).all() and gradient[4].eq(1).all() and gradient[0].eq(0).all()
 
 
-@pytest.mark.parametrize("storage", ["float16", "row_int8", "row_int4"])
+@pytest.mark.parametrize("storage", ["float16", "row_int8", "row_int4", *CODES])
 @pytest.mark.parametrize("value", [1e6, float("nan"), float("inf")])
 def test_values_beyond_16_bit_floats_are_refused(storage, value):
     with pytest.raises(CannotStore, match="use float32 or a column_"):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from embedcomp.served.decode import Affine
 from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import Affine, CompressedBag, CompressedEmbedding
+from embedcomp.served.table import CompressedBag, CompressedEmbedding
 
 ROWS, DIM = 30, 6
 IDS = torch.tensor([3, 3, 29, 0, 7, 8])

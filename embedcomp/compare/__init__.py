@@ -1,0 +1,1 @@
+"""Many compressed models held against each other: results, tables and pictures."""

@@ -1,0 +1,133 @@
+"""One compressed model of many: planned, made, scored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+from embedcomp import methods, recipes
+from embedcomp.artifact import Artifact
+from embedcomp.compare.cells import digest
+from embedcomp.compress.plan import Plan
+from embedcomp.compress.statistics import Statistics
+from embedcomp.errors import BudgetTooSmall
+from embedcomp.evaluate import evaluate
+from embedcomp.log.click_log import ClickLog
+from embedcomp.served.formats import CannotStore
+from embedcomp.settings import CompressSettings
+from embedcomp.train.fit import Watch
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """What is told of a long run."""
+
+    def expect(self, steps: int, done: int) -> None: ...
+
+    def begin(self, title: str) -> Watch: ...
+
+    def end(self, told: str) -> None: ...
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def expect(self, steps: int, done: int) -> None: ...
+
+    def begin(self, title: str) -> Watch:
+        return recipes.quiet
+
+    def end(self, told: str) -> None: ...
+
+
+@dataclass
+class Clock:
+    """Seconds of each step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, step: str, run: Callable[[], T]) -> T:
+        began = perf_counter()
+        try:
+            return run()
+        finally:
+            self.seconds[step] = round(perf_counter() - began, 2)
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trained model, its statistics, and what its plans share."""
+
+    artifact: Artifact
+    log: ClickLog
+    measured: Statistics
+    planning: recipes.Planning
+
+    @classmethod
+    def measure(cls, artifact: Artifact, log: ClickLog, settings: CompressSettings) -> Original:
+        measured = recipes.measure(artifact, log, settings)
+        return cls(artifact, log, measured, recipes.Planning(artifact, measured))
+
+    def plan(self, settings: CompressSettings) -> Plan | str:
+        """The plan, or why there is none."""
+        names = settings.methods or tuple(methods.names())
+        specs = [layer.spec for layer in self.planning.found.layers.values()]
+        if not any(methods.get(name).candidates(spec) for name in names for spec in specs):
+            return f"{', '.join(names)} takes none of the model's {len(specs)} layers"
+        try:
+            return self.planning.plan(settings)
+        except BudgetTooSmall as error:
+            return str(error)
+
+    def compress(
+        self, plan: Plan, settings: CompressSettings, out: Path, watch: Watch
+    ) -> Artifact | str:
+        """The artifact, or why the plan cannot be carried out."""
+        try:
+            return recipes.compress(
+                self.artifact, self.log, self.measured, plan, settings, out, watch=watch
+            )
+        except CannotStore as error:
+            return str(error)
+
+    def passing(
+        self, settings: CompressSettings, scratch: Path, split: str, watch: Watch
+    ) -> dict[str, Any]:
+        """Figures of a compressed model that need not be kept, or why there are none.
+
+        Args:
+            scratch: folder for its artifact, and for the checkpoints of its tuning, from which
+                a run that was killed goes on.
+        """
+        clock = Clock()
+        plan = clock.time("plan", lambda: self.plan(settings))
+        if isinstance(plan, str):
+            return {"reason": plan, "seconds": clock.seconds}
+        told = {**of_plan(plan), "seconds": clock.seconds}
+        folder = scratch / told["plan"]  # another plan could not go on from its checkpoints
+        made = clock.time("compress", lambda: self.compress(plan, settings, folder, watch))
+        if isinstance(made, str):
+            return {**told, "reason": made}
+        figures = clock.time("evaluate", lambda: score(made, self.log, split))
+        return {**told, **figures}
+
+
+def score(made: Artifact, log: ClickLog, split: str) -> dict[str, Any]:
+    """Quality, bytes and speed on a split."""
+    return evaluate(made.model(), log, made.features, split, made.folder)
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """What a result says of its plan."""
+    told = plan.to_dict()
+    return {
+        "budget_bytes": plan.budget_bytes,
+        "predicted_loss": plan.loss,
+        "plan": digest([told["layers"], told["single_valued"]]),
+        "mix": dict(Counter(planned.method for planned in plan.layers)),
+    }

@@ -1,0 +1,48 @@
+"""Rows that are looked up often, and one row for all others.
+
+What is dropped is replaced by its mean, weighted by counts (the codebook of Shaver, arXiv
+2411.13052), or by zero. Where rows lie in order of count, the rare ones are a tail and need no map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from embedcomp.compress import fewer_rows
+from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
+from embedcomp.compress.fewer_rows import FewerRows
+from embedcomp.served.index import IndexForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(FewerRows):
+    pass
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    return fewer_rows.candidates(spec, Settings)
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    return fewer_rows.empty(spec, _form(spec), settings)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    form = _form(layer.spec)
+    if form == "cut" or layer.counts is None:
+        order = torch.arange(len(layer.weight))
+    else:
+        order = torch.argsort(layer.counts, descending=True, stable=True)
+    return fewer_rows.compress(
+        layer,
+        form,
+        settings,
+        f"drop_rare {settings.share}",
+        lambda: fewer_rows.first(layer, order, settings.share),
+    )
+
+
+def _form(spec: Spec) -> IndexForm:
+    return "cut" if isinstance(spec, TableSpec) and spec.by_count else "map"

@@ -1,0 +1,56 @@
+"""A rounded linear layer with a correction of low rank for what rounding lost (EoRA).
+
+Source: arXiv 2410.21271. The lost weight W - W^ is projected into the eigenspace of the inputs'
+second moment G, cut to rank k there and mapped back. That is the best correction for E[|(W - W^)
+x|^2]: U_k U_k^T (W - W^), with U the leading directions of (W - W^) G (W - W^)^T. It needs no
+training. With measured gradients the error is weighed by what it costs in the loss.
+
+For linear layers: a table's correction is a code a row, and costs more than more bits do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedcomp.compress import build
+from embedcomp.compress.algebra import basis
+from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
+from embedcomp.compress.factors import Weighting
+from embedcomp.served.linear import CorrectedLinear
+
+RANKS = (2, 4, 8, 16)
+
+Rounded = Literal["symmetric_int8", "row_int4", "row_int2", "column_int4", "column_mixed3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    rank: int  # of the correction
+    storage: Rounded  # of the weight
+    weighting: Weighting = "loss"
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    if not isinstance(spec, LinearSpec):
+        return []
+    storages: tuple[Rounded, ...] = ("row_int4", "row_int2", "column_int4", "column_mixed3")
+    most = min(spec.inputs, spec.outputs) // 4
+    return [Settings(rank=k, storage=s) for s in storages for k in RANKS if k <= most]
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    return build.corrected(spec, settings.rank, settings.storage)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    served = empty(layer.spec, settings)
+    assert isinstance(served, CorrectedLinear)
+    served.stored.fill(layer.weight, layer.output_weights, layer.inputs.second.diagonal())
+    lost = layer.weight.double() - served.stored.to_float().double()
+    metric = layer.gradient if settings.weighting == "loss" else None
+    found = basis(lost @ layer.inputs.second @ lost.T, metric)
+    served.first.fill(lost.T @ found.encoder[:, : settings.rank])
+    served.second.fill(found.decoder[: settings.rank].T)
+    build.keep_mean(served, layer)
+    return served

@@ -1,0 +1,107 @@
+"""Low rank plus a rounded rest, fitted to each other by turns (LQ, from LQ-LoRA).
+
+Source: arXiv 2311.12023. Q = rounded(W - L) and L = the best product of low rank for W - Q take
+turns until the error in the metric of the loss rises. In a table both are columns of one stored
+row: k codes, then what is left of each column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embedcomp.compress import build
+from embedcomp.compress.algebra import basis
+from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
+from embedcomp.compress.factors import layer_moments, output_basis
+from embedcomp.served.decode import Affine
+from embedcomp.served.linear import CorrectedLinear
+from embedcomp.served.table import CompressedTable
+
+TURNS = 6
+RANKS = (1, 2, 4, 8, 16)
+
+Rounded = Literal["row_int4", "row_int2", "column_int4", "column_mixed3", "column_mixed2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    rank: int
+    storage: Rounded  # of the rest
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    is_linear = isinstance(spec, LinearSpec)
+    most = (min(spec.inputs, spec.outputs) if isinstance(spec, LinearSpec) else spec.dim) // 4
+    linear: tuple[Rounded, ...] = ("row_int4", "row_int2", "column_mixed3", "column_mixed2")
+    table: tuple[Rounded, ...] = ("column_int4", "column_mixed3", "column_mixed2")
+    ranks = [k for k in RANKS if k <= most]
+    return [Settings(rank=k, storage=s) for s in (linear if is_linear else table) for k in ranks]
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    if isinstance(spec, LinearSpec):
+        return build.corrected(spec, settings.rank, settings.storage)
+    return build.low_rank_and_rest(spec, settings.rank, settings.storage)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    if isinstance(layer.spec, LinearSpec):
+        return _linear(layer, settings)
+    return _table(layer, settings)
+
+
+def _linear(layer: Layer, settings: Settings) -> Served:
+    weight, second, rank = layer.weight.double(), layer.inputs.second, settings.rank
+    best, least, rest = empty(layer.spec, settings), float("inf"), torch.zeros_like(weight)
+    for _ in range(TURNS):
+        served = empty(layer.spec, settings)
+        assert isinstance(served, CorrectedLinear)
+        missing = weight - rest
+        found = basis(missing @ second @ missing.T, layer.gradient)
+        served.first.fill(missing.T @ found.encoder[:, :rank])
+        served.second.fill(found.decoder[:rank].T)
+        product = served.second.to_float().double() @ served.first.to_float().double().T
+        served.stored.fill(weight - product, layer.output_weights, second.diagonal())
+        rest = served.stored.to_float().double()
+        off = weight - rest - product
+        left = off if layer.gradient is None else layer.gradient @ off
+        error = float(((left @ second) * off).sum())
+        if error >= least:
+            break
+        best, least = served, error
+    assert isinstance(best, CorrectedLinear)
+    build.keep_mean(best, layer)
+    return best
+
+
+def _table(layer: Layer, settings: Settings) -> Served:
+    mean, rank = layer_moments(layer)[0], settings.rank
+    centred, counts = layer.weight - mean.float(), layer.counts
+    found = output_basis(layer, "loss")
+    encoder, decoder = found.encoder[:, :rank].float(), found.decoder[:rank].float()
+    columns = torch.ones(centred.shape[1]) if layer.gradient is None else layer.gradient.diagonal()
+    weights = torch.cat([found.weights[:rank], columns.double()])
+    best, least, rest = empty(layer.spec, settings), float("inf"), torch.zeros_like(centred)
+    for _ in range(TURNS):
+        served = empty(layer.spec, settings)
+        assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
+        codes = (centred - rest) @ encoder
+        served.decode.fill(decoder, mean)
+        both = torch.cat([codes, centred - codes @ decoder], 1)
+        served.fill(both, counts, weights)
+        rest = served.stored.to_float()[:, rank:]
+        error = _error(layer, served.to_float() - layer.weight)
+        if error >= least:
+            break
+        best, least = served, error
+    return best
+
+
+def _error(layer: Layer, off: Tensor) -> float:
+    left = off if layer.gradient is None else off @ layer.gradient.float()
+    each = (left * off).sum(1).double()
+    return float(each.sum() if layer.counts is None else layer.counts @ each)

@@ -1,0 +1,90 @@
+"""Decoders: from the codes that a table stores to the rows that it stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from embedcomp.served.formats import AnyStorage
+from embedcomp.served.rows import StoredRows
+
+
+class Affine(nn.Module):
+    """Codes [n, k] to rows [n, dim]: codes @ weight + bias.
+
+    Args:
+        bias: False for a decoder that is linear.
+        residual: codes are k numbers and then what is left of each of the `dim` columns.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, k: int, dim: int, storage: AnyStorage, bias: bool, residual: bool = False):
+        super().__init__()
+        self.dim, self.residual = dim, residual
+        self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more
+        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
+
+    def fill(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take weight [k, dim] and bias [dim] (None for a linear decoder)."""
+        self.stored.fill(weight)
+        if self.bias is not None:
+            assert bias is not None
+            self.bias = nn.Parameter(bias.float().clone())
+
+    def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
+        """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
+        decoded = codes @ self.matrix()
+        return decoded if self.bias is None else decoded + constant * self.bias
+
+    def matrix(self) -> Tensor:
+        """What codes are multiplied by: [k, dim], or [k + dim, dim] with what is left."""
+        weight = self.stored.to_float()
+        if not self.residual:
+            return weight
+        return torch.cat([weight, torch.eye(self.dim, device=weight.device)])
+
+    def shift(self) -> Tensor:
+        """What the code 0 decodes to: [dim]."""
+        if self.bias is not None:
+            return self.bias
+        return torch.zeros(self.dim, device=self.stored.device)
+
+
+class Scatter(nn.Module):
+    """Codes are some of a row's columns, as differences from the bias; the rest is the bias.
+
+    Args:
+        k: columns that are kept; 1 byte each up to 256 columns of a row, 2 beyond.
+    """
+
+    columns: Tensor
+
+    def __init__(self, k: int, dim: int):
+        super().__init__()
+        self.dim = dim
+        kind = torch.uint8 if dim <= 1 << 8 else torch.int16
+        self.register_buffer("columns", torch.zeros(k, dtype=kind))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def fill(self, columns: Tensor, bias: Tensor) -> None:
+        """Take the columns' places [k] and the bias [dim]."""
+        self.columns = columns.to(self.columns.dtype)
+        self.bias = nn.Parameter(bias.detach().float().clone())
+
+    def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
+        """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
+        rows = (constant * self.bias).expand(len(codes), -1)
+        return rows.index_add(1, self.columns.long(), codes)
+
+    def matrix(self) -> Tensor:
+        """The same as a matrix: [k, dim]."""
+        eye = torch.eye(self.dim, device=self.columns.device)
+        return eye.index_select(0, self.columns.long())
+
+    def shift(self) -> Tensor:
+        """What the code 0 decodes to: [dim]."""
+        return self.bias
+
+
+Decoder = Affine | Scatter

@@ -1,0 +1,248 @@
+"""Methods on layers whose best compression is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from embedcomp import methods
+from embedcomp.compress.choices import predicted_loss
+from embedcomp.compress.contract import (
+    Layer,
+    LinearSpec,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+from embedcomp.compress.sizes import module_bytes
+
+ROWS, DIM = 40, 8
+GENERATOR = torch.Generator().manual_seed(7)
+
+
+def table(weight=None, counts=None, **changes):
+    weight = torch.randn(ROWS, DIM, generator=GENERATOR) if weight is None else weight
+    spec = TableSpec(name="t", rows=len(weight), dim=weight.shape[1], pooling="sum", **changes)
+    if counts is None:
+        counts = torch.arange(len(weight), 0, -1).double()
+    return Layer(spec, weight, None, TableStatistics(counts))
+
+
+def linear(outputs=16, inputs=16, weight=None):
+    weight = torch.randn(outputs, inputs, generator=GENERATOR) if weight is None else weight
+    spec = LinearSpec(name="l", inputs=inputs, outputs=outputs, bias=True)
+    root = torch.randn(inputs, inputs, generator=GENERATOR, dtype=torch.float64)
+    mean = torch.randn(inputs, generator=GENERATOR, dtype=torch.float64)
+    second = root @ root.T / inputs + mean.outer(mean)
+    bias = torch.randn(outputs, generator=GENERATOR)
+    return Layer(spec, weight, bias, LinearStatistics(mean, second))
+
+
+def made(name, layer, **settings):
+    method = methods.get(name)
+    return method.compress(layer, method.Settings(**settings))
+
+
+def rows_of(served):
+    return served.to_float() if not isinstance(served.to_float(), tuple) else served.to_float()[0]
+
+
+@pytest.mark.parametrize("by_count", [True, False])
+@pytest.mark.parametrize("name", ["drop_rare", "magnitude_rows", "dedup"])
+def test_all_rows_in_float_are_the_table(name, by_count):
+    layer = table(by_count=by_count)
+    served = made(name, layer, share=1.0, storage="float32")
+    assert torch.allclose(rows_of(served), layer.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("low_rank", {"rank": DIM}),
+        ("svd", {"rank": DIM}),
+        ("fisher_svd", {"rank": DIM}),
+        ("keep", {}),
+        ("magnitude_columns", {"columns": DIM, "storage": "float32"}),
+    ],
+)
+def test_full_rank_and_all_columns_are_the_table(name, settings):
+    layer = table()
+    assert torch.allclose(rows_of(made(name, layer, **settings)), layer.weight, atol=1e-5)
+
+
+def test_all_elements_are_the_matrix_in_half_precision():
+    for layer in (table(), linear()):
+        served = made("magnitude_elements", layer, density=1.0)
+        assert torch.allclose(rows_of(served), layer.weight, atol=2e-3)
+
+
+def test_rare_rows_are_the_mean_of_what_was_dropped():
+    layer = table(by_count=True)
+    served = made("drop_rare", layer, share=0.25, storage="float32")
+    kept, weights = 10, layer.counts[10:]
+    mean = (layer.weight[10:].double() * weights[:, None]).sum(0) / weights.sum()
+    found = rows_of(served)
+    assert torch.equal(found[:kept], layer.weight[:kept])
+    assert torch.allclose(found[kept:], mean.float().expand(ROWS - kept, -1), atol=1e-6)
+    assert module_bytes(served) == 4 * DIM * (kept + 1)  # a tail is cut without a map
+
+
+def test_dropped_rows_may_be_zero():
+    layer = table(by_count=True)
+    served = made("drop_rare", layer, share=0.25, storage="float32", dropped="zero")
+    assert rows_of(served)[10:].eq(0).all()
+
+
+def test_a_table_in_any_order_takes_a_map_to_the_same_rows():
+    order = torch.randperm(ROWS, generator=GENERATOR)
+    layer = table(by_count=True)
+    mixed = table(layer.weight[order], layer.counts[order])
+    sorted_rows, found = (
+        rows_of(made("drop_rare", of, share=0.25, storage="float32")) for of in (layer, mixed)
+    )
+    assert torch.allclose(found, sorted_rows[order], atol=1e-6)
+    assert module_bytes(made("drop_rare", mixed, share=0.25)) == 2 * DIM * 11 + ROWS
+
+
+def test_rows_far_from_the_mean_are_kept():
+    weight = 0.01 * torch.randn(ROWS, DIM, generator=GENERATOR)
+    weight[[3, 17, 38]] += 5
+    layer = table(weight, torch.ones(ROWS).double())
+    for weighting in ("loss", "magnitude"):
+        served = made(
+            "magnitude_rows", layer, share=3 / ROWS, storage="float32", weighting=weighting
+        )
+        assert torch.equal(rows_of(served)[[3, 17, 38]], weight[[3, 17, 38]])
+
+
+def test_equal_rows_are_stored_once():
+    distinct = torch.randn(5, DIM, generator=GENERATOR)
+    layer = table(distinct[torch.arange(ROWS) % 5])
+    served = made("dedup", layer, share=5 / ROWS, storage="float32")
+    assert torch.allclose(rows_of(served), layer.weight, atol=1e-6)
+    assert module_bytes(served) == 4 * DIM * 6 + ROWS
+
+
+def test_rows_kept_columns_kept_and_storage_compose():
+    weight = torch.randn(ROWS, 2, generator=GENERATOR) @ torch.randn(2, DIM, generator=GENERATOR)
+    layer = table(weight, by_count=True)
+    served = made("drop_rare", layer, share=0.5, rank=2, storage="float32")
+    assert torch.allclose(rows_of(served)[:20], weight[:20], atol=1e-4)
+    assert served.stored.width == 2 and served.stored.rows == 21
+
+
+def test_a_sample_of_a_table_predicts_the_loss_of_the_whole():
+    counts = (1000 / torch.arange(1, 4001).double()).ceil()
+    weight = torch.randn(4000, DIM, generator=GENERATOR)
+    layer = table(weight, counts, by_count=True)
+    for name, settings in [
+        ("drop_rare", {"share": 0.1}),
+        ("magnitude_rows", {"share": 0.1}),
+        ("magnitude_elements", {"density": 0.2}),
+    ]:
+        whole = predicted_loss(layer, made(name, layer, **settings))
+        sample = layer.sampled(1000)
+        found = predicted_loss(sample, made(name, sample, **settings))
+        assert found == pytest.approx(whole, rel=0.25), name
+
+
+def test_columns_that_are_dropped_are_the_mean():
+    layer = table()
+    served = made("magnitude_columns", layer, columns=3, storage="float32")
+    kept = served.decode.columns.long()
+    mean = (layer.weight.double() * layer.counts[:, None]).sum(0) / layer.counts.sum()
+    variance = ((layer.weight - mean).square() * layer.counts[:, None]).sum(0)
+    assert set(kept.tolist()) == set(variance.argsort(descending=True)[:3].tolist())
+    found = rows_of(served)
+    assert torch.allclose(found[:, kept], layer.weight[:, kept], atol=1e-6)
+    rest = [c for c in range(DIM) if c not in kept.tolist()]
+    assert torch.allclose(found[:, rest], mean[rest].float().expand(ROWS, -1), atol=1e-6)
+
+
+def test_sparse_rows_count_values_columns_and_starts():
+    served = made("magnitude_elements", table(), density=0.25, dropped="zero")
+    assert module_bytes(served) == 80 * 3 + 4 * (ROWS + 1)
+    assert int((rows_of(served) != 0).sum()) == 80
+
+
+def test_fisher_svd_with_equal_weights_is_svd():
+    for layer in (table(), linear()):
+        even = torch.full((len(layer.weight),), 3.0, dtype=torch.float64)
+        weighted = replace(layer, statistics=replace(layer.statistics, fisher=even), _shared={})
+        for rank in (1, 3):
+            plain, found = (made("svd", layer, rank=rank), made("fisher_svd", weighted, rank=rank))
+            assert torch.allclose(rows_of(found), rows_of(plain), atol=1e-5)
+
+
+def test_fisher_svd_is_closest_where_gradients_are_large():
+    layer = table()
+    fisher = torch.full((ROWS,), 1e-6, dtype=torch.float64)
+    fisher[:2] = 1  # two rows span a plane
+    weighted = replace(layer, statistics=replace(layer.statistics, fisher=fisher), _shared={})
+    off = rows_of(made("fisher_svd", weighted, rank=2)) - layer.weight
+    assert off[:2].abs().max() < 0.05 < off[2:].abs().max()
+
+
+def test_a_monarch_matrix_is_found_again():
+    left, right = (torch.randn(*s, generator=GENERATOR) for s in ((3, 4, 4), (4, 3, 3)))
+    weight = torch.einsum("koi,ikq->okiq", left, right).reshape(12, 12)
+    layer = linear(12, 12, weight)
+    served = made("monarch", layer, blocks=4, storage="float32")
+    assert torch.allclose(rows_of(served), weight, atol=1e-5)
+    x = torch.randn(5, 12, generator=GENERATOR)
+    assert torch.allclose(served(x), x @ weight.T + served.bias, atol=1e-4)
+    assert module_bytes(served) == 4 * (12 * 7 + 12)
+
+
+def test_a_correction_of_full_rank_makes_up_for_all_that_rounding_lost():
+    layer = linear()
+    served = made("eora", layer, rank=16, storage="row_int2")
+    assert torch.allclose(rows_of(served), layer.weight, atol=5e-3)
+
+
+def test_a_correction_of_rank_r_loses_the_eigenvalues_that_are_left_out():
+    layer = linear()
+    plain = predicted_loss(layer, made("row_int2", layer))
+    lost = (layer.weight - rows_of(made("row_int2", layer))).double()
+    spectrum = torch.linalg.eigvalsh(lost @ layer.inputs.second @ lost.T).flip(0)
+    losses = []
+    for rank in (2, 4, 8):
+        served = made("eora", layer, rank=rank, storage="row_int2")
+        off = (layer.weight - rows_of(served)).double()
+        error = float((off @ layer.inputs.second * off).sum())
+        assert error == pytest.approx(float(spectrum[rank:].sum()), rel=1e-2)
+        losses.append(predicted_loss(layer, served))
+    assert losses == sorted(losses, reverse=True) and losses[0] < plain
+
+
+@pytest.mark.parametrize("make", [table, linear])
+def test_low_rank_and_a_rounded_rest_are_better_than_rounding_alone(make):
+    layer = make()
+    together = made("low_rank_quantized", layer, rank=2, storage="column_mixed2")
+    alone = made("column_quantized", layer, storage="column_mixed2")
+    assert predicted_loss(layer, together) < predicted_loss(layer, alone)
+
+
+def test_bytes_multiply_to_what_rounded_numbers_do():
+    layer = linear()
+    served = made("dense_int8", layer)
+    x = torch.randn(7, 16, generator=GENERATOR)
+    low, high = x.amin(1, keepdim=True).clamp_max(0), x.amax(1, keepdim=True).clamp_min(0)
+    assert ((served(x) - x @ rows_of(served).T - served.bias).abs() < (high - low) / 8).all()
+    coarse = torch.arange(16.0)[None] * 17  # already on a grid of 256 steps
+    expected = coarse @ rows_of(served).T + served.bias
+    assert torch.allclose(served(coarse), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_rounding_the_inputs_is_part_of_the_predicted_loss():
+    layer = linear()
+    served = made("dense_int8", layer)
+    x = torch.randn(20_000, 16, generator=GENERATOR) * torch.linspace(0.1, 3, 16)
+    second, spread = (x.T @ x / len(x)).double(), x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)
+    statistics = LinearStatistics(x.mean(0).double(), second, spread=float(spread.square().mean()))
+    layer = replace(layer, statistics=statistics, _shared={})
+    served = made("dense_int8", layer)
+    real = (served(x) - (x @ layer.weight.T + layer.bias)).square().sum(1).mean() / 2
+    assert predicted_loss(layer, served) == pytest.approx(float(real), rel=0.1)
