@@ -81,6 +81,7 @@ class CompareSettings:
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
     min_count: int = 2  # ids seen fewer times share one row
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    solver: str = "exact"  # of the plans, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
     tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
 
@@ -95,6 +96,7 @@ class CompareSettings:
         other = sorted(set(self.model_settings) - set(self.models))
         if other:
             raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
+        solvers.get(self.solver)
 
 
 def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:

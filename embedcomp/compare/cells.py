@@ -19,6 +19,7 @@ ORIGINAL = "original"  # the trained model
 CONTROL = "control"  # the original, trained on for the epochs of tuning
 PLANNED = "planned"  # the planner's mix of all methods that are compared
 KEEP = "keep"  # the method that changes nothing
+UNLIMITED = "100%"  # the budget of what is not compressed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,10 @@ def setup(log: ClickLog, settings: CompareSettings, model: str) -> dict[str, Any
         "model": source(settings, model).model_dump(),
         "train": {name: value for name, value in train.items() if name != "seed"},
         "tune": {name: value for name, value in tune.items() if name not in ("seed", "epochs")},
-        **{name: getattr(settings, name) for name in ("split", "min_count", "measure_rows")},
+        **{
+            name: getattr(settings, name)
+            for name in ("split", "min_count", "measure_rows", "solver")
+        },
     }
 
 
@@ -102,9 +106,10 @@ def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
     """How the cell's model is compressed."""
     planned = cell.method == PLANNED
     return CompressSettings(
-        budget=cell.budget,
+        budget=cell.budget or UNLIMITED,
         methods=singles(settings.methods) if planned else (cell.method,),
         measure_rows=settings.measure_rows,
+        solver=settings.solver,
         tune=tuning(settings, cell),
     )
 

@@ -146,6 +146,7 @@ def test_other_settings_are_other_results(out: Path, log: ClickLog, tmp_path: Pa
         "training": {"train": TrainSettings(epochs=2, batch_rows=1024)},
         "split": {"split": "test"},
         "rows": {"measure_rows": 100},
+        "solver": {"solver": "greedy"},
         "methods": {"methods": ("row_int8",)},
     }.items():
         settings = replace(SETTINGS, **changes)
