@@ -2,7 +2,7 @@
 
 Source: CoSpaDi, arXiv 2509.22075; orthogonal matching pursuit, and the method of optimal directions
 (MOD, Engan et al. 1999) for the dictionary. Coefficients are signed bytes in steps of an atom's own
-largest: two such atoms take less than one with a 16-bit coefficient and half the error.
+largest: in 12 bytes a row they left 0.0056 of a table's squares, 16-bit ones 0.0076.
 """
 
 from __future__ import annotations
