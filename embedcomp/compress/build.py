@@ -24,6 +24,14 @@ from embedcomp.served.linear import CompressedLinear, CorrectedLinear, LowRankLi
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 
+# the same where a method is a baseline, or chooses more than the storage
+FEW_STORAGES: tuple[FactorStorage, ...] = (
+    "float16",
+    "column_int8",
+    "column_mixed4",
+    "column_mixed3",
+)
+
 S = TypeVar("S")
 
 COLUMN_STORAGES: tuple[ColumnStorage, ...] = get_args(ColumnStorage)

@@ -52,6 +52,7 @@ class Menu(Sequence[Choice]):
         return len(self.found)
 
 
+@torch.no_grad()
 def choices(layer: Layer, names: Iterable[str]) -> Menu:
     """Every candidate of these methods, with its bytes and its predicted loss.
 

@@ -24,7 +24,6 @@ from embedcomp.served.table import CompressedTable
 SHARES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)  # of a table's rows, worth trying
 FEWEST = 8  # rows that are worth keeping
 RANKS = (None, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # coarse, since rows are chosen as well
-STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8", "column_mixed4", "column_mixed3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def candidates(spec: Spec, kind: type[Settings]) -> list[Settings]:
         if share * spec.rows >= FEWEST
         for rank in RANKS
         if rank is None or rank < spec.dim
-        for storage in STORAGES
+        for storage in build.FEW_STORAGES
     ]
 
 

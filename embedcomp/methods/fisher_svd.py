@@ -30,7 +30,7 @@ def candidates(spec: Spec) -> list[Settings]:
         Settings(rank=k, storage=storage)
         for k in build.ranks(spec)
         if k
-        for storage in build.FACTOR_STORAGES
+        for storage in build.FEW_STORAGES
     ]
 
 

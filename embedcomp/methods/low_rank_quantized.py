@@ -21,7 +21,7 @@ from embedcomp.served.decode import Affine
 from embedcomp.served.linear import CorrectedLinear
 from embedcomp.served.table import CompressedTable
 
-TURNS = 6
+TURNS = 4
 RANKS = (1, 2, 4, 8, 16)
 
 Rounded = Literal["row_int4", "row_int2", "column_int4", "column_mixed3", "column_mixed2"]

@@ -22,8 +22,6 @@ from embedcomp.served.formats import FactorStorage
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedTable
 
-STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8", "column_mixed4", "column_mixed3")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -40,7 +38,7 @@ def candidates(spec: Spec) -> list[Settings]:
         Settings(columns=columns, storage=storage)
         for columns in build.ranks(spec)
         if 0 < columns < spec.dim
-        for storage in STORAGES
+        for storage in build.FEW_STORAGES
     ]
 
 
