@@ -190,9 +190,6 @@ import sys
 import numpy as np, torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embedcomp
-from embedcomp import methods
-from embedcomp.compress.contract import LinearSpec, Spec
-from embedcomp.compress.layers import find
 held = torch.load(sys.argv[2])
 sparse = KeyedJaggedTensor(keys=list("abcd"), values=held["values"], lengths=held["lengths"])
 try:
@@ -372,9 +369,6 @@ WITHOUT_TORCH = """
 import sys
 import pyarrow as pa
 import embedcomp
-from embedcomp import methods
-from embedcomp.compress.contract import LinearSpec, Spec
-from embedcomp.compress.layers import find
 scorer = embedcomp.Scorer.open(sys.argv[1])
 types = {name: scorer.features.column_type(name) for name in scorer.features.names}
 rows = pa.RecordBatch.from_pydict({name: pa.nulls(3, kind) for name, kind in types.items()})
