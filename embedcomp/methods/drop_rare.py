@@ -6,7 +6,7 @@ What is dropped is replaced by its mean, weighted by counts (the codebook of Sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,31 +18,27 @@ from embedcomp.served.index import IndexForm
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(FewerRows):
-    pass
+    index: IndexForm = "map"  # "cut" needs no map, where rows lie in order of count
 
 
 def candidates(spec: Spec) -> list[Settings]:
-    return fewer_rows.candidates(spec, Settings)
+    form: IndexForm = "cut" if isinstance(spec, TableSpec) and spec.by_count else "map"
+    return [replace(settings, index=form) for settings in fewer_rows.candidates(spec, Settings)]
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
-    return fewer_rows.empty(spec, _form(spec), settings)
+    return fewer_rows.empty(spec, settings.index, settings)
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    form = _form(layer.spec)
-    if form == "cut" or layer.counts is None:
+    if settings.index == "cut" or layer.counts is None:
         order = torch.arange(len(layer.weight))
     else:
         order = torch.argsort(layer.counts, descending=True, stable=True)
     return fewer_rows.compress(
         layer,
-        form,
+        settings.index,
         settings,
-        f"drop_rare {settings.share}",
+        f"drop_rare {settings.share} {settings.index}",
         lambda: fewer_rows.first(layer, order, settings.share),
     )
-
-
-def _form(spec: Spec) -> IndexForm:
-    return "cut" if isinstance(spec, TableSpec) and spec.by_count else "map"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress import solvers
-from embedcomp.compress.choices import choices, total_bytes, total_loss
+from embedcomp.compress.choices import choices, empty_bytes, total_bytes, total_loss
+from embedcomp.compress.contract import TableSpec
+from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
 from embedcomp.compress.planner import plan
 from embedcomp.compress.search import LeastBytes, LeastLoss, Search
@@ -237,8 +240,6 @@ def test_what_is_not_compressed_is_listed_with_its_reason():
 def test_values_that_a_storage_cannot_hold_are_left_out_of_the_choices(caplog):
     model = nn.ModuleDict({"l": nn.Linear(4, 4)})
     model["l"].weight.data *= 1e7
-    from embedcomp.compress.layers import find
-
     layer = find(model, {}).layers["l"]
     assert [c.method for c in choices(layer, ["row_int8"])] == []
     assert "l: " in caplog.text and "do not fit row_int8" in caplog.text
@@ -280,3 +281,16 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     asked.clear()
     again = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
     assert again == alone and not asked
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
+    """What a method reads off the counts must be in its settings: an artifact has no counts."""
+    model = small.model()
+    for layer in find(model, {}).layers.values():
+        spec = layer.spec
+        if isinstance(spec, TableSpec):
+            spec = replace(spec, by_count=True)
+        for settings in methods.get(name).candidates(spec):
+            planned, loaded = (empty_bytes(name, s, settings) for s in (spec, layer.spec))
+            assert planned == loaded, settings

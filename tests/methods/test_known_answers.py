@@ -80,7 +80,7 @@ def test_all_elements_are_the_matrix_in_half_precision():
 
 def test_rare_rows_are_the_mean_of_what_was_dropped():
     layer = table(by_count=True)
-    served = made("drop_rare", layer, share=0.25, storage="float32")
+    served = made("drop_rare", layer, share=0.25, storage="float32", index="cut")
     kept, weights = 10, layer.counts[10:]
     mean = (layer.weight[10:].double() * weights[:, None]).sum(0) / weights.sum()
     found = rows_of(served)
@@ -100,7 +100,8 @@ def test_a_table_in_any_order_takes_a_map_to_the_same_rows():
     layer = table(by_count=True)
     mixed = table(layer.weight[order], layer.counts[order])
     sorted_rows, found = (
-        rows_of(made("drop_rare", of, share=0.25, storage="float32")) for of in (layer, mixed)
+        rows_of(made("drop_rare", of, share=0.25, storage="float32", index=index))
+        for of, index in ((layer, "cut"), (mixed, "map"))
     )
     assert torch.allclose(found, sorted_rows[order], atol=1e-6)
     assert module_bytes(made("drop_rare", mixed, share=0.25)) == 2 * DIM * 11 + ROWS
