@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -29,6 +29,20 @@ def shown(title: str) -> Iterator[Watch]:
         *columns, console=console, transient=True, disable=not sys.stderr.isatty()
     ) as bar:
         yield _Shown(title, bar)
+
+
+@contextmanager
+def counted(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell how many of how many are done: a bar, or one line without a terminal."""
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not done and not sys.stderr.isatty():
+                console.print(f"{title}: {total}", highlight=False)
+
+        yield tell
 
 
 class _Shown:

@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from embedcomp.cli import bench, build, compress, evaluate, log, recompress, serve, submit, train
+from embedcomp.cli import (
+    bench,
+    build,
+    compress,
+    evaluate,
+    log,
+    measure,
+    recompress,
+    serve,
+    submit,
+    train,
+)
 from embedcomp.errors import EmbedcompError
 
 app = typer.Typer(
@@ -19,6 +30,7 @@ app.add_typer(log.app, name="log", help="Make and look at click logs.")
 app.command()(train.train)
 app.command()(compress.compress)
 app.command()(recompress.recompress)
+app.command()(measure.measure)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
 app.command()(bench.bench)

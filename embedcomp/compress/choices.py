@@ -33,14 +33,19 @@ class Choice:
 
 
 def choices(layer: Layer, names: Iterable[str]) -> list[Choice]:
-    """The candidates that no other one beats in both bytes and loss, smallest first.
+    """The candidates that no other one beats in both bytes and loss, smallest first."""
+    return front(candidates(layer, names))
+
+
+def candidates(layer: Layer, names: Iterable[str]) -> list[Choice]:
+    """Every candidate of the methods that the layer's values allow.
 
     Candidates are really made and read back, so that rounding counts; large tables are compressed
     on a sample of their rows (Layer.sampled).
     """
     is_table = isinstance(layer.spec, TableSpec)
     seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
-    return front([choice for name in names for choice in _of_method(name, layer.spec, seen)])
+    return [choice for name in names for choice in _of_method(name, layer.spec, seen)]
 
 
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
