@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -67,6 +67,20 @@ class Counted:
         self._bar.update(self._all, completed=self._done)
         line = f"[{self._done}/{self._steps}] {told}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell how many of how many are done: a bar, or one line without a terminal."""
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not done and not sys.stderr.isatty():
+                console.print(f"{title}: {total}", highlight=False)
+
+        yield tell
 
 
 class _Shown:

@@ -20,17 +20,20 @@ from torch import nn
 
 from embedcomp import artifact, methods
 from embedcomp.artifact import Artifact
-from embedcomp.compress import planner, statistics, swap, tune
+from embedcomp.compress import checked, planner, statistics, swap, tune
 from embedcomp.compress.auc import Noisy
+from embedcomp.compress.checked import Checked, CheckSettings, Counted
+from embedcomp.compress.choices import choices
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.search import Known
 from embedcomp.compress.sizes import model_bytes, parse_budget
+from embedcomp.compress.spread import Option, spread
 from embedcomp.compress.statistics import Statistics
-from embedcomp.errors import BadArtifact
+from embedcomp.errors import BadArtifact, BadModel
 from embedcomp.evaluate import quality
 from embedcomp.files import remove
-from embedcomp.log.batches import in_order
+from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
@@ -45,6 +48,7 @@ from embedcomp.train.tables import fast_tables
 
 VALID = "valid"  # the split that bounds on the AUC are read off
 MEASURE_BATCH_ROWS = 2048
+CHECK_BATCH_ROWS = 8192
 WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
 
 
@@ -209,6 +213,66 @@ def plan(
 def _noisy(scores: Quality, settings: CompressSettings) -> Noisy | None:
     """None: there is no AUC, and no bound on it either."""
     return Noisy.of(scores) if settings.max_auc_loss or not math.isnan(scores.auc) else None
+
+
+def options(
+    original: Artifact,
+    measured: Statistics,
+    settings: CompressSettings,
+    checking: CheckSettings,
+    rows: int,
+    watch: Counted = checked.quiet,
+) -> list[Option]:
+    """Options of all layers to hold predicted losses against measured ones on.
+
+    Args:
+        rows: that they will be measured on.
+
+    Raises:
+        BadModel: no method offers anything for any layer.
+    """
+    found = measured.measured(layers_of(original, original.model()))
+    names = [name for name in settings.methods or methods.names() if name != "keep"]
+    offered = {}
+    for done, (name, layer) in enumerate(found.layers.items()):
+        watch(done, len(found.layers))
+        offered[name] = choices(layer, names)
+    chosen = spread(offered, checking.options, checking.smallest(rows), checking.seed)
+    if not chosen:
+        reasons = [f"{name} {reason}" for name, reason in found.refused.items()]
+        said = f" ({reasons[0]})" if reasons else ""
+        raise BadModel(f"{original.folder} has no layer that the methods would change{said}")
+    return chosen
+
+
+def check_batches(original: Artifact, log: ClickLog, checking: CheckSettings) -> list[Batch]:
+    """About `rows` rows spread over the pieces of the split, kept in memory."""
+    pieces = log.pieces(checking.split)
+    share = min(1.0, checking.rows / sum(piece.rows for piece in pieces))
+    return [
+        batch
+        for piece in pieces
+        for batch in in_order(
+            log,
+            original.features,
+            [piece],
+            CHECK_BATCH_ROWS,
+            rows_per_piece=max(1, round(piece.rows * share)),
+        )
+    ]
+
+
+def check(
+    original: Artifact,
+    measured: Statistics,
+    chosen: Sequence[Option],
+    batches: Sequence[Batch],
+    watch: Counted = checked.quiet,
+) -> list[Checked]:
+    """Measure the increase of the log loss by each option alone."""
+    model = original.model()
+    layers = measured.measured(layers_of(original, model)).layers
+    return checked.check(model, layers, chosen, batches, watch)
 
 
 def compress(

@@ -13,6 +13,7 @@ from embedcomp.cli import (
     compress,
     evaluate,
     log,
+    measure,
     recompress,
     serve,
     submit,
@@ -31,6 +32,7 @@ app.command()(train.train)
 app.command()(compress.compress)
 app.command()(recompress.recompress)
 app.command()(compare.compare)
+app.command()(measure.measure)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
 app.command()(bench.bench)

@@ -89,7 +89,7 @@ def render(plan: Plan) -> Table:
     for column in ("bytes before", "after", "predicted loss"):
         table.add_column(column, justify="right")
     for planned in plan.layers:
-        settings = ", ".join(f"{name} {value}" for name, value in _chosen(planned))
+        settings = told(planned.method, planned.settings)
         sizes = f"{planned.bytes_before:,}", f"{planned.bytes_after:,}"
         shape = " x ".join(str(n) for n in planned.shape)
         loss = f"{planned.loss:.2e}"
@@ -99,10 +99,10 @@ def render(plan: Plan) -> Table:
     return table
 
 
-def _chosen(planned: Planned) -> list[tuple[str, Any]]:
-    """The settings that are not the method's defaults."""
-    defaults = {f.name: f.default for f in fields(methods.get(planned.method).Settings)}
-    return [(name, v) for name, v in planned.settings.items() if v != defaults[name]]
+def told(method: str, settings: Mapping[str, Any]) -> str:
+    """The settings that are not the method's defaults, for a person."""
+    defaults = {f.name: f.default for f in fields(methods.get(method).Settings)}
+    return ", ".join(f"{name} {v}" for name, v in settings.items() if v != defaults[name])
 
 
 def _title(plan: Plan) -> str:

@@ -164,6 +164,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         (["train", "log", "--model", "dlrm", "--out", "o", "--model-set", "widht=1"], "widht"),
         (["log", "synth", "log", "--rows", 5000], "holds a log already"),
         (["log", "synth", "tiny", "--rows", 10], "too small"),
+        (["measure", "small", "--log", "log"], "has no layer that the methods would change"),
+        (["measure", "model", "--log", "log", "--options", 2], "at least 3 are ranked"),
+        (["measure", "model", "--log", "log", "--rows", 1], "takes at least 2"),
+        (["measure", "model", "--log", "log", "--split", "later"], "no split 'later'"),
+        (["measure", "model", "--log", "log", "--methods", "x"], "no method 'x'"),
+        (["measure", "model", "--log", "log", "--set", "measured=1"], "measured"),
         (["predict", "--target", "127.0.0.1:1", "--log", "log"], "127.0.0.1:1"),
         ([*COMPRESS], "either a budget or max_auc_loss, but neither"),
         ([*COMPRESS, "--budget", "5x", "--frontier", "2x,5x"], "--frontier has its own budgets"),
@@ -201,6 +207,28 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     told = capsys.readouterr().err
     assert message in told and "Traceback" not in told
     assert not Path("o").exists()
+
+
+def test_predicted_losses_are_held_against_measured_ones(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    command = ["measure", "model", "--log", "log", "--methods", "low_rank, row_int4"]
+    assert run(monkeypatch, *command, "--rows", 300, "--least", 1e-8, "--json", "found.json") == 0
+    told = capsys.readouterr()
+    assert "Spearman" in told.out and "ranked most wrongly" in told.out
+    assert "options measured: 60" in told.err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["split"], found["rows"], len(found["options"])) == ("valid", 300, 60)
+    assert {o["method"] for o in found["options"]} == {"low_rank", "row_int4"}
+    assert {o["layer"] for o in found["options"]} == set(found["layers"])
+    assert sum(layer["options"] for layer in found["layers"].values()) == 60
+    assert -1 <= found["spearman"] <= 1 and found["spearman_expected"] > 0.9
+    few = ["measure", "model", "--log", "log", "--methods", "row_int4", "--json", "-"]
+    capsys.readouterr()
+    assert run(monkeypatch, *few) == 0
+    found = json.loads(capsys.readouterr().out)  # one option a layer, all that there are
+    assert found["layers"] and all(one["options"] == 1 for one in found["layers"].values())
 
 
 def test_a_users_own_model_is_loaded_and_compressed(

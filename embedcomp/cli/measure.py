@@ -1,0 +1,46 @@
+"""embedcomp measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcomp.cli.options import Changes, Json, show
+
+
+def measure(
+    model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    options: Annotated[int, typer.Option(help="Options measured, of all layers together.")] = 60,
+    rows: Annotated[int, typer.Option(help="Rows at most that each is measured on.")] = 200_000,
+    split: Annotated[str, typer.Option(help="Split that these rows are of.")] = "valid",
+    least: Annotated[
+        float, typer.Option(help="Smallest predicted increase; 0: what the rows can tell.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Equal seeds take equal options.")] = 0,
+    methods: Annotated[str, typer.Option(help="Methods to look at, comma-separated.")] = "",
+    changes: Changes = None,
+    json: Json = None,
+) -> None:
+    """How well predicted losses rank the true ones, which options swapped in one by one show."""
+    from embedcomp import recipes
+    from embedcomp.artifact import Artifact
+    from embedcomp.compress.checked import CheckSettings, render, summary
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.progress import steps
+    from embedcomp.settings import CompressSettings, changed
+
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = changed(CompressSettings(budget="100%", methods=names), changes or [])
+    checking = CheckSettings(options=options, rows=rows, split=split, least=least, seed=seed)
+    original, clicks = Artifact.open(model), ClickLog(log)
+    batches = recipes.check_batches(original, clicks, checking)
+    read = sum(map(len, batches))
+    measured = recipes.measure(original, clicks, settings)
+    with steps("layers whose candidates are made") as watch:
+        chosen = recipes.options(original, measured, settings, checking, read, watch)
+    with steps("options measured") as watch:
+        found = recipes.check(original, measured, chosen, batches, watch)
+    show(summary(found, read, split), render(found, read, split), json)
