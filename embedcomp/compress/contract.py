@@ -129,6 +129,12 @@ class Layer:
         return counts if bool(counts.any()) else None
 
     @property
+    def own_counts(self) -> Tensor | None:
+        """The same of each row alone: in a sample, `counts` are of all that a row stands for."""
+        counts = self.counts
+        return counts if counts is None or self.stands_for is None else counts / self.stands_for
+
+    @property
     def fisher(self) -> Tensor | None:
         """Squared gradients of the weight's rows, float64 [rows]; None: not measured."""
         return self.statistics.fisher

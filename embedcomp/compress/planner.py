@@ -13,9 +13,10 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress import solvers
-from embedcomp.compress.choices import Choice, empty_bytes, predicted_loss, total_bytes
+from embedcomp.compress.choices import Choice, empty_bytes, total_bytes
 from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.layers import Found
+from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.plan import Plan, Planned
 from embedcomp.compress.search import Goal, Known, LeastBytes, LeastLoss, Search
 from embedcomp.compress.sizes import module_bytes

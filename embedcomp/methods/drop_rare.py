@@ -31,10 +31,10 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    if settings.index == "cut" or layer.counts is None:
+    if settings.index == "cut" or layer.own_counts is None:
         order = torch.arange(len(layer.weight))
     else:
-        order = torch.argsort(layer.counts, descending=True, stable=True)
+        order = torch.argsort(layer.own_counts, descending=True, stable=True)
     return fewer_rows.compress(
         layer,
         settings.index,

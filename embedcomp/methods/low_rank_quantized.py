@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from embedcomp.compress import build
 from embedcomp.compress.algebra import basis
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
 from embedcomp.compress.factors import layer_moments, output_basis
+from embedcomp.compress.loss import predicted_loss
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import CorrectedLinear
 from embedcomp.served.table import CompressedTable
@@ -66,15 +66,12 @@ def _linear(layer: Layer, settings: Settings) -> Served:
         served.second.fill(found.decoder[:rank].T)
         product = served.second.to_float().double() @ served.first.to_float().double().T
         served.stored.fill(weight - product, layer.output_weights, second.diagonal())
+        build.keep_mean(served, layer)
         rest = served.stored.to_float().double()
-        off = weight - rest - product
-        left = off if layer.gradient is None else layer.gradient @ off
-        error = float(((left @ second) * off).sum())
-        if error >= least:
+        loss = predicted_loss(layer, served)
+        if loss >= least:
             break
-        best, least = served, error
-    assert isinstance(best, CorrectedLinear)
-    build.keep_mean(best, layer)
+        best, least = served, loss
     return best
 
 
@@ -94,14 +91,8 @@ def _table(layer: Layer, settings: Settings) -> Served:
         both = torch.cat([codes, centred - codes @ decoder], 1)
         served.fill(both, counts, weights)
         rest = served.stored.to_float()[:, rank:]
-        error = _error(layer, served.to_float() - layer.weight)
-        if error >= least:
+        loss = predicted_loss(layer, served)
+        if loss >= least:
             break
-        best, least = served, error
+        best, least = served, loss
     return best
-
-
-def _error(layer: Layer, off: Tensor) -> float:
-    left = off if layer.gradient is None else off @ layer.gradient.float()
-    each = (left * off).sum(1).double()
-    return float(each.sum() if layer.counts is None else layer.counts @ each)

@@ -17,6 +17,7 @@ from embedcomp.compress import fewer_rows
 from embedcomp.compress.contract import Layer, Served, Spec
 from embedcomp.compress.factors import layer_moments
 from embedcomp.compress.fewer_rows import FewerRows
+from embedcomp.compress.loss import row_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,7 @@ def _order(layer: Layer, settings: Settings) -> Tensor:
     off = layer.weight
     if settings.dropped == "mean":
         off = off - layer_moments(layer)[0].float()
-    weighted = settings.weighting == "loss" and layer.gradient is not None
-    sizes = (((off @ layer.gradient.float()) * off) if weighted else off.square()).sum(1)  # type: ignore[union-attr]
-    if settings.weighting == "loss" and layer.counts is not None:
-        sizes = sizes * layer.counts
-        if layer.stands_for is not None:  # the counts are of all rows that one stands for
-            sizes = sizes / layer.stands_for
+    sizes = row_errors(off, layer.gradient if settings.weighting == "loss" else None)
+    if settings.weighting == "loss" and layer.own_counts is not None:
+        sizes = sizes * layer.own_counts
     return torch.argsort(sizes, descending=True, stable=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedcomp import methods
-from embedcomp.compress.choices import empty_bytes, predicted_loss
+from embedcomp.compress.choices import empty_bytes
 from embedcomp.compress.contract import (
     Layer,
     LinearSpec,
@@ -16,6 +16,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.rotation import rotation
 from embedcomp.errors import BadSettings
 from embedcomp.methods import (

@@ -51,6 +51,9 @@ def candidates():
                 yield pytest.param(name, spec, settings, id=f"{name}-{spec.name}-{label}")
 
 
+# their codes are so coarse that a step of length 1 over a whole table can leave all as they are
+COARSE = ("column_quantized", "product_quantization", "weight_clustering")
+
 every_candidate = pytest.mark.parametrize(("name", "spec", "settings"), list(candidates()))
 
 
@@ -181,8 +184,10 @@ def test_it_trains_thawed_and_serves_what_was_trained(name, spec, settings):
         for parameter in (p for p in served.parameters() if p.numel()):
             assert parameter.grad is not None
             gradient = parameter.grad.to_dense()
-            # a step that takes some row to another code
-            parameter.sub_(4 * gradient / gradient.abs().max().clamp_min(1e-9))
+            step = gradient / gradient.norm().clamp_min(1e-9)
+            if name in COARSE:
+                step = 4 * gradient / gradient.abs().max().clamp_min(1e-9)
+            parameter.sub_(step)
         trained = served(*arguments)
         freeze(served)
         assert torch.equal(served(*arguments), trained)

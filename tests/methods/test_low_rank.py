@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from embedcomp.compress.algebra import DAMPING, basis, moments
-from embedcomp.compress.choices import predicted_loss
 from embedcomp.compress.contract import (
     Layer,
     LinearSpec,
@@ -12,6 +11,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.compress.loss import predicted_loss
 from embedcomp.errors import BadSettings
 from embedcomp.methods import low_rank, svd
 
