@@ -26,6 +26,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.log.vocabulary import RESERVED
 from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
 
@@ -37,7 +38,6 @@ _ACTIVATIONS = {
     nn.SiLU: "silu",
 }
 _PASSED_OVER = (nn.Dropout, nn.Identity)
-RESERVED = 2  # rows at the front of a table, of unknown ids and of nulls
 _TABLES = (nn.EmbeddingBag, nn.Embedding)
 
 

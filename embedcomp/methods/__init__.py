@@ -6,18 +6,16 @@ What a method's file holds is written in embedcomp/compress/contract.py.
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import cast
 
+from embedcomp import registry
 from embedcomp.compress.contract import Method
-from embedcomp.errors import BadSettings
 
 
 @cache
 def names() -> list[str]:
     """Names of all methods: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return registry.names(__path__)
 
 
 def get(name: str) -> Method:
@@ -26,6 +24,4 @@ def get(name: str) -> Method:
     Raises:
         BadSettings: there is no such method.
     """
-    if name not in names():
-        raise BadSettings(f"there is no method {name!r}; the methods are: {', '.join(names())}")
-    return cast(Method, import_module(f"{__name__}.{name}"))
+    return cast(Method, registry.get(__name__, __path__, "method", name))

@@ -6,24 +6,13 @@ has to be calibrated. What rounding the inputs costs is part of the predicted lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from embedcomp.compress.contract import LinearSpec, Spec
+from embedcomp.compress.whole import Settings, in_storage
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
+__all__ = ["Settings", "candidates", "compress", "empty"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    pass
+empty, compress = in_storage(lambda spec: "symmetric_int8")
 
 
 def candidates(spec: Spec) -> list[Settings]:
     return [Settings()] if isinstance(spec, LinearSpec) else []
-
-
-def empty(spec: Spec, settings: Settings) -> Served:
-    return build.plain(spec, "symmetric_int8")
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, "symmetric_int8")

@@ -7,46 +7,14 @@ again. Rows without a gradient are clamped: they weigh as little as the least of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from embedcomp.compress import build
 from embedcomp.compress.algebra import Basis, basis, gram
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import fill_linear, fill_table
-from embedcomp.served.formats import FactorStorage
+from embedcomp.compress.contract import Layer, LinearSpec
+from embedcomp.compress.truncated import Settings, by, candidates, empty
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    rank: int
-    storage: FactorStorage = "float32"
-
-
-def candidates(spec: Spec) -> list[Settings]:
-    return [
-        Settings(rank=k, storage=storage)
-        for k in build.ranks(spec)
-        if k
-        for storage in build.FEW_STORAGES
-    ]
-
-
-def empty(spec: Spec, settings: Settings) -> Served:
-    bias = isinstance(spec, LinearSpec) and spec.bias
-    return build.low_rank(spec, settings.rank, settings.storage, bias=bias)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    served = empty(layer.spec, settings)
-    found = layer.shared("fisher_svd", lambda: _basis(layer))
-    if isinstance(layer.spec, LinearSpec):
-        fill_linear(served, layer, found, settings.rank, refit=False)
-    else:
-        fill_table(served, layer, found, settings.rank, None, refit=False)
-    return served
+__all__ = ["Settings", "candidates", "compress", "empty"]
 
 
 def _basis(layer: Layer) -> Basis:
@@ -62,3 +30,6 @@ def _clamped(layer: Layer) -> Tensor:
     if found is None or not bool((found > 0).any()):
         return torch.ones(len(layer.weight)).double()
     return found.clamp_min(float(found[found > 0].min()))
+
+
+compress = by("fisher_svd", _basis)

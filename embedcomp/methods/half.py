@@ -6,29 +6,9 @@ that fp16 would overflow are refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from embedcomp.compress.contract import TableSpec
+from embedcomp.compress.whole import Settings, candidates, in_storage
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.served.formats import Storage
+__all__ = ["Settings", "candidates", "compress", "empty"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    pass
-
-
-def candidates(spec: Spec) -> list[Settings]:
-    return [Settings()]
-
-
-def empty(spec: Spec, settings: Settings) -> Served:
-    return build.plain(spec, _storage(spec))
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, _storage(layer.spec))
-
-
-def _storage(spec: Spec) -> Storage:
-    return "float16" if isinstance(spec, TableSpec) else "bfloat16"
+empty, compress = in_storage(lambda spec: "float16" if isinstance(spec, TableSpec) else "bfloat16")

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from embedcomp.compress.whole import Settings, candidates, in_storage
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec
+__all__ = ["Settings", "candidates", "compress", "empty"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    pass
-
-
-def candidates(spec: Spec) -> list[Settings]:
-    return [Settings()]
-
-
-def empty(spec: Spec, settings: Settings) -> Served:
-    return build.plain(spec, "float32")
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, "float32")
+empty, compress = in_storage(lambda spec: "float32")

@@ -6,16 +6,14 @@ whose forward takes dense float32 [B, D] and a KeyedJaggedTensor of ids and give
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 
-from embedcomp.errors import BadSettings
+from embedcomp import registry
 
 
 def names() -> list[str]:
     """Names of all models: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return registry.names(__path__)
 
 
 def get(name: str) -> ModuleType:
@@ -24,6 +22,4 @@ def get(name: str) -> ModuleType:
     Raises:
         BadSettings: there is no such model.
     """
-    if name not in names():
-        raise BadSettings(f"there is no model {name!r}; the models are: {', '.join(names())}")
-    return import_module(f"{__name__}.{name}")
+    return registry.get(__name__, __path__, "model", name)

@@ -19,7 +19,7 @@ from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.scoring import compiled, native
-from embedcomp.scoring.alone import stand_alone_from_log
+from embedcomp.scoring.alone import as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
 from embedcomp.scoring.by_engine import ByEngine
 from embedcomp.scoring.inputs import leaves
@@ -70,13 +70,8 @@ def in_memory(
     alone = made.standalone
     if alone.graph is None or native.library() is None:
         return _portable(alone, Portable(alone, made.program, made.held))
-    held = {name: _bits(tensor).numpy() for name, tensor in made.held.items()}
+    held = {name: as_array(tensor) for name, tensor in made.held.items()}
     return ByEngine(alone, held, threads, precision)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """numpy has no bfloat16; the engine reads its bits, as it does from a file."""
-    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _portable(alone: Standalone, portable: Portable) -> ByTorch:

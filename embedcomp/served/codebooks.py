@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embedcomp.scoring.codes import LARGEST, Codes
-from embedcomp.served.formats import FP16_MAX, CannotStore, Format
+from embedcomp.served.formats import FP16_MAX, Format, refuse_beyond
 from embedcomp.served.kmeans import SAMPLED, nearest, seen, words_of
 from embedcomp.served.pursuit import dictionary_of, pursued, summed
 
@@ -49,7 +49,7 @@ class Product:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> Tensor:
-        refuse(weight, self.codes.name)
+        refuse_beyond(FP16_MAX, weight, self.codes.name)
         grid = self.empty_grid(weight.shape[1])
         for first, last in pairwise(self.codes.edges(weight.shape[1])):
             scales = _scales(column_weights, first, last)
@@ -99,7 +99,7 @@ class Clustered:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> Tensor:
-        refuse(weight, self.codes.name)
+        refuse_beyond(FP16_MAX, weight, self.codes.name)
         rows, w = seen(weight, row_weights, SAMPLED // max(weight.shape[1], 1) + 1)
         columns = torch.ones(weight.shape[1]) if column_weights is None else column_weights
         weights = w[:, None] * columns.double()
@@ -141,11 +141,11 @@ class SparseDictionary:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> Tensor:
-        refuse(weight, self.codes.name)
+        refuse_beyond(FP16_MAX, weight, self.codes.name)
         scales = _scales(column_weights, 0, weight.shape[1])
         sizes = self.codes.words, self.codes.parts
         atoms = dictionary_of(weight * scales, row_weights, *sizes) / scales
-        refuse(atoms, self.codes.name)
+        refuse_beyond(FP16_MAX, atoms, self.codes.name)
         return torch.cat([atoms, scales[None]]).half()
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
@@ -168,13 +168,6 @@ class SparseDictionary:
     def _atoms(self, grid: Tensor) -> Tensor:
         """What one step of a coefficient adds, float32 [atoms, width]."""
         return grid[:-1].float() / LARGEST
-
-
-def refuse(values: Tensor, storage: str) -> None:
-    """Raises CannotStore if 16-bit floats cannot hold the values."""
-    largest = values.abs().max().nan_to_num(torch.inf).item() if values.numel() else 0.0
-    if largest > FP16_MAX:
-        raise CannotStore(largest, storage)
 
 
 def _scales(column_weights: Tensor | None, first: int, last: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import FP16_MAX, CannotStore
+from embedcomp.served.formats import FP16_MAX, refuse_beyond
 from embedcomp.served.rows import StoredRows
 
 
@@ -45,8 +45,7 @@ class CsrRows(StoredRows):
             CannotStore: a value is not finite in fp16.
         """
         weight = weight.detach().float()
-        if weight.numel() and not bool(weight.abs().max() <= FP16_MAX):
-            raise CannotStore(float(weight.abs().max()), "csr")
+        refuse_beyond(FP16_MAX, weight, "csr")
         kept = largest(weight.abs().reshape(-1), self.nonzeros).view(weight.shape)
         self.starts[1:] = kept.sum(1).cumsum(0)
         self.columns = kept.nonzero()[:, 1].to(self.columns.dtype)

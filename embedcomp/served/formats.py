@@ -129,8 +129,8 @@ class Plain:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> None:
-        if self.dtype == torch.float16 and _largest(weight) > FP16_MAX:
-            raise CannotStore(_largest(weight), "float16")
+        if self.dtype == torch.float16:
+            refuse_beyond(FP16_MAX, weight, "float16")
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         return weight.to(self.dtype)
@@ -163,8 +163,8 @@ class RowWise:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> None:
-        if _largest(weight) > FP16_MAX:  # the smallest of a row is stored in fp16
-            raise CannotStore(_largest(weight), f"row_int{self.bits}")
+        # the smallest of a row is stored in fp16
+        refuse_beyond(FP16_MAX, weight, f"row_int{self.bits}")
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         missing = self._padded(weight.shape[1]) - weight.shape[1]
@@ -196,8 +196,7 @@ class Symmetric:
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> None:
-        if _largest(weight) > 127 * FP16_MAX:
-            raise CannotStore(_largest(weight), "symmetric_int8")
+        refuse_beyond(127 * FP16_MAX, weight, "symmetric_int8")
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         largest = weight.abs().amax(1, keepdim=True) if weight.shape[1] else weight.new_zeros(1, 1)
@@ -361,9 +360,11 @@ def shared_out(total: int, errors: Tensor) -> Tensor:
     return torch.tensor(bits, dtype=torch.float32)
 
 
-def _largest(weight: Tensor) -> float:
-    """The largest magnitude; NaN counts as infinite."""
-    return weight.abs().max().nan_to_num(torch.inf).item() if weight.numel() else 0.0
+def refuse_beyond(most: float, values: Tensor, storage: str) -> None:
+    """Raises CannotStore if a magnitude is larger than `most`, or is not a number."""
+    largest = values.abs().max().nan_to_num(torch.inf).item() if values.numel() else 0.0
+    if largest > most:
+        raise CannotStore(largest, storage)
 
 
 def _codes(values: Tensor, grid: Tensor, levels: int | Tensor) -> Tensor:

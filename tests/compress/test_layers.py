@@ -112,8 +112,8 @@ def test_a_sample_of_a_table_keeps_the_most_looked_up_rows_and_the_total():
     sample = layer.sampled(100)
     assert sample.spec.rows == len(sample.weight) == 100
     order = layer.counts.argsort(descending=True, stable=True)
-    found = {tuple(row) for row in sample.weight.tolist()}
-    assert {tuple(row) for row in layer.weight[order[:50]].tolist()} <= found
+    kept = torch.cat([order[:50], order[52::5]]).sort().values  # and every fifth of the others
+    assert torch.equal(sample.weight, layer.weight[kept])
     assert float(sample.stands_for.sum()) == 300
     assert float(sample.counts.sum()) == pytest.approx(float(layer.counts.sum()), rel=0.05)
     assert layer.sampled(300) is layer

@@ -26,6 +26,8 @@ from tests.compress import small
 
 WHOLE = model_bytes(small.model())["total"]
 SHARES = (0.9, 0.5, 0.2, 0.08, 0.04)
+# with these every byte lowers the loss; rows that are never looked up cost nothing to drop
+SPENDING = ("half", "row_int8", "row_int4", "svd", "low_rank")
 
 
 @cache
@@ -86,7 +88,8 @@ def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     found = planned(share)
     _, compressed = applied(share)
     assert model_bytes(compressed)["total"] == found.bytes_after <= found.budget_bytes
-    assert found.bytes_after > 0.6 * found.budget_bytes
+    few = planned(share, SPENDING)
+    assert few.bytes_after > 0.7 * few.budget_bytes
 
 
 def test_more_bytes_never_predict_more_loss():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,9 +86,10 @@ def test_scores_are_the_models(case: Case, swap: dict[str, Any], tmp_path: Path)
     scorer = saved(case, tmp_path)
     inputs = case.inputs(2)
     found = scorer.score(inputs)
-    # the last bit of a sum can decide to which of its steps an input is rounded, and where torch
-    # scores, products are in float32
-    close = {"half": 2e-3, "dense_int8": 2e-2}.get(swap.get("method", ""), CLOSE)
+    # the last bit of a sum can decide to which of its steps an input is rounded
+    close = {"half": 2e-3, "dense_int8": 2e-3}.get(swap.get("method", ""), CLOSE)
+    if swap.get("method") == "dense_int8" and not scorer.engine.startswith("compiled"):
+        close = 2e-2  # torch multiplies what was stored as bytes in float32
     np.testing.assert_allclose(found, probabilities(case, inputs), atol=close)
     # a row's score does not depend on the rows around it
     if scorer.engine.startswith("compiled"):
@@ -403,6 +405,8 @@ def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path
     np.testing.assert_allclose(whole, probabilities(case, (dense, mixed)), atol=CLOSE)
     with pytest.raises(BadRequest, match=r"'[ac]': differs between rows"):
         scorer.score(case.inputs(3), one_user=True)
+    with pytest.raises(BadRequest, match="give the user's columns apart"):
+        scorer.score(pa.RecordBatch.from_pydict({"a": [1]}), one_user=True)
 
 
 def test_an_unknown_user_feature_is_refused(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Protocol, cast
 
+from embedcomp import registry
 from embedcomp.compress.choices import Chosen, Menu
-from embedcomp.errors import BadSettings
 
 
 class Solver(Protocol):
@@ -33,7 +31,7 @@ class Solver(Protocol):
 @cache
 def names() -> list[str]:
     """Names of all solvers: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return registry.names(__path__)
 
 
 def get(name: str) -> Solver:
@@ -42,6 +40,4 @@ def get(name: str) -> Solver:
     Raises:
         BadSettings: there is no such solver.
     """
-    if name not in names():
-        raise BadSettings(f"there is no solver {name!r}; the solvers are: {', '.join(names())}")
-    return cast(Solver, import_module(f"{__name__}.{name}"))
+    return cast(Solver, registry.get(__name__, __path__, "solver", name))

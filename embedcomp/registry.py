@@ -1,0 +1,30 @@
+"""Folders that are registries: one file a thing, and the file's name is the thing's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+from embedcomp.errors import BadSettings
+
+
+def names(path: Iterable[str]) -> list[str]:
+    """Names of the files of a folder, a package's `__path__`."""
+    return sorted(module.name for module in iter_modules(path))
+
+
+def get(package: str, path: Iterable[str], kind: str, name: str) -> ModuleType:
+    """One file of a folder, imported; no other is.
+
+    Args:
+        kind: what the files are, for the error.
+
+    Raises:
+        BadSettings: there is no such file.
+    """
+    known = names(path)
+    if name not in known:
+        raise BadSettings(f"there is no {kind} {name!r}; the {kind}s are: {', '.join(known)}")
+    return import_module(f"{package}.{name}")
