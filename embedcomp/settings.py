@@ -37,7 +37,7 @@ class CompressSettings:
     def __post_init__(self) -> None:
         if bool(self.budget) == (self.max_auc_loss is not None):
             given = "both were given" if self.budget else "neither was given"
-            raise BadSettings(f"a plan needs either a budget or max_auc_loss, but {given}")
+            raise BadSettings(f"a plan needs either a budget or max_auc_loss, but {given}; give one")
         solvers.get(self.solver)
 
 
