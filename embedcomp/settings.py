@@ -36,8 +36,10 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         if bool(self.budget) == (self.max_auc_loss is not None):
-            given = "both were given" if self.budget else "neither was given"
-            raise BadSettings(f"a plan needs either a budget or max_auc_loss, but {given}; give one")
+            given = "both were" if self.budget else "neither was"
+            raise BadSettings(
+                f"a plan needs either a budget or max_auc_loss, but {given} given; give one"
+            )
         solvers.get(self.solver)
 
 
