@@ -97,6 +97,12 @@ def test_more_bytes_never_predict_more_loss():
     assert losses == sorted(losses)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.08])
+@pytest.mark.parametrize("name", ["low_rank", "svd"])
+def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
+    assert planned(share).loss <= planned(share, (name,)).loss
+
+
 @pytest.mark.parametrize("share", [0.5, 0.08])
 def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     model, found, measured = small.measured()
