@@ -37,16 +37,18 @@ def plan(
     *,
     most_loss: float | None = None,
     solver: str = "exact",
+    rest: Collection[str] = (),
     known: Known | None = None,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
     Args:
         budget: bytes of the whole served model; None: there is a bound on the loss instead.
-        names: methods that may be used; a layer that none of them takes is kept.
+        names: methods that may be used; a layer that none of them (or `rest`) takes is kept.
         single_valued: features with exactly one id in every row.
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/compress/solvers.
+        rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
 
     Raises:
@@ -62,6 +64,7 @@ def plan(
         readers(model),
         set(single_valued),
         solvers.get(solver),
+        rest,
         {} if known is None else known,
     )
     chosen = search.best(goal)

@@ -79,6 +79,7 @@ class Search:
     single method; the best plan that reaches the goal wins.
 
     Args:
+        rest: methods for a layer that none of `names` takes.
         known: choices that searches of the same layers share, whatever their methods and goals.
     """
 
@@ -87,6 +88,7 @@ class Search:
     readers: Mapping[str, Reader]
     single_valued: set[str]
     solver: Solver
+    rest: Collection[str] = ()
     known: Known = field(default_factory=dict)
     _options: dict[str, Menu] = field(default_factory=dict)
 
@@ -165,9 +167,14 @@ class Search:
 
     def _choices(self, name: str) -> Menu:
         if name not in self._options:
-            names = dict.fromkeys(["keep", *self.names])
+            names = ["keep", *(self._able(name, self.names) or self._able(name, self.rest))]
             self._options[name] = self._of(name, names, lambda: self.layers[name])
         return self._options[name]
+
+    def _able(self, name: str, offered: Collection[str]) -> list[str]:
+        """Those of the methods that take a layer."""
+        spec, others = self.layers[name].spec, dict.fromkeys(offered)
+        return [n for n in others if n != "keep" and methods.get(n).candidates(spec)]
 
     def _of(self, key: str, names: Collection[str], make: Callable[[], Layer]) -> Menu:
         """Choices of a layer, which is only made if some are not known under `key`."""

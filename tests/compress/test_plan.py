@@ -237,6 +237,17 @@ def test_a_plan_uses_only_the_methods_it_may(name):
     pytest.fail("not even the whole model fits")
 
 
+def test_layers_that_no_method_takes_are_left_to_the_rest():
+    model, found, measured = small.measured()
+    names, rest = ("drop_rare",), ("low_rank",)
+    made = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, rest=rest)
+    used = {kind: {p.method for p in made.layers if p.kind == kind} for kind in ("table", "linear")}
+    assert "drop_rare" in used["table"] <= {"drop_rare", "keep"}
+    assert "low_rank" in used["linear"] <= {"low_rank", "keep"}
+    with pytest.raises(BudgetTooSmall):
+        plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
+
+
 def test_what_is_not_compressed_is_listed_with_its_reason():
     model, found, measured = small.measured()
     found.refused["norm"] = "is a LayerNorm"
