@@ -80,7 +80,8 @@ class CompareSettings:
 
     models: tuple[str, ...]  # of embedcomp, or package.module:factory
     budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
-    methods: tuple[str, ...] = ()  # each alone, and the planned mix of them; empty: all
+    methods: tuple[str, ...] = ()  # of the planned mix; empty: all
+    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix
     seeds: int = 1  # of 0, 1, 2, ...
     tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more

@@ -62,14 +62,15 @@ def cells(settings: CompareSettings) -> list[Cell]:
 def _of_tuning(settings: CompareSettings, model: str, seed: int, epochs: int) -> list[Cell]:
     one = {"model": model, "seed": seed, "tune_epochs": epochs}
     found = [Cell(**one, method=CONTROL)] if epochs else []  # type: ignore[arg-type]
-    for method in (*singles(settings.methods), PLANNED):
+    alone = settings.alone
+    for method in (*(singles(settings.methods) if alone is None else alone), PLANNED):
         for budget in settings.budgets:
             found.append(Cell(**one, method=method, budget=budget))  # type: ignore[arg-type]
     return found
 
 
 def singles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The methods that are compared one by one; of none named, all."""
+    """The methods of the mix; of none named, all."""
     return names or tuple(name for name in methods.names() if name != KEEP)
 
 
@@ -124,7 +125,7 @@ def digest(value: Any) -> str:
 def _check(settings: CompareSettings) -> None:
     for budget in settings.budgets:
         parse_budget(budget, 1 << 40)
-    for name in (*settings.methods, *settings.rest):
+    for name in (*settings.methods, *(settings.alone or ()), *settings.rest):
         methods.get(name)
     for name in settings.models:
         if ":" not in name:

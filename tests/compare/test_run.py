@@ -177,6 +177,15 @@ def test_only_a_method_alone_leaves_layers_to_the_rest():
     assert found["planned"].methods == SETTINGS.methods and not found["planned"].rest
 
 
+@pytest.mark.parametrize("alone", [(), ("half",)])
+def test_few_methods_may_be_compared_alone_with_the_mix_of_all(alone):
+    settings = replace(SETTINGS, alone=alone)
+    compressed = [cell for cell in cells(settings) if cell.compressed]
+    assert {cell.method for cell in compressed} == {*alone, "planned"}
+    mixes = [compressing(settings, cell) for cell in compressed if cell.method == "planned"]
+    assert {mix.methods for mix in mixes} == {SETTINGS.methods}
+
+
 def test_a_method_that_takes_no_layer_says_so(
     log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
