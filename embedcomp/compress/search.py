@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -46,12 +46,17 @@ class LeastLoss:
         """What is to be small."""
         return total_loss(chosen)
 
+    def beside(self, bytes: int) -> LeastLoss:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, most_bytes=self.most_bytes - bytes)
+
 
 @dataclass(frozen=True)
 class LeastBytes:
     """Within a predicted loss, the fewest bytes."""
 
     most_loss: float
+    taken: int = 0  # bytes, beside what is chosen
 
     def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
         return solver.least_bytes(options, self.most_loss)
@@ -61,7 +66,11 @@ class LeastBytes:
 
     def objective(self, chosen: Chosen) -> float:
         """What is to be small."""
-        return total_bytes(chosen)
+        return self.taken + total_bytes(chosen)
+
+    def beside(self, bytes: int) -> LeastBytes:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, taken=self.taken + bytes)
 
 
 Goal = LeastLoss | LeastBytes
@@ -103,6 +112,23 @@ class Search:
         chosen = SMALLEST.solve(self.solver, options)
         assert chosen is not None
         return chosen
+
+    def near(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """The best plan from the readers on that these tables' choices make as narrow."""
+        return self._from(self._of_readers(chosen), goal)
+
+    def guess(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """What `near` begins with: its readers are those of the old choices."""
+        return goal.solve(self.solver, {**self._settled(), **self._of_readers(chosen)})
+
+    def menu(self, name: str) -> Menu:
+        """Choices of a layer with nothing folded into it."""
+        return self._choices(name)
+
+    def offering(self, layers: Mapping[str, Layer], menus: Mapping[str, Menu]) -> Search:
+        """The same search where some layers, taken as these, have other choices."""
+        options = {**self._options, **menus}
+        return replace(self, layers=layers, known=dict(self.known), _options=options)
 
     def _smallest_tables(self) -> Chosen:
         chosen = SMALLEST.solve(self.solver, self._settled())

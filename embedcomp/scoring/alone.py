@@ -181,7 +181,7 @@ def _example(features: Features) -> tuple[Tensor, KeyedJaggedTensor]:
 def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
     return {
         name: StoredMatrix(storage=module.storage, rows=module.rows, width=module.width)
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)  # tables share decoders
         if isinstance(module, StoredRows)
     }
 
