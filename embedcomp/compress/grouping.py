@@ -1,23 +1,25 @@
 """The search for plans in which tables of one width share a decoder.
 
 For a decoder of so many rows, its bytes are taken off in advance, a table that uses it pays for its
-codes alone, and the rest is the problem that it was. It begins with all tables of a width; those
-that took the decoder are what it is made of next, until they stay the same. All numbers of rows
-are tried near the best plan without, and only one that is better is taken.
+codes alone, and the rest is the problem that it was. The decoder is made of all tables of a width
+first, and then of those that took it, until they stay the same. Numbers of rows are compared with
+linear layers as narrow as in the best plan without; the best of them, if it beats that plan, is
+planned in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from embedcomp import methods
 from embedcomp.compress.choices import Choice, Chosen, Menu, choices, together
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.compress.search import Goal, Search
-from embedcomp.compress.sharing import Group, decoder_bytes, groups_of, in_groups
+from embedcomp.compress.sharing import Group, decoder_bytes, groups_of
 
 ROUNDS = 4  # of who shares a decoder and what it then is
+WORTH_PLANNING = 0.01  # of the loss (or the bytes) that sharing must seem to save
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class _State:
     goal: Goal
     chosen: Chosen | None
 
-    def beats(self, other: _State) -> bool:
+    def beats(self, other: _State, by: float = 0.0) -> bool:
+        """Whether it is better, by this share of the other's objective."""
         if self.chosen is None or other.chosen is None:
             return self.chosen is not None
-        return self.goal.objective(self.chosen) < other.goal.objective(other.chosen)
+        least = (1 - by) * other.goal.objective(other.chosen)
+        return self.goal.objective(self.chosen) < least
 
 
 def best(search: Search, goal: Goal, names: Collection[str]) -> Chosen | None:
@@ -43,10 +47,9 @@ def best(search: Search, goal: Goal, names: Collection[str]) -> Chosen | None:
     found = _State(search, goal, search.best(goal))
     for name in names:
         for tables in _alike(found, name):
-            tried = [_shared(found, name, tables, most) for most in _octaves(search, tables)]
-            for state in tried:
-                if state is not None and state.beats(found):
-                    found = state
+            made = _shared(found, name, tables)
+            if made is not None and made.beats(found):
+                found = made
     return None if found.chosen is None else _with_decoders(found.chosen, search)
 
 
@@ -67,31 +70,59 @@ def _octaves(search: Search, tables: Group) -> list[int]:
     return [*(1 << octave for octave in range((dim - 1).bit_length())), dim]
 
 
-def _shared(before: _State, method: str, tables: Group, most: int) -> _State | None:
-    """The best plan found where two or more of the tables share a decoder of up to `most` rows."""
+def _shared(before: _State, method: str, tables: Group) -> _State | None:
+    """The best plan found where two or more of the tables share a decoder; None: none is better."""
     search = before.search
     start = search.smallest() if before.chosen is None else before.chosen
+    best, members, rows = before, Group(), 0
+    for most in _octaves(search, tables):
+        takers, guess = _settled(before, start, method, tables, most)
+        if len(takers) > 1 and guess.beats(before, WORTH_PLANNING) and guess.beats(best):
+            best, members, rows = guess, takers, most
+    if not members:
+        return None
+    only = _offer(search, method, members, members, rows)
+    return replace(best, search=only, chosen=only.near(start, best.goal))
+
+
+def _settled(
+    before: _State, start: Chosen, method: str, tables: Group, most: int
+) -> tuple[Group, _State]:
+    """Those who share a decoder of `most` rows that is made of them, and what is then planned."""
+    goal = before.goal.beside(_bytes(before.search, method, tables, most))
+    members, own = tables, before.search
+    menus = {name: own.menu(name) for name in tables}
     for _ in range(ROUNDS):
-        offered = _offer(search, method, tables, most)
-        goal = before.goal.beside(_bytes(search, method, tables, most))
-        guess = offered.guess(start, goal)
-        takers = () if guess is None else tuple(t for t in tables if guess[t].method == method)
-        if len(takers) < 2:
-            return None
-        if takers == tables:
+        offered = _offer(own, method, tables, members, most, menus)
+        guess = _State(offered, goal, offered.guess(start, goal))
+        chosen = guess.chosen or {}
+        takers = tuple(t for t in tables if t in chosen and chosen[t].method == method)
+        if takers == members or len(takers) < 2:
             break
-        tables = takers
-    only = _offer(search, method, tables, most, only=True)
-    return _State(only, goal, only.near(start, goal))
+        members = takers
+    return takers, guess
 
 
-def _offer(search: Search, method: str, tables: Group, most: int, only: bool = False) -> Search:
-    """The search in which these tables can share a decoder with `most` rows, or have to."""
-    layers = in_groups(search.layers, [tables])
+def _offer(
+    search: Search,
+    method: str,
+    tables: Group,
+    members: Group,
+    most: int,
+    others: Mapping[str, Menu] | None = None,
+) -> Search:
+    """The search in which tables have the choice of a decoder with `most` rows.
+
+    Args:
+        members: what it is made of.
+        others: the tables' other choices; None: there are none.
+    """
+    group = tuple(search.layers[name] for name in members)
+    layers = {name: replace(search.layers[name], group=group) for name in tables}
     menus = {name: _menu(search, method, layers[name], most) for name in tables}
-    if not only:
-        menus = {name: together([search.menu(name), menu]) for name, menu in menus.items()}
-    return search.offering(layers, menus)
+    if others is not None:
+        menus = {name: together([others[name], menu]) for name, menu in menus.items()}
+    return search.offering({**search.layers, **layers}, menus)
 
 
 def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
