@@ -194,6 +194,7 @@ class Planning:
             self._single,
             most_loss=most_loss,
             solver=settings.solver,
+            rest=settings.rest,
             known=self._known,
         )
         auc_loss = None if noisy is None else noisy.auc_loss(made.loss)

@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from embedcomp.compress.algebra import CHUNK_ROWS, Basis, basis, chunks, moments, solve
+from embedcomp.compress.algebra import (
+    CHUNK_ROWS,
+    Basis,
+    Roots,
+    basis,
+    chunks,
+    moments,
+    roots,
+    solve,
+)
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import LowRankLinear
@@ -23,7 +32,7 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
     Args:
         weighting: "loss" weighs errors by the measured gradients, where there are any.
     """
-    metric = layer.gradient if weighting == "loss" else None
+    metric = metric_roots(layer, weighting)
 
     def make() -> Basis:
         if isinstance(layer.spec, TableSpec):
@@ -34,8 +43,14 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
     return layer.shared(f"output basis, {weighting}", make)
 
 
+def metric_roots(layer: Layer, weighting: Weighting) -> Roots | None:
+    """Of what errors of a layer's output cost; None: all the same."""
+    gradient = layer.gradient if weighting == "loss" else None
+    return None if gradient is None else layer.shared("metric roots", lambda: roots(gradient))
+
+
 def pooled_basis(tables: Sequence[Layer], weighting: Weighting) -> Basis:
-    """The same for the rows of several tables of one width together, each around its own mean.
+    """`output_basis` of several tables of one width together, each around its own mean.
 
     A table weighs as much as its look-ups, or as the loss feels of them.
     """
@@ -43,7 +58,7 @@ def pooled_basis(tables: Sequence[Layer], weighting: Weighting) -> Basis:
     def make() -> Basis:
         gradients = [table.gradient for table in tables if table.gradient is not None]
         by_loss = weighting == "loss" and len(gradients) == len(tables)
-        metric = torch.stack(gradients).mean(0) if by_loss else None
+        metric = roots(torch.stack(gradients).mean(0)) if by_loss else None
         weights = [float(g.trace()) for g in gradients] if by_loss else map(_look_ups, tables)
         pooled = [w * layer_moments(t)[1] for w, t in zip(weights, tables, strict=True)]
         return basis(torch.stack(pooled).sum(0), metric)

@@ -9,14 +9,14 @@ planned in full.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from embedcomp import methods
 from embedcomp.compress.choices import Choice, Chosen, Menu, choices, together
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.compress.search import Goal, Search
-from embedcomp.compress.sharing import Group, decoder_bytes, groups_of
+from embedcomp.compress.sharing import Group, decoder_bytes, groups_of, shares
 
 ROUNDS = 4  # of who shares a decoder and what it then is
 WORTH_PLANNING = 0.01  # of the loss (or the bytes) that sharing must seem to save
@@ -38,14 +38,10 @@ class _State:
         return self.goal.objective(self.chosen) < least
 
 
-def best(search: Search, goal: Goal, names: Collection[str]) -> Chosen | None:
-    """The best plan found, with or without shared decoders.
-
-    Args:
-        names: methods by which tables share decoders; the search knows the others.
-    """
+def best(search: Search, goal: Goal) -> Chosen | None:
+    """The best plan found, with or without shared decoders."""
     found = _State(search, goal, search.best(goal))
-    for name in names:
+    for name in filter(shares, dict.fromkeys([*search.names, *search.rest])):
         for tables in _alike(found, name):
             made = _shared(found, name, tables)
             if made is not None and made.beats(found):
@@ -55,11 +51,12 @@ def best(search: Search, goal: Goal, names: Collection[str]) -> Chosen | None:
 
 def _alike(before: _State, method: str) -> list[Group]:
     """Tables of one width that the method takes and that share nothing yet, two or more."""
-    layers, takes, by_dim = before.search.layers, methods.get(method).candidates, dict[int, Group]()
+    layers, by_dim = before.search.layers, dict[int, Group]()
     shared = {name for names in groups_of(before.chosen or {}, layers) for name in names}
     for name, layer in layers.items():
         spec = layer.spec
-        if isinstance(spec, TableSpec) and name not in shared and takes(spec):
+        able = name not in shared and method in before.search.able(name)
+        if able and isinstance(spec, TableSpec):
             by_dim[spec.dim] = (*by_dim.get(spec.dim, ()), name)
     return [tables for tables in by_dim.values() if len(tables) > 1]
 

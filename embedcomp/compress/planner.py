@@ -19,7 +19,7 @@ from embedcomp.compress.layers import Found
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.plan import Plan, Planned
 from embedcomp.compress.search import SMALLEST, Goal, Known, LeastBytes, LeastLoss, Search
-from embedcomp.compress.sharing import counted_once, shares
+from embedcomp.compress.sharing import counted_once
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
@@ -38,16 +38,18 @@ def plan(
     *,
     most_loss: float | None = None,
     solver: str = "exact",
+    rest: Collection[str] = (),
     known: Known | None = None,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
     Args:
         budget: bytes of the whole served model; None: there is a bound on the loss instead.
-        names: methods that may be used; a layer that none of them takes is kept.
+        names: methods that may be used; a layer that none of them (or `rest`) takes is kept.
         single_valued: features with exactly one id in every row.
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/compress/solvers.
+        rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
 
     Raises:
@@ -59,17 +61,17 @@ def plan(
     goal = _goal(None if budget is None else budget - fixed, most_loss)
     search = Search(
         found.layers,
-        [name for name in names if not shares(name)],
+        names,
         readers(model),
         set(single_valued),
         solvers.get(solver),
+        rest,
         {} if known is None else known,
     )
-    sharing = [name for name in names if shares(name)]
-    chosen = grouping.best(search, goal, sharing)
+    chosen = grouping.best(search, goal)
     if chosen is None:
         assert budget is not None, "no loss is too small for a plan that keeps every layer"
-        smallest = grouping.best(search, SMALLEST, sharing)
+        smallest = grouping.best(search, SMALLEST)
         assert smallest is not None, "any plan is within an infinite loss"
         raise BudgetTooSmall(budget, fixed + total_bytes(smallest))
     after = fixed + total_bytes(chosen)
