@@ -128,10 +128,9 @@ def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
     if key not in search.known:
         search.known[key] = choices(layer, [method])
     whole = search.known[key]
-    shared = {c.settings.decoder: c for c in whole}
-    assert len(shared) == 1, "what a method offers a table is of one decoder"
-    (one,) = shared.values()
-    saved = decoder_bytes(layer.spec, method, one.settings)
+    decoders = {c.settings.decoder: c.settings for c in whole}
+    assert len(decoders) <= 1, "what a method offers a table is of one decoder"
+    saved = sum(decoder_bytes(layer.spec, method, settings) for settings in decoders.values())
     found = [
         replace(c, settings=replace(c.settings, most=most), bytes=c.bytes - saved)
         for c in whole
