@@ -1,7 +1,8 @@
 """Trained and compressed models on disk: a folder NAME/VERSION/ without pickle.
 
     manifest.json       what the model is, how it was made, its quality, a checksum a file
-    model.safetensors   every tensor that is served
+    model.safetensors   every tensor that is served, once; its metadata has the other names of those
+                        that layers share
     scoring.json        the dense part as a graph, its inputs and tables (scoring/standalone.py)
     dense.pt2           the dense part as torch.export wrote it, without weights
     features/           vocabularies (Parquet) and dense scales: from raw columns to model inputs
@@ -13,6 +14,7 @@ no torch, which takes seconds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from embedcomp.files import replacing, sha256
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
 from embedcomp.scoring.standalone import PROGRAM, Standalone
+from embedcomp.scoring.tensors import OTHER_NAMES, other_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,15 +137,16 @@ class Artifact:
         Raises:
             BadArtifact: the file is not readable.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            found = load_file(self.tensors_file)
+            with safe_open(self.tensors_file, "pt") as file:
+                # cloned, since a mapped file is not aligned and BLAS then differs in the last bit
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                others = other_names(file.metadata())
         except SafetensorError as error:
             raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
-        # cloned, since a mapped file is not aligned and BLAS then differs in the last bit
-        return {name: tensor.clone() for name, tensor in found.items()}
+        return found | {name: found[kept] for name, kept in others.items()}
 
     def model(self) -> nn.Module:
         """The model with its stored tensors, in evaluation mode.
@@ -192,7 +196,8 @@ def save(
         if features is not None:
             features.save(fresh / "features")
         tensors = alone.held if alone is not None else model.state_dict()
-        save_file(_apart(tensors), fresh / TENSORS)
+        kept, others = _once(tensors)
+        save_file(kept, fresh / TENSORS, {OTHER_NAMES: json.dumps(others)} if others else None)
         (fresh / TENSORS).chmod(0o644)  # it is written for its owner alone
         if alone is not None:
             alone.standalone.save(fresh)
@@ -211,15 +216,25 @@ def save(
     return Artifact.open(target)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
+def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous tensors that share no memory, as safetensors wants them, each under one name.
+
+    Returns:
+        The tensors, and the name that each of the other names stands for.
+    """
     found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    others: dict[str, str] = {}
+    seen: dict[int, str] = {}
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous()
-        found[name] = own.clone() if own.data_ptr() in seen else own
-        seen.add(own.data_ptr())
-    return found
+        first = seen.setdefault(own.data_ptr(), name)
+        if first == name or not own.numel():
+            found[name] = own
+        elif (own.shape, own.dtype) == (found[first].shape, found[first].dtype):
+            others[name] = first
+        else:
+            found[name] = own.clone()
+    return found, others
 
 
 def _versions(out: Path) -> list[int]:

@@ -28,7 +28,7 @@ from embedcomp.methods import names as method_names
 from embedcomp.metrics import Quality
 from embedcomp.scoring.alone import stand_alone
 from embedcomp.scoring.standalone import PRECISIONS
-from embedcomp.served.layout import build
+from embedcomp.served.layout import build, share
 
 Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by pattern of layers' names
 
@@ -243,6 +243,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     try:
         for name, layout in alone.layers.items():
             model.set_submodule(name, build(layout).train(model.training))
+        share(model, alone.layers)
         buffers = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
         state = {name: tensor for name, tensor in held.items() if name not in buffers}
         _refuse_others(model, state, opened.folder)

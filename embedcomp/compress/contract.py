@@ -6,11 +6,13 @@ A method is one file in `embedcomp/methods` with
     candidates(spec) -> list[Settings]     worth trying on this shape; none: cannot take it
     empty(spec, settings) -> Served        the served module, shapes and dtypes only
     compress(layer, settings) -> Served    the same module, filled
+
+Settings that are a SharesDecoder give several tables one decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
@@ -53,6 +55,23 @@ class LinearSpec:
 
 Spec = TableSpec | LinearSpec
 Served = CompressedTable | ServedLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesDecoder:
+    """Settings of a method by which tables of one width share a decoder.
+
+    Those of equal `decoder` share it. Every one of them finds them all in its layer's `group`, and
+    makes the same decoder of them; the copies are then made one, whose bytes count once.
+    """
+
+    rank: int  # rows of the decoder that a table's codes are for, the first ones
+    most: int  # rows of the decoder
+
+    @property
+    def decoder(self) -> Hashable:
+        """What the decoder depends on but for the tables."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,8 @@ class Layer:
     statistics: TableStatistics | LinearStatistics
     stands_for: Tensor | None = None  # float64 [rows], rows of the table that each row of a sample
     # stands for
+    group: tuple[Layer, ...] = field(default=(), repr=False, compare=False)  # the tables, with this
+    # one, that share a decoder; empty: it has its own
     _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -171,7 +192,9 @@ class Layer:
         what predicted losses are measured on; a table that is small enough is given back as it is.
         """
         assert isinstance(self.spec, TableSpec)
-        return self if self.spec.rows <= most else self.shared(f"{most} rows", self._sample(most))
+        if self.spec.rows <= most:
+            return self
+        return replace(self.shared(f"{most} rows", self._sample(most)), group=self.group)
 
     def _sample(self, most: int) -> Callable[[], Layer]:
         def sample() -> Layer:

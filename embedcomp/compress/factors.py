@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -48,6 +49,28 @@ def metric_roots(layer: Layer, weighting: Weighting) -> Roots | None:
     return None if gradient is None else layer.shared("metric roots", lambda: roots(gradient))
 
 
+def pooled_basis(tables: Sequence[Layer], weighting: Weighting) -> Basis:
+    """`output_basis` of several tables of one width together, each around its own mean.
+
+    A table weighs as much as its look-ups, or as the loss feels of them.
+    """
+
+    def make() -> Basis:
+        gradients = [table.gradient for table in tables if table.gradient is not None]
+        by_loss = weighting == "loss" and len(gradients) == len(tables)
+        metric = roots(torch.stack(gradients).mean(0)) if by_loss else None
+        weights = [float(g.trace()) for g in gradients] if by_loss else map(_look_ups, tables)
+        pooled = [w * layer_moments(t)[1] for w, t in zip(weights, tables, strict=True)]
+        return basis(torch.stack(pooled).sum(0), metric)
+
+    names = ", ".join(table.spec.name for table in tables)
+    return tables[0].shared(f"pooled basis, {weighting}, of {names}", make)
+
+
+def _look_ups(table: Layer) -> float:
+    return float(len(table.weight) if table.counts is None else table.counts.sum())
+
+
 def layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
     """Mean [d] and covariance [d, d] of a table's rows as they are looked up."""
     return layer.shared("moments", lambda: moments(layer.weight, layer.counts))
@@ -72,13 +95,13 @@ def fill_table(
     """
     assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
     encoder, decoder, bias = basis.encoder[:, :rank], basis.decoder[:rank], mean
-    served.fill(_codes(layer.weight, encoder, mean), layer.counts, basis.weights[:rank])
+    served.fill(encoded(layer.weight, encoder, mean), layer.counts, basis.weights[:rank])
     if refit and rank:
         decoder, bias = fit_affine(served.stored.to_float(), layer.weight, layer.counts)
     served.decode.fill(decoder, bias)
 
 
-def _codes(rows: Tensor, encoder: Tensor, mean: Tensor | None) -> Tensor:
+def encoded(rows: Tensor, encoder: Tensor, mean: Tensor | None) -> Tensor:
     """Codes float32 [n, k] of rows [n, d]."""
     encoder = encoder.float()
     codes = torch.empty(len(rows), encoder.shape[1])

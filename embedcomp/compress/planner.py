@@ -12,13 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress import solvers
+from embedcomp.compress import grouping, solvers
 from embedcomp.compress.choices import Choice, empty_bytes, total_bytes
 from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.layers import Found
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.plan import Plan, Planned
-from embedcomp.compress.search import Goal, Known, LeastBytes, LeastLoss, Search
+from embedcomp.compress.search import SMALLEST, Goal, Known, LeastBytes, LeastLoss, Search
+from embedcomp.compress.sharing import counted_once
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
@@ -67,10 +68,12 @@ def plan(
         rest,
         {} if known is None else known,
     )
-    chosen = search.best(goal)
+    chosen = grouping.best(search, goal)
     if chosen is None:
         assert budget is not None, "no loss is too small for a plan that keeps every layer"
-        raise BudgetTooSmall(budget, fixed + total_bytes(search.smallest()))
+        smallest = grouping.best(search, SMALLEST)
+        assert smallest is not None, "any plan is within an infinite loss"
+        raise BudgetTooSmall(budget, fixed + total_bytes(smallest))
     after = fixed + total_bytes(chosen)
     made = Plan(
         budget_bytes=after if budget is None else budget,
@@ -121,11 +124,13 @@ def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[s
     Raises:
         BadSettings: a pattern fits no layer, or there is no such method or setting.
     """
-    layers = []
+    chosen = {}
     for name, layer in found.layers.items():
         pattern = next((p for p in wanted if fnmatchcase(name, p)), None)
         if pattern is not None:
-            layers.append(_planned(layer, _written_down(layer.spec, wanted[pattern])))
+            chosen[name] = _written_down(layer.spec, wanted[pattern])
+    chosen = counted_once(chosen, found.layers)
+    layers = [_planned(found.layers[name], choice) for name, choice in chosen.items()]
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in found.layers):
             raise BadSettings(_no_layer(pattern, found))

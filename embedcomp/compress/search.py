@@ -23,6 +23,7 @@ from embedcomp.compress.choices import (
 )
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.compress.folding import narrowed
+from embedcomp.compress.sharing import shares
 from embedcomp.compress.solvers import Solver
 from embedcomp.errors import BadSettings
 from embedcomp.served.embedded import Block, Reader, can_fold
@@ -48,12 +49,17 @@ class LeastLoss:
         """What is to be small."""
         return total_loss(chosen)
 
+    def beside(self, bytes: int) -> LeastLoss:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, most_bytes=self.most_bytes - bytes)
+
 
 @dataclass(frozen=True)
 class LeastBytes:
     """Within a predicted loss, the fewest bytes."""
 
     most_loss: float
+    taken: int = 0  # bytes, beside what is chosen
 
     def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
         return solver.least_bytes(options, self.most_loss)
@@ -63,7 +69,11 @@ class LeastBytes:
 
     def objective(self, chosen: Chosen) -> float:
         """What is to be small."""
-        return total_bytes(chosen)
+        return self.taken + total_bytes(chosen)
+
+    def beside(self, bytes: int) -> LeastBytes:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, taken=self.taken + bytes)
 
 
 Goal = LeastLoss | LeastBytes
@@ -128,6 +138,23 @@ class Search:
         assert chosen is not None
         return chosen
 
+    def near(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """The best plan from the readers on that these tables' choices make as narrow."""
+        return self._from(self._of_readers(chosen), goal)
+
+    def guess(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """What `near` begins with: its readers are those of the old choices."""
+        return goal.solve(self.solver, {**self._settled(), **self._of_readers(chosen)})
+
+    def menu(self, name: str) -> Menu:
+        """Choices of a layer with nothing folded into it."""
+        return self._choices(name)
+
+    def offering(self, layers: Mapping[str, Layer], menus: Mapping[str, Menu]) -> Search:
+        """The same search where some layers, taken as these, have other choices."""
+        options = {**self._options, **menus}
+        return replace(self, layers=layers, known=dict(self.known), _options=options)
+
     def _smallest_tables(self) -> Chosen:
         chosen = SMALLEST.solve(self.solver, self._settled())
         assert chosen is not None
@@ -167,9 +194,13 @@ class Search:
 
     def _choices(self, name: str) -> Menu:
         if name not in self._options:
-            names = ["keep", *(self._able(name, self.names) or self._able(name, self.rest))]
+            names = ["keep", *(method for method in self.able(name) if not shares(method))]
             self._options[name] = self._of(name, names, lambda: self.layers[name])
         return self._options[name]
+
+    def able(self, name: str) -> list[str]:
+        """Methods that a layer may be given; shared decoders are planned in grouping.py."""
+        return self._able(name, self.names) or self._able(name, self.rest)
 
     def _able(self, name: str, offered: Collection[str]) -> list[str]:
         """Those of the methods that take a layer."""

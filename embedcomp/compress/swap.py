@@ -13,6 +13,7 @@ from embedcomp.compress.contract import Layer, Served
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan, Planned
+from embedcomp.compress.sharing import groups, in_groups, share_decoders
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.served.embedded import fold, readers
@@ -64,7 +65,7 @@ class Compressing:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, layers: Mapping[str, Layer]):
-        self._around, self._layers = readers(model), layers
+        self._around, self._layers = readers(model), in_groups(layers, groups(plan))
         self._single = set(plan.single_valued)
         self._tables: dict[str, tuple[Layer, nn.Module]] = {}
 
@@ -104,6 +105,7 @@ def _swap(model: nn.Module, plan: Plan, make: Make) -> None:
     """Tables first, then their decoders into the layers that read them, then linear layers."""
     for planned in plan.tables:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))
+    share_decoders(model, plan)
     fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
     for planned in plan.linears:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))

@@ -187,7 +187,7 @@ def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
             width=module.width,
             tiers=_tiers(module),
         )
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)  # tables share decoders
         if isinstance(module, StoredRows)
     }
 

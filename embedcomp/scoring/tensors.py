@@ -22,6 +22,8 @@ _TYPES = {
     **{"I8": "<i1", "U8": "<u1", "BOOL": "?", "BF16": "<u2"},  # bfloat16 as its bits
 }
 
+OTHER_NAMES = "other names"  # in a safetensors file's metadata: of tensors that layers share
+
 _PRECISIONS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
@@ -36,10 +38,17 @@ def mapped(file: Path) -> dict[str, np.ndarray]:
             whole = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         start = 8 + int(whole[:8].view("<u8")[0])
         header = json.loads(whole[8:start].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _view(whole[start:], **entry) for name, entry in header.items()}
+        metadata = header.pop("__metadata__", None)
+        found = {name: _view(whole[start:], **entry) for name, entry in header.items()}
+        return found | {name: found[kept] for name, kept in other_names(metadata).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadArtifact(f"{file} is not a safetensors file: {error}") from error
+
+
+def other_names(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Names of tensors that are stored under another name, and which, by a file's metadata."""
+    found: dict[str, str] = json.loads((metadata or {}).get(OTHER_NAMES, "{}"))
+    return found
 
 
 def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
@@ -185,8 +194,8 @@ class Tensors:
             return np.eye(table.dim)[self.held[f"{name}.decode.columns"].astype(np.int64)]
         weight = self.matrix(f"{name}.decode.stored").astype(np.float64)
         if table.decodes == "residual":
-            weight = np.concatenate([weight, np.eye(table.dim)])
-        return weight
+            return np.concatenate([weight, np.eye(table.dim)])
+        return weight[:width]  # the rows of a shared decoder that this table uses
 
     def _rows(
         self, name: str, padding: int

@@ -15,22 +15,38 @@ class Affine(nn.Module):
     Args:
         bias: False for a decoder that is linear.
         residual: codes are k numbers and then what is left of each of the `dim` columns.
+        most: rows of the weight, of which codes are for the first k; None: k. Tables of different k
+            can share a weight whose rows are in order of what they are worth.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, k: int, dim: int, storage: AnyStorage, bias: bool, residual: bool = False):
+    def __init__(
+        self,
+        k: int,
+        dim: int,
+        storage: AnyStorage,
+        bias: bool,
+        residual: bool = False,
+        most: int | None = None,
+    ):
         super().__init__()
-        self.dim, self.residual = dim, residual
-        self.stored = StoredRows(k, dim, storage)  # float32 or float16: too small to round more
+        self.k, self.dim, self.residual = k, dim, residual
+        rows = k if most is None else most
+        self.stored = StoredRows(rows, dim, storage)  # float32 or float16: too small to round more
         self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
 
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take weight [k, dim] and bias [dim] (None for a linear decoder)."""
+        """Take weight [k or most, dim] and bias [dim] (None for a linear decoder)."""
         self.stored.fill(weight)
         if self.bias is not None:
             assert bias is not None
-            self.bias = nn.Parameter(bias.float().clone())
+            self.set_bias(bias)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Take the bias [dim]."""
+        assert self.bias is not None
+        self.bias = nn.Parameter(bias.detach().float().clone())
 
     def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
@@ -39,7 +55,7 @@ class Affine(nn.Module):
 
     def matrix(self) -> Tensor:
         """What codes are multiplied by: [k, dim], or [k + dim, dim] with what is left."""
-        weight = self.stored.to_float()
+        weight = self.stored.to_float()[: self.k]
         if not self.residual:
             return weight
         return torch.cat([weight, torch.eye(self.dim, device=weight.device)])

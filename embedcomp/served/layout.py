@@ -27,7 +27,27 @@ Layout = dict[str, Any]
 
 def layouts(model: nn.Module) -> dict[str, Layout]:
     """The compressed layers of a model, by name."""
-    return {n: _layout(m) for n, m in model.named_modules() if isinstance(m, Compressed)}
+    found: dict[str, Layout] = {}
+    holders: dict[int, str] = {}  # of decoders, the first table of each
+    for name, module in model.named_modules():
+        if isinstance(module, Compressed):
+            found[name] = _layout(module)
+            decode = getattr(module, "decode", None)
+            if isinstance(decode, Affine):
+                holder = holders.setdefault(id(decode.stored), name)
+                if holder != name:
+                    found[name]["decode"]["of"] = holder
+    return found
+
+
+def share(model: nn.Module, layouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give built tables, in their places, the decoders that they share."""
+    for name, layout in layouts.items():
+        holder = (layout.get("decode") or {}).get("of")
+        if holder is not None:
+            table, other = model.get_submodule(name), model.get_submodule(holder)
+            assert isinstance(table, CompressedTable) and isinstance(other, CompressedTable)
+            table.decode_with(other)
 
 
 def _layout(layer: Compressed) -> Layout:
@@ -93,7 +113,8 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
     bias = decode.bias is not None
     return {
         "kind": "affine",
-        "rank": decode.stored.rows,
+        "rank": decode.k,
+        "most": decode.stored.rows,
         "storage": decode.stored.storage,
         "bias": bias,
         "residual": decode.residual,
@@ -101,7 +122,7 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
 
 
 def build(layout: Mapping[str, Any]) -> Compressed:
-    """An empty layer with this layout."""
+    """An empty layer with this layout; a decoder that it shares is its own until `share`."""
     values = dict(layout)
     kind = values.pop("kind")
     if kind in _LINEARS:
@@ -154,6 +175,7 @@ def _decoder(width: int, dim: int, layout: Mapping[str, Any] | None) -> Decoder 
     if layout is None:
         return None
     values = dict(layout)
+    values.pop("of", None)
     if values.pop("kind", "affine") == "scatter":
         return Scatter(width, dim)
     return Affine(values.pop("rank", width), dim, **values)

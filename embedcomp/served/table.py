@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.decode import Decoder
+from embedcomp.served.decode import Affine, Decoder
 from embedcomp.served.index import Index
 from embedcomp.served.rows import StoredRows
 
@@ -50,6 +50,13 @@ class CompressedTable(nn.Module):
     ) -> None:
         """Store codes [stored rows, k], which are the rows themselves without a decoder."""
         self.stored.fill(codes, row_weights, column_weights)
+
+    def decode_with(self, other: CompressedTable) -> None:
+        """Share the other's decoder, all but its bias, from now on."""
+        assert isinstance(self.decode, Affine) and isinstance(other.decode, Affine)
+        own, shared = self.decode.stored, other.decode.stored
+        assert (own.rows, own.width, own.storage) == (shared.rows, shared.width, shared.storage)
+        self.decode.stored = shared
 
     def gather(self, ids: Tensor) -> Tensor:
         """Codes [n, k] of ids [n]."""
