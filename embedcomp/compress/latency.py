@@ -1,9 +1,9 @@
 """What a plan would cost in microseconds a call, layer by layer, before anything is compressed.
 
-The original's program says which operations are a layer's; the rest stays as it is. A choice for a
-layer is counted as the engine would run it (scoring/lower.py): a low-rank layer is two products, any
-other one is one, in the precision that it is stored for; codes that no linear layer reads alone are
-decoded. So a linear layer that reads tables is as narrow as what was chosen for them makes it.
+The original's program says which operations are a layer's; the rest stays as it is. A choice for
+a layer is counted as the engine would run it (scoring/lower.py): a low-rank layer is two products,
+any other is one, in the precision that it is stored for; codes are decoded where something else
+than linear layers reads them. So a layer that reads tables is as narrow as their choices make it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
 
-from embedcomp.compress.choices import Choice, empty_on_meta
+from embedcomp.compress.choices import Choice, Chosen, Menu, empty_on_meta
 from embedcomp.compress.contract import Layer, Served, Spec
 from embedcomp.errors import BadSettings
 from embedcomp.scoring import cost, native
@@ -28,7 +28,6 @@ from embedcomp.served.csr import CsrRows
 from embedcomp.served.embedded import Block, Reader, can_fold
 from embedcomp.served.index import Map
 from embedcomp.served.linear import ROUNDED, CompressedLinear, LowRankLinear
-from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedTable
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
@@ -41,6 +40,7 @@ class LatencyBudget:
 
     nanoseconds: int
     rows: int
+    text: str  # that said so
 
     @classmethod
     def parse(cls, text: str) -> LatencyBudget:
@@ -57,7 +57,7 @@ class LatencyBudget:
                 f"the latency budget {text!r} is not a time and a number of rows; write 200us@64 "
                 "for 200 microseconds a call of 64 rows"
             )
-        return cls(*found)
+        return cls(*found, text.strip())
 
 
 class _Part(NamedTuple):
@@ -85,7 +85,7 @@ class Timing:
     Args:
         graph, program: of the original.
         model: of the machine that serves.
-        rows: of a call, each with its own user.
+        budget: what is allowed, and for how many rows; each has its own user.
         ids: of a bag, by feature; those that are not named have one.
         readers, single_valued: which decoders are folded before the model is exported.
     """
@@ -95,56 +95,75 @@ class Timing:
         graph: Graph,
         program: Program,
         model: CostModel,
-        rows: int,
+        budget: LatencyBudget,
         *,
         layers: Mapping[str, Layer],
         ids: Mapping[str, float] | None = None,
         readers: Mapping[str, Reader] | None = None,
         single_valued: Collection[str] = (),
     ):
-        self.model, self.rows = model, rows
+        self.model, self.budget, self.rows = model, budget, budget.rows
         self._layers, self._single = layers, set(single_valued)
         self._tables = [feature.table for feature in graph.features]
-        self._ids = [feature.count * (ids or {}).get(feature.name, 1) for feature in graph.features]
+        self._ids = [(ids or {}).get(feature.name, 1) for feature in graph.features]
+        self._counts = [feature.count for feature in graph.features]
         self._blocks: dict[str, list[tuple[str, Block]]] = {}  # by table
         for name, reader in (readers or {}).items():
             for block in reader.blocks if name in layers else ():
                 self._blocks.setdefault(block.table, []).append((name, block))
         self._read = _Read.of(program, layers, self._tables)
-        self._fixed = Counts({"calls": 1, "rows": rows})
-        for op in self._read.fixed:
-            each = ids.get(graph.features[op.fields["which"]].name, 1) if ids and op.kind == native.LOOK_UP else 1
-            self._fixed += cost.operation(op, rows, each)
+        self._fixed = cost.operations(self._read.fixed, self.rows, dict(enumerate(self._ids)))
         self._known: dict[object, int] = {}
-        self._shapes: dict[tuple[str, Spec, object], Served] = {}
+        self._served: dict[object, Served] = {}
 
     @property
     def fixed(self) -> int:
         """Nanoseconds of what no choice changes."""
         return _nanoseconds(self.model.of(self._fixed))
 
-    def total(self, chosen: Mapping[str, Choice], specs: Mapping[str, Spec]) -> int:
-        """Nanoseconds of a call with these choices."""
-        layers = sum(self.of(specs[name], choice, chosen) for name, choice in chosen.items())
-        return self.fixed + layers
+    def timed(self, options: Mapping[str, Menu], beside: Chosen) -> dict[str, Menu]:
+        """The choices with their nanoseconds beside those that were made for the other layers.
 
-    def of(self, spec: Spec, choice: Choice, tables: Mapping[str, Choice]) -> int:
-        """Nanoseconds of a layer's choice.
-
-        Args:
-            tables: what was chosen for the tables that it may read; those left out are as they are.
+        What a table's choice saves the linear layers that read it is counted to the table, as far
+        as it differs from the one beside.
         """
-        served = self._shape(spec, choice)
-        if isinstance(served, CompressedTable):
-            key: object = ("table", spec.name, choice.method, choice.settings)
-            if key not in self._known:
-                self._known[key] = _nanoseconds(self.model.of(self.of_table(spec.name, served)))
-            return self._known[key]
-        widths = tuple(self._widths(product, spec.name, tables) for product in self._products(spec))
-        key = (spec.name, choice.method, choice.settings, widths)
+        return {
+            name: Menu(menu.layer, tuple(self._timed(menu, choice, beside) for choice in menu))
+            for name, menu in options.items()
+        }
+
+    def _timed(self, menu: Menu, choice: Choice, beside: Chosen) -> Choice:
+        spec = menu.layer.spec
+        taken = self._of(spec, choice, beside)
+        if spec.name in self._tables and beside.get(spec.name, choice) != choice:
+            instead = {**beside, spec.name: choice}
+            for name in self._read.readers(spec.name, self._tables) & beside.keys():
+                its = self._layers[name].spec
+                taken += self._of(its, beside[name], instead) - self._of(its, beside[name], beside)
+        return replace(choice, nanoseconds=taken)
+
+    def _of(self, spec: Spec, choice: Choice, tables: Mapping[str, Choice]) -> int:
+        """Nanoseconds of a layer's choice, where these were chosen for the tables that it reads."""
+        served = self._empty(spec, choice)
+        widths: tuple[int, ...] = ()
+        if not isinstance(served, CompressedTable):
+            products = self._read.products.get(spec.name, ())
+            widths = tuple(self._inputs(product, spec.name, tables) for product in products)
+        key = spec.name, choice.method, choice.settings, widths
         if key not in self._known:
-            self._known[key] = _nanoseconds(self.model.of(self.of_linear(spec.name, served, widths)))
+            if isinstance(served, CompressedTable):
+                work = self.of_table(spec.name, served)
+            else:
+                work = self.of_linear(spec.name, served, widths)
+            self._known[key] = _nanoseconds(self.model.of(work))
         return self._known[key]
+
+    def _empty(self, spec: Spec, choice: Choice) -> Served:
+        """The served module; how many inputs a linear layer had when it was chosen is no matter."""
+        key = spec.name, choice.method, choice.settings
+        if key not in self._served:
+            self._served[key] = empty_on_meta(choice.method, spec, choice.settings)
+        return self._served[key]
 
     def of_table(self, name: str, served: CompressedTable) -> Counts:
         """Lookups of a table and decoding what they give."""
@@ -153,11 +172,10 @@ class Timing:
         for feature, table in enumerate(self._tables):
             if table != name:
                 continue
-            found += cost.look_up(self.rows, reads_of(served), self._ids[feature])
+            ids = self._ids[feature] * self._counts[feature]
+            found += cost.look_up(self.rows, reads_of(served), ids)
             linears = self._read.linears.get(feature, set()) - folding
-            if codes.counted and (
-                feature in self._read.decoded or (linears and not codes.narrow)
-            ):
+            if codes.counted and (feature in self._read.decoded or (linears and not codes.narrow)):
                 found += cost.linear(self.rows, inputs=codes.width, outputs=served.dim)
             if codes.scaled and folding:
                 found += cost.linear(self.rows, inputs=codes.width, outputs=codes.width)
@@ -167,27 +185,36 @@ class Timing:
         """Products of a linear layer whose operations read so many columns."""
         found = Counts()
         for product, inputs in zip(self._read.products.get(name, ()), widths, strict=True):
-            shape = {"pieces": product.pieces, "times": product.times}
-            if not isinstance(served, LowRankLinear):
-                form = _form(served)
-                found += cost.linear(
-                    self.rows, inputs=inputs, outputs=product.outputs, form=form, **shape
-                )
-                continue
-            rank = served.first.width
-            found += cost.linear(self.rows, inputs=inputs, outputs=rank, **shape)
-            if product.begins:
-                found += cost.linear(
-                    self.rows, inputs=rank, outputs=product.outputs, times=product.times
-                )
-                if served.activation not in (None, "relu"):
-                    found += Counts({f"{served.activation} numbers": self.rows * rank})
+            if isinstance(served, LowRankLinear):
+                found += self._two_products(product, served, inputs)
+            else:
+                outputs, form = product.outputs, _form(served)
+                found += self._one_product(product, inputs, outputs, form)
         return found
 
-    def _products(self, spec: Spec) -> tuple[_Product, ...]:
-        return self._read.products.get(spec.name, ())
+    def _two_products(self, product: _Product, served: LowRankLinear, inputs: int) -> Counts:
+        rank = served.first.width
+        found = self._one_product(product, inputs, rank)
+        if not product.begins:  # its sum is begun by another one, which the second factor reads
+            return found
+        if served.activation not in (None, "relu"):
+            found += {f"{served.activation} numbers": self.rows * product.times * rank}
+        second = replace(product, pieces=1)
+        return found + self._one_product(second, rank, product.outputs)
 
-    def _widths(self, product: _Product, name: str, tables: Mapping[str, Choice]) -> int:
+    def _one_product(
+        self, product: _Product, inputs: int, outputs: int, form: str = "float32"
+    ) -> Counts:
+        return cost.linear(
+            self.rows,
+            inputs=inputs,
+            outputs=outputs,
+            form=form,
+            pieces=product.pieces,
+            times=product.times,
+        )
+
+    def _inputs(self, product: _Product, name: str, tables: Mapping[str, Choice]) -> int:
         """Columns that an operation of a layer reads where these were chosen for the tables."""
         return sum(self._width(part, name, tables) for part in product.parts)
 
@@ -197,7 +224,7 @@ class Timing:
         table = self._tables[part.feature]
         if table not in tables:
             return part.width
-        served = self._shape(self._layers[table].spec, tables[table])
+        served = self._empty(self._layers[table].spec, tables[table])
         assert isinstance(served, CompressedTable)
         codes = _Codes.of(served)
         if name in self._folding(table, served):
@@ -208,12 +235,6 @@ class Timing:
         """The layers that a table's decoder is multiplied into before the model is exported."""
         blocks = self._blocks.get(table, ())
         return {name for name, block in blocks if can_fold(block, served, self._single)}
-
-    def _shape(self, spec: Spec, choice: Choice) -> Served:
-        key = choice.method, spec, choice.settings
-        if key not in self._shapes:
-            self._shapes[key] = empty_on_meta(choice.method, spec, choice.settings)
-        return self._shapes[key]
 
 
 @dataclass(frozen=True)
@@ -252,6 +273,11 @@ class _Read:
     linears: Mapping[int, set[str]]
     decoded: set[int]
     fixed: tuple[Op, ...]
+
+    def readers(self, table: str, tables: Sequence[str]) -> set[str]:
+        """Linear layers that read a table; `tables` are the features'."""
+        of_table = (self.linears.get(i, set()) for i, name in enumerate(tables) if name == table)
+        return set().union(*of_table)
 
     @classmethod
     def of(cls, program: Program, layers: Collection[str], tables: Sequence[str]) -> _Read:

@@ -19,10 +19,13 @@ from embedcomp.compress.choices import (
     together,
     total_bytes,
     total_loss,
+    total_nanoseconds,
 )
 from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp.compress.costs import bytes_are_times, losses_are_times
 from embedcomp.compress.folding import narrowed
-from embedcomp.compress.solvers import Solver
+from embedcomp.compress.latency import Timing
+from embedcomp.compress.solvers import Solver, exact, highs
 from embedcomp.served.embedded import Block, Reader, can_fold
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
@@ -64,8 +67,52 @@ class LeastBytes:
         return total_bytes(chosen)
 
 
-Goal = LeastLoss | LeastBytes
-SMALLEST = LeastBytes(math.inf)
+@dataclass(frozen=True)
+class LeastLossInTime:
+    """Within a time of a call, and perhaps a number of bytes, the smallest predicted loss."""
+
+    most_nanoseconds: int
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        """One limit after the other: the plan for one of them often keeps to both."""
+        in_time = bytes_are_times(solver.least_loss, options, self.most_nanoseconds)
+        if in_time is None or total_bytes(in_time) <= self.most_bytes:
+            return in_time
+        in_bytes = solver.least_loss(options, self.most_bytes)
+        if in_bytes is None or total_nanoseconds(in_bytes) <= self.most_nanoseconds:
+            return in_bytes
+        good = max(total_loss(in_time), total_loss(in_bytes))
+        return highs.least_loss_in_both(options, self.most_bytes, self.most_nanoseconds, good)
+
+    def reached(self, chosen: Chosen) -> bool:
+        in_bytes = total_bytes(chosen) <= self.most_bytes
+        return in_bytes and total_nanoseconds(chosen) <= self.most_nanoseconds
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_loss(chosen)
+
+
+@dataclass(frozen=True)
+class LeastTime:
+    """Whatever the loss, and perhaps within a number of bytes, the shortest time of a call."""
+
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        return losses_are_times(exact.least_loss, options, self.most_bytes)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_bytes(chosen) <= self.most_bytes
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_nanoseconds(chosen)
+
+
+Goal = LeastLoss | LeastBytes | LeastLossInTime | LeastTime
+SMALLEST, FASTEST = LeastBytes(math.inf), LeastTime()
 
 
 @dataclass
@@ -78,6 +125,7 @@ class Search:
 
     Args:
         known: choices that searches of the same layers share, whatever their methods and goals.
+        timing: says how long choices take, where a goal is about time.
     """
 
     layers: Mapping[str, Layer]
@@ -86,47 +134,72 @@ class Search:
     single_valued: set[str]
     solver: Solver
     known: Known = field(default_factory=dict)
+    timing: Timing | None = None
     _options: dict[str, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
         plans = [self._from(start, goal) for start in self._starts()]
         feasible = [found for found in plans if found is not None]
-        smallest = self.smallest()
-        if goal.reached(smallest):
-            feasible.append(smallest)
+        feasible += [found for found in self._ends() if goal.reached(found)]
         return min(feasible, key=goal.objective, default=None)
 
     def smallest(self) -> Chosen:
         """The smallest plan with the smallest choice of each table."""
-        tables = self._smallest_tables()
-        options = {**self._fixed(tables), **self._of_readers(tables)}
-        chosen = SMALLEST.solve(self.solver, options)
+        return self._end(SMALLEST)
+
+    def fastest(self) -> Chosen:
+        """The fastest plan that is found, whatever its loss."""
+        found = self.best(FASTEST)
+        assert found is not None
+        return found
+
+    def kept(self) -> Chosen:
+        """Every layer as it is."""
+        kept = {
+            name: Menu(layer, tuple(c for c in self._choices(name) if c.method == "keep"))
+            for name, layer in self.layers.items()
+        }
+        chosen = self._solved(SMALLEST, kept, {})
         assert chosen is not None
         return chosen
 
-    def _smallest_tables(self) -> Chosen:
-        chosen = SMALLEST.solve(self.solver, self._settled())
+    def _ends(self) -> list[Chosen]:
+        """Plans with the smallest choice of each table, and with the fastest one."""
+        return [self._end(SMALLEST)] + ([self._end(FASTEST)] if self.timing else [])
+
+    def _end(self, goal: Goal) -> Chosen:
+        tables = self._solved(goal, self._settled(), {})
+        assert tables is not None
+        chosen = self._solved(goal, {**self._fixed(tables), **self._of_readers(tables)}, tables)
         assert chosen is not None
         return chosen
 
-    def _starts(self) -> list[dict[str, Menu]]:
-        """Choices of the readers to begin with."""
-        wide = {n: self._choices(n) for n in self.layers if n in self.readers}
-        return [wide, self._of_readers(self._smallest_tables())] if wide else [{}]
+    def _solved(self, goal: Goal, options: dict[str, Menu], beside: Chosen) -> Chosen | None:
+        """The best of the options; their times are those beside these choices."""
+        timed = self.timing.timed(options, beside) if self.timing else options
+        return goal.solve(self.solver, timed)
 
-    def _from(self, start: dict[str, Menu], goal: Goal) -> Chosen | None:
-        best, options = None, start
+    def _starts(self) -> list[Chosen]:
+        """Choices of the tables, by which the readers' choices begin; none: they are wide."""
+        if self.timing:
+            return [{}, *self._ends()]
+        has_readers = any(name in self.readers for name in self.layers)
+        return [{}, self._end(SMALLEST)] if has_readers else [{}]
+
+    def _from(self, start: Chosen, goal: Goal) -> Chosen | None:
+        best, beside = None, start
         for _ in range(ROUNDS):
-            guess = goal.solve(self.solver, {**self._settled(), **options})
+            options = {**self._settled(), **self._of_readers(beside)}
+            guess = self._solved(goal, options, beside)
             if guess is None:
                 break
-            options = self._of_readers(guess)
-            exact = goal.solve(self.solver, {**self._fixed(guess), **options})
-            if exact is None:
+            beside = guess
+            found = self._solved(goal, {**self._fixed(guess), **self._of_readers(guess)}, guess)
+            if found is None:
                 continue
-            if best is not None and goal.objective(exact) >= goal.objective(best):
+            if best is not None and goal.objective(found) >= goal.objective(best):
                 break
-            best = exact
+            best = beside = found
         return best
 
     def _settled(self) -> dict[str, Menu]:

@@ -6,16 +6,22 @@ non-negative least squares of their relative errors (Lawson and Hanson).
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from embedcomp.files import cache_folder, sha256
 from embedcomp.scoring import cost, native
 from embedcomp.scoring.alone import as_array
+from embedcomp.scoring.cost import CostModel
 from embedcomp.scoring.engine import Engine, Ids, Inputs, address
 from embedcomp.scoring.graph import Feature, Graph, Node
 from embedcomp.scoring.lower import lower
@@ -26,7 +32,9 @@ from embedcomp.served.formats import STORAGES, AnyStorage, clustered, product, s
 from embedcomp.served.rows import StoredRows
 
 BATCHES = (1, 16, 64, 150)  # rows of a call
+TYPICAL = 64  # of what hardly depends on the batch
 ROUNDS, CALLS = 9, 3  # that each program is timed, and times a round
+QUANTILE = 0.3  # of the times, since other processes make calls longer and never shorter
 DIFFERENT = 4  # inputs of a program
 FEATURES = 24  # of a program of lookups
 TABLE_ROWS = 256  # of its tables, which stay near the core
@@ -35,9 +43,53 @@ LAYERS = (  # widths of layers one after another
     *((16, 16), (64, 64, 64), (200, 32, 200), (300, 8, 300, 8), (100, 130, 100), (40, 300, 1)),
     *((512, 256, 128, 64, 1), (626, 626, 626), (17, 500, 17), (250, 4, 250, 4), (128, 1000, 48)),
 )
+PIECES = (1, 8, 40)  # that operands are brought together from
+DOTS = ((8, 16), (27, 64), (40, 16))  # vectors and their width
 WIDTHS = (1, 4, 16, 40)  # of the tables' rows
 CODES: tuple[AnyStorage, ...] = (product(4, 8), product(8, 4), clustered(4), sparse(2, 64))
 SINGLE = ("relu", "square", *sorted(cost.SLOW - {"power"}))  # functions
+
+
+def of_this_machine() -> CostModel:
+    """The cost model of this machine, kept in the user's cache folder once it was calibrated.
+
+    Raises:
+        NotBuilt: the engine is missing.
+    """
+    file = cache_folder() / f"cost-{_key()}.json"
+    if file.exists():
+        return CostModel.load(file)
+    model = calibrated()
+    model.save(file)
+    return model
+
+
+def calibrated() -> CostModel:
+    """Measured now, on one thread.
+
+    Raises:
+        NotBuilt: the engine is missing.
+    """
+    native.needed()
+    return CostModel(microseconds=fit(timed()), machine=cpu())
+
+
+def cpu() -> str:
+    """What /proc/cpuinfo calls the CPU, or the nearest to it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _key() -> str:
+    """Of the CPU and of how the engine was built and is counted."""
+    file = native.file()
+    assert file is not None
+    what = cpu(), sha256(file), str(cost.FORMAT)
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -55,7 +107,7 @@ class _Case:
         self.program: Program = lower(graph, tensors, precision=precision)
         self._engine = Engine(graph, self.program)
         self._inputs = [_inputs(graph, tensors, rows, seed) for seed in range(DIFFERENT)]
-        self.counts = cost.program(self.program, rows)
+        self.counts = cost.operations(self.program.ops, rows)
         self.taken: list[float] = []
 
     def round(self) -> None:
@@ -72,7 +124,7 @@ def timed() -> list[Timed]:
     for _ in range(ROUNDS):
         for case in cases:
             case.round()
-    return [Timed(case.counts, 1e6 * float(np.quantile(case.taken, 0.4))) for case in cases]
+    return [Timed(case.counts, 1e6 * float(np.quantile(case.taken, QUANTILE))) for case in cases]
 
 
 def fit(found: Sequence[Timed]) -> dict[str, float]:
@@ -87,33 +139,34 @@ def fit(found: Sequence[Timed]) -> dict[str, float]:
 
 
 def _cases() -> Iterator[_Case]:
-    for widths in LAYERS:
-        for form in native.FORMATS:
-            for rows in BATCHES:
+    for rows in BATCHES:
+        for widths in LAYERS:
+            for form in native.FORMATS:
                 yield _Case(*_layers(widths), rows, form)
-    for storage in (*STORAGES, *CODES, "csr"):
-        for width in WIDTHS:
-            yield _Case(*_tables(storage, width), BATCHES[2])
-        yield _Case(*_tables(storage, WIDTHS[2]), BATCHES[0])
-    yield _Case(*_tables("float32", WIDTHS[2], mapped=True), BATCHES[2])
-    for size in FAR_BYTES:
-        for rows in BATCHES:
+        for size in FAR_BYTES:
             yield _Case(*_large_table(size), rows)
-    for name in SINGLE:
-        yield _Case(*_unary(name), BATCHES[2])
-    for pieces in (1, 8, 40):
-        for rows in BATCHES:
+        for pieces in PIECES:
             yield _Case(*_pairs(pieces), rows)
-    for precision in native.FORMATS[:2]:
-        for n, width in ((8, 16), (27, 64), (40, 16)):
-            for rows in BATCHES:
-                yield _Case(*_dots(n, width), rows, precision)
+        for n, width in DOTS:
+            for form in native.FORMATS[:2]:
+                yield _Case(*_dots(n, width), rows, form)
+    yield from (_Case(*_unary(name), TYPICAL) for name in SINGLE)
+    yield from _cases_of_tables()
+
+
+def _cases_of_tables() -> Iterator[_Case]:
+    yield _Case(*_tables("float32", WIDTHS[2], mapped=True), TYPICAL)
+    for storage in (*STORAGES, *CODES, None):
+        yield _Case(*_tables(storage, WIDTHS[2]), 1)
+        for width in WIDTHS:
+            yield _Case(*_tables(storage, width), TYPICAL)
 
 
 def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
     random = np.random.default_rng(0)
-    nodes, held, at = [Node(op="input", at=0, width=widths[0])], {}, 0
-    for place, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    nodes, at = [Node(op="input", at=0, width=widths[0])], 0
+    held: dict[str, np.ndarray] = {}
+    for place, (inputs, outputs) in enumerate(pairwise(widths)):
         name = f"w{place}"
         held[name] = random.standard_normal((outputs, inputs), np.float32) / inputs**0.5
         nodes.append(
@@ -131,28 +184,30 @@ def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
     return _summed(nodes), Tensors(held, {}, {})
 
 
-def _tables(storage: str, width: int, *, mapped: bool = False) -> tuple[Graph, Tensors]:
+def _tables(
+    storage: AnyStorage | None, width: int, *, mapped: bool = False
+) -> tuple[Graph, Tensors]:
+    """Tables in a storage; None: half of their elements, as sparse rows."""
     torch.manual_seed(0)
     values = torch.randn(TABLE_ROWS, width)
     rows = (
         CsrRows(TABLE_ROWS, width, TABLE_ROWS * width // 2)
-        if storage == "csr"
+        if storage is None
         else StoredRows(TABLE_ROWS, width, storage)
     )
     rows.fill(values)
-    held, stored, tables, nodes, features = {}, {}, {}, [], []
+    held: dict[str, np.ndarray] = {}
+    stored, tables, nodes, features = {}, {}, [], []
     for place in range(FEATURES):
         name = f"t{place}"
         for part, tensor in rows.state_dict().items():
             held[f"{name}.stored.{part}"] = as_array(tensor)
         if mapped:
             held[f"{name}.index.places"] = np.arange(TABLE_ROWS, dtype=np.int16)
-        stored[f"{name}.stored"] = StoredMatrix(storage=storage, rows=TABLE_ROWS, width=width)
+        stored[f"{name}.stored"] = StoredMatrix(storage=rows.storage, rows=TABLE_ROWS, width=width)
         tables[name] = Table(rows=TABLE_ROWS, dim=width, pooling="mean", stored=True)
         features.append(Feature(table=name, leaf=0, key=name))
-        nodes.append(
-            Node(op="look_up", at=place * width, width=width, which=place, form="rows")
-        )
+        nodes.append(Node(op="look_up", at=place * width, width=width, which=place, form="rows"))
     return _summed(nodes, features), Tensors(held, stored, tables)
 
 
@@ -196,13 +251,9 @@ def _pairs(pieces: int) -> tuple[Graph, Tensors]:
 
 def _dots(n: int, width: int) -> tuple[Graph, Tensors]:
     whole = n * width
-    dots = Node(
-        op="dots", at=whole, width=n * n, x=((0, whole),), times=n, inputs=width, outputs=n
-    )
+    dots = Node(op="dots", at=whole, width=n * n, x=((0, whole),), times=n, inputs=width, outputs=n)
     above = tuple((whole + i * n + i + 1, n - i - 1) for i in range(n - 1))
-    total = Node(
-        op="sum", at=whole + n * n, width=1, times=n * (n - 1) // 2, x=above
-    )
+    total = Node(op="sum", at=whole + n * n, width=1, times=n * (n - 1) // 2, x=above)
     nodes = (Node(op="input", at=0, width=whole), dots, total)
     return Graph(features=(), nodes=nodes, out=total.at), Tensors({}, {}, {})
 
@@ -224,7 +275,9 @@ def _inputs(graph: Graph, tensors: Tensors, rows: int, seed: int) -> Inputs:
         )
         lengths = np.ones(len(ids), np.int64)
         keys = tuple(str(feature.key) for feature in graph.features)
-        jagged = Ids(address(ids), len(ids), lengths=address(lengths), keys=keys, held=(ids, lengths))
+        jagged = Ids(
+            address(ids), len(ids), lengths=address(lengths), keys=keys, held=(ids, lengths)
+        )
         return Inputs(rows, {0: jagged}, held=jagged)
     x = random.standard_normal((rows, graph.nodes[0].width), np.float32)
     return Inputs(rows, {}, [(address(x), x.shape[1])], x)

@@ -8,17 +8,18 @@ before it exists, by the same functions as a program that is there.
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from embedcomp.errors import BadSettings
+from embedcomp.files import replacing
 from embedcomp.scoring import native
 from embedcomp.scoring.pack import LANES, PANEL
-from embedcomp.scoring.program import BLOCK, Op, Program
+from embedcomp.scoring.program import BLOCK, Op
 
-Counts = Counter[str]  # of work, by its kind
-
+FORMAT = 1  # of a cost model's file; another one where work is counted in another way
 TILES = (6, 3, 1)  # rows of a tile, as in kernels.inc
 WORDS = {"float32": 1, "bfloat16": 2, "int8": 4}  # inputs in a word
 LINE = 64  # bytes that memory gives at once
@@ -27,6 +28,19 @@ SLOW = {
     *("sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "exp", "log", "logit", "softplus", "elu"),
     "power",
 }  # functions that the kernels call a number at a time
+
+
+class Counts(dict[str, float]):
+    """How much work there is of each kind; nothing of those that are not there."""
+
+    def __missing__(self, kind: str) -> float:
+        return 0.0
+
+    def __add__(self, other: Mapping[str, float]) -> Counts:
+        found = Counts(self)
+        for kind, number in other.items():
+            found[kind] += number
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +63,14 @@ class Reads:
 
     @classmethod
     def of(
-        cls, kind: str, width: int, parts: int, *, row_bytes: int, rows: int, nonzeros: int = 0,
+        cls,
+        kind: str,
+        width: int,
+        parts: int,
+        *,
+        row_bytes: int,
+        rows: int,
+        nonzeros: int = 0,
         mapped: bool = False,
     ) -> Reads:
         """Rows of a kind of native.KINDS.
@@ -71,7 +92,11 @@ class Reads:
         elif kind == "column_int8" and width == LANES:
             kind = "column_int8 16"  # which the kernels have a loop of its own for
         return cls(
-            kind=kind, numbers=numbers, vectors=vectors, row_bytes=row_bytes, stored_bytes=stored,
+            kind=kind,
+            numbers=numbers,
+            vectors=vectors,
+            row_bytes=row_bytes,
+            stored_bytes=stored,
             mapped=mapped,
         )
 
@@ -80,11 +105,33 @@ class Reads:
 class CostModel:
     """Microseconds of a unit of each kind of work, on one thread of a machine.
 
-    machine: what tells it from others; "" where nobody measured.
+    machine: that it was measured on.
     """
 
     microseconds: Mapping[str, float]
     machine: str = ""
+
+    def save(self, file: Path) -> None:
+        with replacing(file) as fresh:
+            fresh.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, file: Path) -> CostModel:
+        """What was saved.
+
+        Raises:
+            BadSettings: the file is not a cost model.
+        """
+        way_out = "make it with `embedcomp calibrate` on the machine that serves"
+        try:
+            values = json.loads(file.read_text())
+            found = {str(kind): float(taken) for kind, taken in values["microseconds"].items()}
+            machine, form = str(values["machine"]), values["format"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadSettings(f"{file} is not a cost model ({error}); {way_out}") from error
+        if form != FORMAT:
+            raise BadSettings(f"{file} has format {form}, but {FORMAT} is read; {way_out}")
+        return cls(microseconds=found, machine=machine)
 
     def of(self, work: Counts) -> float:
         """Microseconds of so much work.
@@ -150,15 +197,16 @@ def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
     return found
 
 
-def program(made: Program, rows: int, ids: Mapping[int, float] | None = None) -> Counts:
-    """Of a whole call that scores so many rows, each with its own user.
+def operations(ops: Iterable[Op], rows: int, ids: Mapping[int, float] | None = None) -> Counts:
+    """Of a call that scores so many rows, each with its own user, by these operations.
 
     Args:
-        ids: of a bag, by feature; those that are not named have one.
+        ids: of a bag, by number of its feature; those that are not there have one.
     """
     found = Counts({"calls": 1, "rows": rows})
-    for op in made.ops:
-        found += operation(op, rows, 1 if ids is None else ids.get(op.fields.get("which", 0), 1))
+    for op in ops:
+        each = ids.get(op.fields["which"], 1) if ids and op.kind == native.LOOK_UP else 1
+        found += operation(op, rows, each)
     return found
 
 
@@ -172,20 +220,22 @@ def operation(op: Op, rows: int, ids: float = 1) -> Counts:
         return linear(rows, **shape, form=form, pieces=len(op.x))
     found = Counts({"operations": len(list(_blocks(rows)))})
     if op.kind == native.INPUT:
-        return found + Counts({"inputs": rows, "input numbers": rows * op.fields["outputs"]})
+        return found + {"inputs": rows, "input numbers": rows * op.fields["outputs"]}
     for side in (op.x, op.y):
         found += _brought(rows, len(side), sum(width for _, _, width in side))
     if op.kind == native.DOTS:
         return found + _dots(op, rows)
-    found["single rows"] += rows
-    width = op.fields["outputs"]
+    return found + _single(op, rows)
+
+
+def _single(op: Op, rows: int) -> Counts:
+    """Of what the kernels do a row at a time."""
+    found, width = Counts({"single rows": rows}), op.fields["outputs"]
     if op.kind == native.SUM:
-        found["summed numbers"] += rows * width * op.fields["times"]
-        return found
+        return found + {"summed numbers": rows * width * op.fields["times"]}
     names = native.UNARIES if op.kind == native.UNARY else native.BINARIES
     name = names[op.fields["which"]]
-    found[f"{name if name in SLOW else 'quick'} numbers"] += rows * width
-    return found
+    return found + {f"{name if name in SLOW else 'quick'} numbers": rows * width}
 
 
 def reads(table: native.Stored) -> Reads:
