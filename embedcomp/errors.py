@@ -55,7 +55,7 @@ class LatencyTooSmall(EmbedcompError):
     def __init__(self, budget: float, rows: int, fastest: float, fixed: float):
         super().__init__(
             f"the latency budget is {budget:,.1f} us a call of {rows:,} rows, but the fastest plan "
-            f"is predicted to take {fastest:,.1f}, of which {fixed:,.1f} are outside the layers; "
-            f"raise the budget by {fastest - budget:,.1f}, score fewer rows a call or allow more "
-            "methods"
+            f"found is predicted to take {fastest:,.1f}, of which {fixed:,.1f} are outside the "
+            f"layers; raise the budget by {fastest - budget:,.1f}, score fewer rows a call or "
+            "allow more methods"
         )

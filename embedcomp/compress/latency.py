@@ -31,6 +31,7 @@ from embedcomp.served.linear import ROUNDED, CompressedLinear, LowRankLinear
 from embedcomp.served.table import CompressedTable
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
+Widths = tuple[int, ...]  # of what each operation of a layer reads
 _FORMS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
@@ -112,14 +113,23 @@ class Timing:
             for block in reader.blocks if name in layers else ():
                 self._blocks.setdefault(block.table, []).append((name, block))
         self._read = _Read.of(program, layers, self._tables)
-        self._fixed = cost.operations(self._read.fixed, self.rows, dict(enumerate(self._ids)))
+        ids_of = dict(enumerate(self._ids))
+        self.fixed_work = cost.operations(self._read.fixed, self.rows, ids_of)
+        self._reads: dict[str, dict[str, list[tuple[int, _Part]]]] = {}  # by table and layer:
+        # operation of the layer, and what it reads
+        for name, products in self._read.products.items():
+            for place, product in enumerate(products):
+                for part in product.parts:
+                    if part.feature is not None and part.whole:
+                        of_table = self._reads.setdefault(self._tables[part.feature], {})
+                        of_table.setdefault(name, []).append((place, part))
         self._known: dict[object, int] = {}
-        self._served: dict[object, Served] = {}
+        self._shapes: dict[object, _Shape] = {}
 
     @property
     def fixed(self) -> int:
         """Nanoseconds of what no choice changes."""
-        return _nanoseconds(self.model.of(self._fixed))
+        return _nanoseconds(self.model.of(self.fixed_work))
 
     def timed(self, options: Mapping[str, Menu], beside: Chosen) -> dict[str, Menu]:
         """The choices with their nanoseconds beside those that were made for the other layers.
@@ -127,30 +137,41 @@ class Timing:
         What a table's choice saves the linear layers that read it is counted to the table, as far
         as it differs from the one beside.
         """
-        return {
-            name: Menu(menu.layer, tuple(self._timed(menu, choice, beside) for choice in menu))
-            for name, menu in options.items()
-        }
+        widths = {name: self.inputs(name, beside) for name in self._read.products}
+        return {name: self._timed(menu, beside, widths) for name, menu in options.items()}
 
-    def _timed(self, menu: Menu, choice: Choice, beside: Chosen) -> Choice:
+    def _timed(self, menu: Menu, beside: Chosen, widths: Mapping[str, Widths]) -> Menu:
         spec = menu.layer.spec
-        taken = self._of(spec, choice, beside)
-        if spec.name in self._tables and beside.get(spec.name, choice) != choice:
-            instead = {**beside, spec.name: choice}
-            for name in self._read.readers(spec.name, self._tables) & beside.keys():
-                its = self._layers[name].spec
-                taken += self._of(its, beside[name], instead) - self._of(its, beside[name], beside)
-        return replace(choice, nanoseconds=taken)
+        found = []
+        for choice in menu:
+            taken = self._of(spec, choice, widths.get(spec.name, ()))
+            if beside.get(spec.name, choice) != choice:
+                taken += self._of_readers(spec.name, choice, beside, widths)
+            found.append(replace(choice, nanoseconds=taken))
+        return Menu(menu.layer, tuple(found))
 
-    def _of(self, spec: Spec, choice: Choice, tables: Mapping[str, Choice]) -> int:
-        """Nanoseconds of a layer's choice, where these were chosen for the tables that it reads."""
-        served = self._empty(spec, choice)
-        widths: tuple[int, ...] = ()
-        if not isinstance(served, CompressedTable):
-            products = self._read.products.get(spec.name, ())
-            widths = tuple(self._inputs(product, spec.name, tables) for product in products)
+    def _of_readers(
+        self, table: str, choice: Choice, beside: Chosen, widths: Mapping[str, Widths]
+    ) -> int:
+        """What the layers that read a table take more where it has another choice."""
+        more = 0
+        for name, parts in self._reads.get(table, {}).items():
+            if name not in beside:
+                continue
+            moved = list(widths[name])
+            for place, part in parts:
+                moved[place] += self._width(part, name, {table: choice})
+                moved[place] -= self._width(part, name, beside)
+            spec = self._layers[name].spec
+            more += self._of(spec, beside[name], tuple(moved))
+            more -= self._of(spec, beside[name], widths[name])
+        return more
+
+    def _of(self, spec: Spec, choice: Choice, widths: Widths) -> int:
+        """Nanoseconds of a layer's choice; `widths` are those of a linear layer's operations."""
         key = spec.name, choice.method, choice.settings, widths
         if key not in self._known:
+            served = self._shape(spec, choice).served
             if isinstance(served, CompressedTable):
                 work = self.of_table(spec.name, served)
             else:
@@ -158,12 +179,16 @@ class Timing:
             self._known[key] = _nanoseconds(self.model.of(work))
         return self._known[key]
 
-    def _empty(self, spec: Spec, choice: Choice) -> Served:
-        """The served module; how many inputs a linear layer had when it was chosen is no matter."""
+    def _shape(self, spec: Spec, choice: Choice) -> _Shape:
+        """A choice's; how many inputs a linear layer had when it was chosen is no matter."""
         key = spec.name, choice.method, choice.settings
-        if key not in self._served:
-            self._served[key] = empty_on_meta(choice.method, spec, choice.settings)
-        return self._served[key]
+        if key not in self._shapes:
+            served = empty_on_meta(choice.method, spec, choice.settings)
+            self._shapes[key] = _Shape(served, None, frozenset())
+            if isinstance(served, CompressedTable):
+                folding = self._folding(spec.name, served)
+                self._shapes[key] = _Shape(served, _Codes.of(served), folding)
+        return self._shapes[key]
 
     def of_table(self, name: str, served: CompressedTable) -> Counts:
         """Lookups of a table and decoding what they give."""
@@ -214,9 +239,12 @@ class Timing:
             times=product.times,
         )
 
-    def _inputs(self, product: _Product, name: str, tables: Mapping[str, Choice]) -> int:
-        """Columns that an operation of a layer reads where these were chosen for the tables."""
-        return sum(self._width(part, name, tables) for part in product.parts)
+    def inputs(self, name: str, tables: Mapping[str, Choice]) -> Widths:
+        """Columns that a layer's operations read where these were chosen for the tables."""
+        return tuple(
+            sum(self._width(part, name, tables) for part in product.parts)
+            for product in self._read.products.get(name, ())
+        )
 
     def _width(self, part: _Part, name: str, tables: Mapping[str, Choice]) -> int:
         if part.feature is None or not part.whole:
@@ -224,17 +252,25 @@ class Timing:
         table = self._tables[part.feature]
         if table not in tables:
             return part.width
-        served = self._empty(self._layers[table].spec, tables[table])
-        assert isinstance(served, CompressedTable)
-        codes = _Codes.of(served)
-        if name in self._folding(table, served):
+        shape = self._shape(self._layers[table].spec, tables[table])
+        codes = shape.codes
+        assert codes is not None, "a table has codes"
+        if name in shape.folding:
             return codes.width
         return codes.width + 1 if codes.counted and codes.narrow else part.width
 
-    def _folding(self, table: str, served: CompressedTable) -> set[str]:
+    def _folding(self, table: str, served: CompressedTable) -> frozenset[str]:
         """The layers that a table's decoder is multiplied into before the model is exported."""
         blocks = self._blocks.get(table, ())
-        return {name for name, block in blocks if can_fold(block, served, self._single)}
+        return frozenset(name for name, block in blocks if can_fold(block, served, self._single))
+
+
+class _Shape(NamedTuple):
+    """What the time of a choice depends on."""
+
+    served: Served
+    codes: _Codes | None  # of a table
+    folding: frozenset[str]  # layers that its decoder is multiplied into
 
 
 @dataclass(frozen=True)
@@ -273,11 +309,6 @@ class _Read:
     linears: Mapping[int, set[str]]
     decoded: set[int]
     fixed: tuple[Op, ...]
-
-    def readers(self, table: str, tables: Sequence[str]) -> set[str]:
-        """Linear layers that read a table; `tables` are the features'."""
-        of_table = (self.linears.get(i, set()) for i, name in enumerate(tables) if name == table)
-        return set().union(*of_table)
 
     @classmethod
     def of(cls, program: Program, layers: Collection[str], tables: Sequence[str]) -> _Read:

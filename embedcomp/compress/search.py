@@ -138,9 +138,11 @@ class Search:
     _options: dict[str, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
-        plans = [self._from(start, goal) for start in self._starts()]
+        starts = self._starts(goal)
+        plans = [self._from(start, goal) for start in starts]
         feasible = [found for found in plans if found is not None]
-        feasible += [found for found in self._ends() if goal.reached(found)]
+        ends = [*starts[1:], self.smallest()]
+        feasible += [end for end in ends if goal.reached(end)]
         return min(feasible, key=goal.objective, default=None)
 
     def smallest(self) -> Chosen:
@@ -163,10 +165,6 @@ class Search:
         assert chosen is not None
         return chosen
 
-    def _ends(self) -> list[Chosen]:
-        """Plans with the smallest choice of each table, and with the fastest one."""
-        return [self._end(SMALLEST)] + ([self._end(FASTEST)] if self.timing else [])
-
     def _end(self, goal: Goal) -> Chosen:
         tables = self._solved(goal, self._settled(), {})
         assert tables is not None
@@ -179,10 +177,13 @@ class Search:
         timed = self.timing.timed(options, beside) if self.timing else options
         return goal.solve(self.solver, timed)
 
-    def _starts(self) -> list[Chosen]:
-        """Choices of the tables, by which the readers' choices begin; none: they are wide."""
-        if self.timing:
-            return [{}, *self._ends()]
+    def _starts(self, goal: Goal) -> list[Chosen]:
+        """Plans to begin with, by whose tables readers are narrow; the first has none."""
+        if isinstance(goal, LeastLossInTime):
+            fastest = self.best(LeastTime(goal.most_bytes))
+            return [{}, self._end(SMALLEST), *([] if fastest is None else [fastest])]
+        if isinstance(goal, LeastTime):
+            return [{}, self._end(SMALLEST), self._end(FASTEST)]
         has_readers = any(name in self.readers for name in self.layers)
         return [{}, self._end(SMALLEST)] if has_readers else [{}]
 

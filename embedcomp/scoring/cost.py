@@ -89,6 +89,7 @@ class Reads:
         elif kind.startswith("csr"):
             numbers = nonzeros / max(rows, 1)
             stored += nonzeros * (2 + int(kind.removeprefix("csr")) // 8)
+            kind = "csr"  # however wide the columns' numbers are
         elif kind == "column_int8" and width == LANES:
             kind = "column_int8 16"  # which the kernels have a loop of its own for
         return cls(
