@@ -405,12 +405,27 @@ def recompress(
         best = None
         if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
             names = settings.methods or tuple(methods.names())
-            single = set(today.single_valued)
             best = planner.plan(
-                model, found, measured, today.budget_bytes, names, single, solver=today.solver
+                model,
+                found,
+                measured,
+                today.budget_bytes,
+                names,
+                set(today.single_valued),
+                solver=today.solver,
+                timing=_timing_of(today, original, model, found, settings),
             ).loss
         made = compress(original, log, measured, today, settings, out, watch=watch)
     return made, Drift(planned.plan.loss, today.loss, best)
+
+
+def _timing_of(
+    plan: Plan, original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+) -> Timing | None:
+    """What says how long choices take, where a plan keeps to a latency."""
+    if not plan.latency_budget:
+        return None
+    return timing(original, model, found, replace(settings, latency_budget=plan.latency_budget))
 
 
 def control(
