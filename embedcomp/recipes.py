@@ -202,6 +202,7 @@ class Planning:
             self._single,
             most_loss=most_loss,
             solver=settings.solver,
+            rest=settings.rest,
             known=self._known,
             timing=self._timing(settings) if settings.latency_budget else None,
         )

@@ -20,6 +20,9 @@ from embedcomp.train.settings import TrainSettings
 
 S = TypeVar("S")
 
+BESIDE_ONE = ("low_rank",)  # for the layers that a method compared by itself cannot take: many take
+# only tables, or only linear layers, and could not reach a budget alone
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressSettings:
@@ -35,6 +38,7 @@ class CompressSettings:
     cost_model: str = ""  # file of `embedcomp calibrate` from the machine that serves; empty: this
     # machine's, which is calibrated when it is first needed
     methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
+    rest: tuple[str, ...] = ()  # methods for the layers that none of those takes
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
     tune: TuneSettings = field(default_factory=TuneSettings)
@@ -99,12 +103,14 @@ class CompareSettings:
 
     models: tuple[str, ...]  # of embedcomp, or package.module:factory
     budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
-    methods: tuple[str, ...] = ()  # each alone, and the planned mix of them; empty: all
+    methods: tuple[str, ...] = ()  # of the planned mix; empty: all
+    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix
     seeds: int = 1  # of 0, 1, 2, ...
     tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
     min_count: int = 2  # ids seen fewer times share one row
+    rest: tuple[str, ...] = BESIDE_ONE  # for the layers that a method cannot take
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
     solver: str = "exact"  # of the plans, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's

@@ -17,7 +17,10 @@ def compare(
     ] = None,
     models: Annotated[str, typer.Option(help="Comma-separated, as of `embedcomp train`.")] = "",
     methods: Annotated[
-        str, typer.Option(help="Each alone, and the planned mix of them: all, or comma-separated.")
+        str, typer.Option(help="Of the planned mix: all, or comma-separated.")
+    ] = "all",
+    alone: Annotated[
+        str, typer.Option(help="Which are also compared one by one: all, none, comma-separated.")
     ] = "all",
     budgets: Annotated[str, typer.Option(help="Comma-separated, each as of `compress`.")] = "5x",
     seeds: Annotated[int, typer.Option(help="How many.")] = 1,
@@ -50,6 +53,7 @@ def compare(
             "models": listed(models),
             "budgets": listed(budgets),
             "methods": () if methods == "all" else listed(methods),
+            "alone": None if alone == "all" else () if alone == "none" else listed(alone),
             "seeds": seeds,
             "tune_epochs": listed(tune_epochs),
             "split": split,

@@ -28,7 +28,8 @@ class Cell:
 
     model: str
     seed: int
-    method: str  # a method's name (used with keep), or one of the three above
+    method: str  # a method's name (the comparison's `rest` takes the layers that it cannot), or one
+    # of the three above
     budget: str = ""  # "": of the original and the control, which keep to none
     tune_epochs: int = 0
 
@@ -61,14 +62,15 @@ def cells(settings: CompareSettings) -> list[Cell]:
 def _of_tuning(settings: CompareSettings, model: str, seed: int, epochs: int) -> list[Cell]:
     one = {"model": model, "seed": seed, "tune_epochs": epochs}
     found = [Cell(**one, method=CONTROL)] if epochs else []  # type: ignore[arg-type]
-    for method in (*singles(settings.methods), PLANNED):
+    alone = settings.alone
+    for method in (*(singles(settings.methods) if alone is None else alone), PLANNED):
         for budget in settings.budgets:
             found.append(Cell(**one, method=method, budget=budget))  # type: ignore[arg-type]
     return found
 
 
 def singles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The methods that are used alone (with keep); of none named, all."""
+    """The methods of the mix; of none named, all."""
     return names or tuple(name for name in methods.names() if name != KEEP)
 
 
@@ -87,7 +89,7 @@ def setup(log: ClickLog, settings: CompareSettings, model: str) -> dict[str, Any
         "tune": {name: value for name, value in tune.items() if name not in ("seed", "epochs")},
         **{
             name: getattr(settings, name)
-            for name in ("split", "min_count", "measure_rows", "solver")
+            for name in ("split", "min_count", "measure_rows", "solver", "rest")
         },
     }
 
@@ -108,6 +110,7 @@ def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
     return CompressSettings(
         budget=cell.budget or UNLIMITED,
         methods=singles(settings.methods) if planned else (cell.method,),
+        rest=() if planned else settings.rest,
         measure_rows=settings.measure_rows,
         solver=settings.solver,
         tune=tuning(settings, cell),
@@ -122,7 +125,7 @@ def digest(value: Any) -> str:
 def _check(settings: CompareSettings) -> None:
     for budget in settings.budgets:
         parse_budget(budget, 1 << 40)
-    for name in settings.methods:
+    for name in (*settings.methods, *(settings.alone or ()), *settings.rest):
         methods.get(name)
     for name in settings.models:
         if ":" not in name:

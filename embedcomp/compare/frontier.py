@@ -23,7 +23,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.evaluate import SPEED_BATCHES
 from embedcomp.files import remove, replacing
 from embedcomp.log.click_log import ClickLog
-from embedcomp.settings import CompressSettings
+from embedcomp.settings import BESIDE_ONE, CompressSettings
 
 SIMPLE = ("half", "row_int", "svd", "drop_rare", "magnitude")  # how baselines' names begin
 NAME = "frontier"
@@ -141,9 +141,9 @@ class Frontier:
     def _baseline(
         self, measured: Original, method: str, budget: str, progress: Progress
     ) -> dict[str, Any]:
-        """One method alone (with keep), tuned alike; its artifact is not kept."""
+        """One method alone where it can be, tuned alike; its artifact is not kept."""
         watch, scratch = progress.begin(f"{method} at {budget}"), self.out / ".scratch"
-        settings = replace(self._at(budget), methods=(method,))
+        settings = replace(self._at(budget), methods=(method,), rest=BESIDE_ONE)
         figures = measured.passing(settings, scratch, self.split, watch)
         remove(scratch)
         seconds = figures.pop("seconds")

@@ -29,7 +29,8 @@ READING = (
     "Figures are means over seeds. The std is the sample standard deviation over seeds; that of a "
     "difference is of the differences seed by seed. The control is the original, trained on for "
     "the epochs of tuning. The planned mix is better or worse than the best single method where "
-    "their mean AUCs differ by more than the AUC of either spreads over seeds (by its std)."
+    "their mean AUCs differ by more than the AUC of either spreads over seeds (by its std). Layers "
+    "that a method cannot take at all are compressed by the methods in the setting `rest`."
 )
 
 Rows = list[list[str]]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 CHUNK_ROWS = 1 << 12  # whose float64 copy stays in a core's cache
 DAMPING = 0.001  # share of a measured gradient matrix that is replaced by its mean eigenvalue
 RIDGE = 1e-9
+NULL = 1e-12  # share of the largest eigenvalue that is rounding
 
 
 def chunks(rows: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -79,25 +82,57 @@ class Basis:
     weights: Tensor
 
 
-def basis(covariance: Tensor, metric: Tensor | None) -> Basis:
+class Roots(NamedTuple):
+    """A damped metric's symmetric root [d, d] and the inverse of that."""
+
+    root: Tensor
+    inverse: Tensor
+
+
+def roots(metric: Tensor) -> Roots:
+    """Of a metric [d, d], damped: no measured gradient does not mean that anything may go wrong."""
+    scales, axes = leading((1 - DAMPING) * metric)
+    scales = scales + DAMPING * metric.diagonal().mean()
+    return Roots((axes * scales.sqrt()) @ axes.T, (axes * scales.rsqrt()) @ axes.T)
+
+
+def basis(covariance: Tensor, metric: Roots | None) -> Basis:
     """The basis whose first k directions lose least of E[e^T metric e], for every k.
 
     Args:
         covariance: [d, d] of what is to be approximated.
-        metric: [d, d], or None for plain squared error. It is damped, since a direction with no
-            measured gradient is not one that can be got wrong at will.
+        metric: of the errors; None for plain squared error.
     """
     if metric is None:
         worth, vectors = leading(covariance)
         return Basis(vectors, vectors.T.contiguous(), worth, torch.ones_like(worth))
-    mean_eigenvalue = metric.diagonal().mean()
-    scales, axes = leading((1 - DAMPING) * metric)
-    scales = scales + DAMPING * mean_eigenvalue
-    root, inverse = (axes * scales.sqrt()) @ axes.T, (axes * scales.rsqrt()) @ axes.T
-    worth, vectors = leading(root @ covariance @ root)
-    encoder, decoder = root @ vectors, vectors.T @ inverse
+    worth, vectors = leading(metric.root @ covariance @ metric.root)
+    encoder, decoder = metric.root @ vectors, vectors.T @ metric.inverse
     lengths = decoder.norm(dim=1)  # codes keep the units of what they encode
     return Basis(encoder * lengths, decoder / lengths[:, None], worth, lengths.pow(-2))
+
+
+def leading_few(errors: Tensor, metric: Roots | None, rank: int) -> tuple[Tensor, Tensor]:
+    """Encoder [d, rank] and decoder [rank, d] of errors [d, n], nearly as good as `basis` of them.
+
+    By randomized projections (Halko et al., arXiv 0909.4061), for a few directions of many.
+    """
+    from sklearn.utils.extmath import randomized_svd  # takes a second
+
+    seen = errors if metric is None else metric.root @ errors
+    with threadpool_limits(1):  # sums by several threads differ in the last bit
+        found, _, _ = randomized_svd(seen.float().numpy(), rank, random_state=0)
+    vectors = torch.from_numpy(found).double()
+    if metric is None:
+        return vectors, vectors.T
+    return metric.root @ vectors, vectors.T @ metric.inverse
+
+
+def root(symmetric: Tensor) -> Tensor:
+    """R [d, k] with R R^T the positive semidefinite matrix [d, d], without its null space."""
+    values, vectors = leading(symmetric)
+    kept = values > NULL * values[:1]
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def solve(symmetric: Tensor, right: Tensor) -> Tensor:

@@ -96,10 +96,10 @@ def total_loss(chosen: Mapping[str, Choice]) -> float:
     return sum(choice.loss for choice in chosen.values())
 
 
-def front(found: Iterable[Choice]) -> list[Choice]:
-    """Those that are better than every smaller one, by size."""
+def front(found: Iterable[Choice], cost: str = "bytes") -> list[Choice]:
+    """Those that are better than every smaller one, by size or by another cost."""
     kept: list[Choice] = []
-    for choice in sorted(found, key=lambda c: (c.bytes, c.loss)):
+    for choice in sorted(found, key=lambda c: (getattr(c, cost), c.loss)):
         if not kept or choice.loss < kept[-1].loss:
             kept.append(choice)
     return kept

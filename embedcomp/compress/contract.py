@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -86,7 +87,7 @@ class LinearStatistics:
     fisher: Tensor | None = None
     spread: float | None = None
 
-    @property
+    @cached_property
     def covariance(self) -> Tensor:
         return self.second - self.mean.outer(self.mean)
 
@@ -148,6 +149,14 @@ class Layer:
     def inputs(self) -> LinearStatistics:
         assert isinstance(self.statistics, LinearStatistics)
         return self.statistics
+
+    @property
+    def error_moment(self) -> Tensor:
+        """What weighs errors of a linear layer's weight, float64 [inputs, inputs].
+
+        The inputs' covariance where a bias makes up for what the mean output loses.
+        """
+        return self.inputs.second if self.bias is None else self.inputs.covariance
 
     def shared(self, what: str, make: Callable[[], T]) -> T:
         """What the candidates of one layer have in common, made once."""

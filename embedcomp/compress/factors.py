@@ -7,7 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from embedcomp.compress.algebra import CHUNK_ROWS, Basis, basis, chunks, moments, solve
+from embedcomp.compress.algebra import (
+    CHUNK_ROWS,
+    Basis,
+    Roots,
+    basis,
+    chunks,
+    moments,
+    roots,
+    solve,
+)
 from embedcomp.compress.contract import Layer, TableSpec
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import LowRankLinear
@@ -22,7 +31,7 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
     Args:
         weighting: "loss" weighs errors by the measured gradients, where there are any.
     """
-    metric = layer.gradient if weighting == "loss" else None
+    metric = metric_roots(layer, weighting)
 
     def make() -> Basis:
         if isinstance(layer.spec, TableSpec):
@@ -31,6 +40,12 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
         return basis(weight @ layer.inputs.covariance @ weight.T, metric)
 
     return layer.shared(f"output basis, {weighting}", make)
+
+
+def metric_roots(layer: Layer, weighting: Weighting) -> Roots | None:
+    """Of what errors of a layer's output cost; None: all the same."""
+    gradient = layer.gradient if weighting == "loss" else None
+    return None if gradient is None else layer.shared("metric roots", lambda: roots(gradient))
 
 
 def layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:

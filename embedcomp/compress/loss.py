@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from embedcomp.compress.algebra import root
 from embedcomp.compress.contract import Layer, Served
 from embedcomp.served.linear import ROUNDED, CompressedLinear
 from embedcomp.served.table import CompressedTable
@@ -40,14 +41,23 @@ def row_errors(off: Tensor, gradient: Tensor | None) -> Tensor:
 
 def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:
     """E[e^T G e] of a linear layer served with this weight and bias."""
-    off, mean = (weight - layer.weight).double(), layer.inputs.mean
+    off, mean = weight - layer.weight, layer.inputs.mean
     shift = _or_zeros(bias, off) - _or_zeros(layer.bias, off)
-    centre = off @ mean + shift  # mean error [outputs]
-    covariance = layer.inputs.covariance
-    left = off if layer.gradient is None else layer.gradient @ off
-    spread = ((left @ covariance) * off).sum()
+    centre = off.double() @ mean + shift  # mean error [outputs]
     moved = centre if layer.gradient is None else layer.gradient @ centre
-    return max(float(spread + moved @ centre), 0.0)
+    by_inputs, by_outputs = layer.shared("roots of the error", lambda: _roots(layer))
+    spread = off @ by_inputs  # [outputs, directions of the inputs]
+    spread = spread if by_outputs is None else by_outputs @ spread
+    return max(float(spread.square().sum(dtype=torch.float64) + moved @ centre), 0.0)
+
+
+def _roots(layer: Layer) -> tuple[Tensor, Tensor | None]:
+    """Float32 roots of the inputs' covariance, [inputs, k], and of G, [l, outputs].
+
+    E[e^T G e] of a centred error is then a sum of squares, which float32 does not cancel.
+    """
+    by_inputs = root(layer.inputs.covariance).float()
+    return by_inputs, None if layer.gradient is None else root(layer.gradient).T.float()
 
 
 def _input_error(layer: Layer, served: Served) -> float:
@@ -67,4 +77,4 @@ def _input_error(layer: Layer, served: Served) -> float:
 
 
 def _or_zeros(bias: Tensor | None, weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight[:, 0]) if bias is None else bias.double()
+    return torch.zeros(len(weight)).double() if bias is None else bias.double()

@@ -58,6 +58,7 @@ def plan(
     *,
     most_loss: float | None = None,
     solver: str = "exact",
+    rest: Collection[str] = (),
     known: Known | None = None,
     timing: Timing | None = None,
 ) -> Plan:
@@ -66,10 +67,11 @@ def plan(
     Args:
         budget: bytes of the whole served model; None: there is a bound on the loss or on the time
             of a call instead.
-        names: methods that may be used; a layer that none of them takes is kept.
+        names: methods that may be used; a layer that none of them (or `rest`) takes is kept.
         single_valued: features with exactly one id in every row.
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/compress/solvers.
+        rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
         timing: of the layers' choices; the plan keeps to its budget too.
 
@@ -88,6 +90,7 @@ def plan(
         readers(model),
         set(single_valued),
         solvers.get(solver),
+        rest,
         {} if known is None else known,
         timing,
     )

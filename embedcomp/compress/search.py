@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from embedcomp.compress.choices import (
     Menu,
     choices,
     empty_on_meta,
+    front,
     together,
     total_bytes,
     total_loss,
@@ -26,6 +27,7 @@ from embedcomp.compress.costs import bytes_are_times, losses_are_times
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.latency import Timing
 from embedcomp.compress.solvers import Solver, exact, highs
+from embedcomp.errors import BadSettings
 from embedcomp.served.embedded import Block, Reader, can_fold
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
@@ -120,10 +122,11 @@ class Search:
     """Planning where some linear layers become narrower by what is chosen for the tables.
 
     For any tables, the readers' choices and so the best rest are as good as the solver. Tables and
-    readers are planned in turns, from wide readers and from the smallest tables; the best plan that
-    reaches the goal wins.
+    readers are planned in turns, from wide readers, from the smallest tables and from the plan of a
+    single method; the best plan that reaches the goal wins.
 
     Args:
+        rest: methods for a layer that none of `names` takes.
         known: choices that searches of the same layers share, whatever their methods and goals.
         timing: says how long choices take, where a goal is about time.
     """
@@ -133,6 +136,7 @@ class Search:
     readers: Mapping[str, Reader]
     single_valued: set[str]
     solver: Solver
+    rest: Collection[str] = ()
     known: Known = field(default_factory=dict)
     timing: Timing | None = None
     _options: dict[str, Menu] = field(default_factory=dict)
@@ -140,10 +144,30 @@ class Search:
     def best(self, goal: Goal) -> Chosen | None:
         starts = self._starts(goal)
         plans = [self._from(start, goal) for start in starts]
+        simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal)
+        if simple is not None:  # a mix is never worse, and may begin where it ends
+            plans += [simple, self._from(simple, goal)]
         feasible = [found for found in plans if found is not None]
         ends = [*starts[1:], self.smallest()]
         feasible += [end for end in ends if goal.reached(end)]
         return min(feasible, key=goal.objective, default=None)
+
+    def _with_one_method(self, goal: Goal) -> Chosen | None:
+        """The plan of the single method that promises most before readers are narrowed."""
+        if len(self.names) < 2 or not any(name in self.readers for name in self.layers):
+            return None
+        alone = [replace(self, names=(name,), _options={}) for name in self.names]
+        promising = min(alone, key=lambda search: search._promise(goal))
+        return None if math.isinf(promising._promise(goal)) else promising.best(goal)
+
+    def _promise(self, goal: Goal) -> float:
+        """The objective of the best plan with readers as they are; infinite: there is none."""
+        options = {name: self._choices(name) for name in self.layers}
+        try:
+            found = self._solved(goal, options, {})
+        except BadSettings:  # a solver that chooses ranks, and a method without
+            found = None
+        return math.inf if found is None else goal.objective(found)
 
     def smallest(self) -> Chosen:
         """The smallest plan with the smallest choice of each table."""
@@ -217,12 +241,17 @@ class Search:
 
     def _choices(self, name: str) -> Menu:
         if name not in self._options:
-            self._options[name] = self._with_keep(name, lambda: self.layers[name])
+            names = ["keep", *(self._able(name, self.names) or self._able(name, self.rest))]
+            self._options[name] = self._of(name, names, lambda: self.layers[name])
         return self._options[name]
 
-    def _with_keep(self, key: str, make: Callable[[], Layer]) -> Menu:
+    def _able(self, name: str, offered: Collection[str]) -> list[str]:
+        """Those of the methods that take a layer."""
+        spec, others = self.layers[name].spec, dict.fromkeys(offered)
+        return [n for n in others if n != "keep" and methods.get(n).candidates(spec)]
+
+    def _of(self, key: str, names: Collection[str], make: Callable[[], Layer]) -> Menu:
         """Choices of a layer, which is only made if some are not known under `key`."""
-        names = list(dict.fromkeys(["keep", *self.names]))
         missing = [name for name in names if (key, name) not in self.known]
         if missing:
             layer = make()
@@ -241,8 +270,17 @@ class Search:
             return self._choices(name)
         key = f"{name}: {read}"
         if key not in self._options:
-            self._options[key] = self._with_keep(key, lambda: self._narrow(name, reader, read))
+            names = self._worth_trying(name)
+            self._options[key] = self._of(key, names, lambda: self._narrow(name, reader, read))
         return self._options[key]
+
+    def _worth_trying(self, name: str) -> Collection[str]:
+        """Methods with a choice for the whole reader that no smaller (or faster) one beats."""
+        menu = self._choices(name)
+        found = front(menu)
+        if self.timing:
+            found += front(self.timing.timed({name: menu}, {})[name], "nanoseconds")
+        return dict.fromkeys(["keep", *(choice.method for choice in found)])
 
     def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
         """Whether a block's table, as chosen, has a decoder that the reader takes in."""

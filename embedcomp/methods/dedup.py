@@ -63,4 +63,12 @@ def _number(cells: Tensor) -> int:
 
 
 def _places(cells: Tensor) -> Tensor:
-    return torch.unique(cells.round(), dim=0, return_inverse=True)[1]
+    """Numbers of the different cells, int64 [rows]."""
+    keys = (cells.round().long() * _multipliers(cells.shape[1])).sum(1)  # modulo 2^64
+    return torch.unique(keys, return_inverse=True)[1]
+
+
+def _multipliers(columns: int) -> Tensor:
+    """Odd numbers, so that cells have different keys but for a chance of about rows^2 / 2^64."""
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randint(2**62, (columns,), generator=generator) + 1

@@ -1,7 +1,8 @@
 """A rounded linear layer with a correction of low rank for what rounding lost (EoRA).
 
 Source: arXiv 2410.21271. The lost weight W - W^ is projected into the eigenspace of the inputs'
-second moment G, cut to rank k there and mapped back. That is the best correction for E[|(W - W^)
+second moment G (of their covariance, where a bias keeps the mean), cut to rank k there and mapped
+back. That is the best correction for E[|(W - W^)
 x|^2]: U_k U_k^T (W - W^), with U the leading directions of (W - W^) G (W - W^)^T. It needs no
 training. With measured gradients the error is weighed by what it costs in the loss.
 
@@ -16,7 +17,7 @@ from typing import Literal
 from embedcomp.compress import build
 from embedcomp.compress.algebra import basis
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import Weighting
+from embedcomp.compress.factors import Weighting, metric_roots
 from embedcomp.served.linear import CorrectedLinear
 
 RANKS = (2, 4, 8, 16)
@@ -44,13 +45,15 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    served = empty(layer.spec, settings)
+    served, rank = empty(layer.spec, settings), settings.rank
     assert isinstance(served, CorrectedLinear)
     served.stored.fill(layer.weight, layer.output_weights, layer.inputs.second.diagonal())
     lost = layer.weight.double() - served.stored.to_float().double()
-    metric = layer.gradient if settings.weighting == "loss" else None
-    found = basis(lost @ layer.inputs.second @ lost.T, metric)
-    served.first.fill(lost.T @ found.encoder[:, : settings.rank])
-    served.second.fill(found.decoder[: settings.rank].T)
+    found = layer.shared(
+        f"eora {settings.storage} {settings.weighting}",
+        lambda: basis(lost @ layer.error_moment @ lost.T, metric_roots(layer, settings.weighting)),
+    )
+    served.first.fill(lost.T @ found.encoder[:, :rank])
+    served.second.fill(found.decoder[:rank].T)
     build.keep_mean(served, layer)
     return served

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embedcomp.compress.algebra import Basis, basis, gram
+from embedcomp.compress.algebra import Basis, basis, gram, roots
 from embedcomp.compress.contract import Layer, LinearSpec
 from embedcomp.compress.truncated import Settings, by, candidates, empty
 
@@ -20,7 +20,7 @@ __all__ = ["Settings", "candidates", "compress", "empty"]
 def _basis(layer: Layer) -> Basis:
     weights = _clamped(layer)
     if isinstance(layer.spec, LinearSpec):  # directions of the output, in the metric diag(r^2)
-        return basis(gram(layer.weight.T), weights.diag())
+        return basis(gram(layer.weight.T), roots(weights.diag()))
     return basis(gram(layer.weight, weights), None)
 
 

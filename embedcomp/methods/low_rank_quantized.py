@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 
 from embedcomp.compress import build
-from embedcomp.compress.algebra import basis
+from embedcomp.compress.algebra import leading_few, root
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import layer_moments, output_basis
+from embedcomp.compress.factors import layer_moments, metric_roots, output_basis
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import CorrectedLinear
@@ -55,17 +55,19 @@ def compress(layer: Layer, settings: Settings) -> Served:
 
 
 def _linear(layer: Layer, settings: Settings) -> Served:
-    weight, second, rank = layer.weight.double(), layer.inputs.second, settings.rank
+    weight, rank = layer.weight.double(), settings.rank
+    metric = metric_roots(layer, "loss")
+    spread = layer.shared("root of the error moment", lambda: root(layer.error_moment))
     best, least, rest = empty(layer.spec, settings), float("inf"), torch.zeros_like(weight)
     for _ in range(TURNS):
         served = empty(layer.spec, settings)
         assert isinstance(served, CorrectedLinear)
         missing = weight - rest
-        found = basis(missing @ second @ missing.T, layer.gradient)
-        served.first.fill(missing.T @ found.encoder[:, :rank])
-        served.second.fill(found.decoder[:rank].T)
-        product = served.second.to_float().double() @ served.first.to_float().double().T
-        served.stored.fill(weight - product, layer.output_weights, second.diagonal())
+        encoder, decoder = leading_few(missing @ spread, metric, rank)
+        served.first.fill((missing.T @ encoder).float())
+        served.second.fill(decoder.T.float())
+        product = served.second.to_float() @ served.first.to_float().T
+        served.stored.fill(layer.weight - product, layer.output_weights, spread.square().sum(1))
         build.keep_mean(served, layer)
         rest = served.stored.to_float().double()
         loss = predicted_loss(layer, served)

@@ -10,7 +10,7 @@ from torch import Tensor
 from embedcomp.scoring import native
 
 SAMPLED = 1 << 16  # rows or values that a codebook is fitted to
-STARTED = 1 << 12  # rows that k-means++ chooses the first words from
+STARTED = 16  # rows a word that k-means++ chooses the first words from
 TURNS = 10  # of Lloyd's algorithm; ten more lower the error by less than 0.5 %
 COMPARED_ROWS = 1 << 8  # whose distances to all words stay in a core's cache
 GROUPS = 768  # of values, of which the exact clustering is made
@@ -85,12 +85,12 @@ def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
     largest = rows.abs().max()
     rows, weights = rows / largest, weights / weights.sum()
     start, w = rows, weights
-    if len(rows) > STARTED:
-        kept, stands_for = sampled(weights, STARTED)
+    if len(rows) > STARTED * count:
+        kept, stands_for = sampled(weights, STARTED * count)
         start, w = rows[kept], weights[kept] * stands_for
     with threadpool_limits(1):
         found, _ = kmeans_plusplus(
-            start.numpy(), count, sample_weight=w.float().numpy(), random_state=0
+            start.double().numpy(), count, sample_weight=w.numpy(), random_state=0
         )
     words = torch.from_numpy(found).float()
     for _ in range(TURNS):

@@ -10,7 +10,7 @@ import pytest
 
 from embedcomp import methods, recipes
 from embedcomp.compare import results
-from embedcomp.compare.cells import cells
+from embedcomp.compare.cells import cells, compressing
 from embedcomp.compare.made import Original, Silent
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import _Comparison, compare
@@ -169,6 +169,21 @@ def test_a_copied_log_has_the_same_fingerprint_and_another_one_has_not(
 def test_all_methods_but_keep_are_compared_if_none_is_named():
     found = {c.method for c in cells(CompareSettings(models=("dlrm",), budgets=("5x",)))}
     assert found == {"original", "planned", *methods.names()} - {"keep"}
+
+
+def test_only_a_method_alone_leaves_layers_to_the_rest():
+    found = {c.method: compressing(SETTINGS, c) for c in cells(SETTINGS) if c.compressed}
+    assert found["half"].methods == ("half",) and found["half"].rest == SETTINGS.rest
+    assert found["planned"].methods == SETTINGS.methods and not found["planned"].rest
+
+
+@pytest.mark.parametrize("alone", [(), ("half",)])
+def test_few_methods_may_be_compared_alone_with_the_mix_of_all(alone):
+    settings = replace(SETTINGS, alone=alone)
+    compressed = [cell for cell in cells(settings) if cell.compressed]
+    assert {cell.method for cell in compressed} == {*alone, "planned"}
+    mixes = [compressing(settings, cell) for cell in compressed if cell.method == "planned"]
+    assert {mix.methods for mix in mixes} == {SETTINGS.methods}
 
 
 def test_a_method_that_takes_no_layer_says_so(

@@ -97,6 +97,12 @@ def test_more_bytes_never_predict_more_loss():
     assert losses == sorted(losses)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.08])
+@pytest.mark.parametrize("name", ["low_rank", "svd"])
+def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
+    assert planned(share).loss <= planned(share, (name,)).loss
+
+
 @pytest.mark.parametrize("share", [0.5, 0.08])
 def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     model, found, measured = small.measured()
@@ -229,6 +235,17 @@ def test_a_plan_uses_only_the_methods_it_may(name):
         assert share == 1.0 or name in {p.method for p in made.layers}
         return
     pytest.fail("not even the whole model fits")
+
+
+def test_layers_that_no_method_takes_are_left_to_the_rest():
+    model, found, measured = small.measured()
+    names, rest = ("drop_rare",), ("low_rank",)
+    made = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, rest=rest)
+    used = {kind: {p.method for p in made.layers if p.kind == kind} for kind in ("table", "linear")}
+    assert "drop_rare" in used["table"] <= {"drop_rare", "keep"}
+    assert "low_rank" in used["linear"] <= {"low_rank", "keep"}
+    with pytest.raises(BudgetTooSmall):
+        plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
 
 
 def test_what_is_not_compressed_is_listed_with_its_reason():

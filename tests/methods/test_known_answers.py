@@ -210,16 +210,20 @@ def test_a_correction_of_full_rank_makes_up_for_all_that_rounding_lost():
     assert torch.allclose(rows_of(served), layer.weight, atol=5e-3)
 
 
-def test_a_correction_of_rank_r_loses_the_eigenvalues_that_are_left_out():
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_correction_of_rank_r_loses_the_eigenvalues_that_are_left_out(bias):
     layer = linear()
+    if not bias:
+        layer = replace(layer, spec=replace(layer.spec, bias=False), bias=None)
+    moment = layer.inputs.covariance if bias else layer.inputs.second
     plain = predicted_loss(layer, made("row_int2", layer))
     lost = (layer.weight - rows_of(made("row_int2", layer))).double()
-    spectrum = torch.linalg.eigvalsh(lost @ layer.inputs.second @ lost.T).flip(0)
+    spectrum = torch.linalg.eigvalsh(lost @ moment @ lost.T).flip(0)
     losses = []
     for rank in (2, 4, 8):
         served = made("eora", layer, rank=rank, storage="row_int2")
         off = (layer.weight - rows_of(served)).double()
-        error = float((off @ layer.inputs.second * off).sum())
+        error = float((off @ moment * off).sum())
         assert error == pytest.approx(float(spectrum[rank:].sum()), rel=1e-2)
         losses.append(predicted_loss(layer, served))
     assert losses == sorted(losses, reverse=True) and losses[0] < plain

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedcomp.compress.algebra import DAMPING, basis, moments
+from embedcomp.compress.algebra import DAMPING, basis, moments, roots
 from embedcomp.compress.contract import (
     Layer,
     LinearSpec,
@@ -179,7 +179,7 @@ def test_a_large_mean_does_not_drown_a_small_covariance():
 
 
 def test_a_basis_decodes_what_it_encodes():
-    found = basis(psd(6, 3), psd(6, 4))
+    found = basis(psd(6, 3), roots(psd(6, 4)))
     assert torch.allclose(found.encoder @ found.decoder, torch.eye(6).double(), atol=1e-9)
     assert torch.allclose(found.decoder.norm(dim=1), torch.ones(6).double())
     assert (found.worth.diff() <= 0).all()
@@ -187,7 +187,7 @@ def test_a_basis_decodes_what_it_encodes():
 
 def test_a_basis_is_worth_what_leaving_it_out_costs():
     covariance, metric = psd(6, 3), psd(6, 4)
-    found = basis(covariance, metric)
+    found = basis(covariance, roots(metric))
     damped = (1 - DAMPING) * metric + DAMPING * metric.diagonal().mean() * torch.eye(6).double()
     lost = torch.eye(6).double() - found.encoder[:, :2] @ found.decoder[:2]
     error = (lost.T @ covariance @ lost @ damped).trace()

@@ -1,0 +1,100 @@
+"""Every method alone and the planned mix of all, at equal bytes, on a real log's test split.
+
+    python -m benchmarks.comparison --log kuairand --part methods budgets tuned models
+
+`methods` compares all methods at 10x for one seed, untuned and after one tuning epoch. `budgets`
+compares them untuned at every budget for several seeds, and `tuned` the planned mix with one tuning
+epoch against its control. `models` does 5x on each CTR model. It goes on where it was stopped; the
+result file holds all that the work folder has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result
+from benchmarks.script import WORK, command, console, open_log, parser
+from embedcomp import models
+from embedcomp.compare import results
+from embedcomp.compare.report import report, tables
+from embedcomp.compare.results import Record
+from embedcomp.compare.run import compare
+from embedcomp.compare.sections import sections
+from embedcomp.progress import counted
+from embedcomp.settings import CompareSettings
+
+BUDGETS = ("5x", "10x", "20x", "50x", "100x")
+MODEL = "dcnv2"
+LEFT_OUT = {"key", "data", "settings", "versions", "machine"}  # of a record: said once for a setup
+
+
+def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
+    """What each part compares."""
+    budgets, seeds = tuple(options.budgets), options.seeds
+    one: dict[str, Any] = {"models": (MODEL,), "split": "test"}
+    every: dict[str, Any] = {"models": tuple(models.names()), "split": "test"}
+    return {
+        "methods": CompareSettings(**one, budgets=("10x",), tune_epochs=(0, 1)),
+        "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
+        "tuned": CompareSettings(**one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=()),
+        "models": CompareSettings(
+            **every, budgets=("5x",), seeds=seeds, tune_epochs=(1,), alone=("low_rank",)
+        ),
+    }
+
+
+def setups(records: list[Record]) -> dict[str, dict[str, Any]]:
+    """Settings, versions and machine by what records say of their setup and version."""
+    return {
+        f"{record.setup} {record.versions['embedcomp']}": {
+            "settings": {k: v for k, v in record.settings.items() if k != "methods"},
+            "versions": record.versions,
+            "machine": record.machine,
+        }
+        for record in records
+    }
+
+
+def told(record: Record) -> dict[str, Any]:
+    """A record without what its setup says."""
+    version = {"version": record.versions["embedcomp"]}
+    return {k: v for k, v in record.model_dump().items() if k not in LEFT_OUT} | version
+
+
+def main() -> None:
+    options = _options()
+    log, out = open_log(options.data, options.log), options.work / f"comparison-{options.log}"
+    for part in options.part:
+        with counted(part) as progress:
+            compare(log, parts(options)[part], out, progress)
+    records = results.read(out / results.NAME)
+    for table in tables(sections(records)):
+        console.print(table)
+    report(out)
+    file = result.write(
+        f"comparison-{options.log}",
+        data=records[0].data,
+        settings={"parts": options.part, "setups": setups(records)},
+        seeds=sorted({record.seed for record in records}),
+        results=[told(record) for record in records],
+        folder=options.results,
+    )
+    print(file)
+
+
+def _options() -> argparse.Namespace:
+    options = parser(__doc__)
+    names = ["methods", "budgets", "tuned", "models"]
+    options.add_argument("--log", default="kuairand", help="folder in --data")
+    options.add_argument("--part", nargs="*", choices=names, default=names)
+    options.add_argument("--budgets", nargs="*", default=BUDGETS)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--alone", nargs="*", help="methods of `budgets`; without, all")
+    options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    command(main)
