@@ -103,14 +103,15 @@ def corrected(spec: Spec, rank: int, storage: Storage) -> CorrectedLinear:
 def ranks(spec: Spec) -> list[int]:
     """Ranks worth trying: every one for narrow tables, else about four an octave.
 
-    A linear layer's end where two factors are as large as the product.
+    Of rank 0 is what always puts out its mean. A linear layer's ranks end where two factors are as
+    large as the product.
     """
     if isinstance(spec, TableSpec):
         if spec.dim <= 16:
             return list(range(spec.dim + 1))
         return [0, *(k for k in _ladder(spec.dim) if k < spec.dim), spec.dim]
     end = spec.inputs * spec.outputs / (spec.inputs + spec.outputs)
-    return [k for k in _ladder(spec.outputs) if k < end and k <= spec.inputs]
+    return [0, *(k for k in _ladder(spec.outputs) if k < end and k <= spec.inputs)]
 
 
 def _ladder(most: int) -> list[int]:

@@ -29,6 +29,7 @@ from embedcomp.served.decode import Decoder, Scatter
 from embedcomp.served.layout import layouts
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedTable
+from embedcomp.served.tiers import TieredRows
 
 CHECKED_ROWS = (1, 2, 7)
 TOLERANCE = 1e-4  # of a logit, between the model and what was made of it
@@ -180,10 +181,21 @@ def _example(features: Features) -> tuple[Tensor, KeyedJaggedTensor]:
 
 def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
     return {
-        name: StoredMatrix(storage=module.storage, rows=module.rows, width=module.width)
+        name: StoredMatrix(
+            storage=module.storage,
+            rows=module.rows,
+            width=module.width,
+            tiers=_tiers(module),
+        )
         for name, module in model.named_modules()
         if isinstance(module, StoredRows)
     }
+
+
+def _tiers(stored: StoredRows) -> tuple[tuple[int, int], ...]:
+    if not isinstance(stored, TieredRows):
+        return ()
+    return tuple(zip(stored.ends, stored.row_bytes, strict=True))
 
 
 def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:

@@ -242,6 +242,20 @@ class _Factors(nn.Module):
         return nn.functional.linear(codes, self.second, self.bias)
 
 
+class _Constant(nn.Module):
+    """A layer of rank 0, which puts out its bias."""
+
+    def __init__(self, layer: LowRankLinear):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight, bias = layer.to_float()
+        self.weight = nn.Parameter(weight, False)
+        self.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bias.expand(*x.shape[:-1], self.out_features)
+
+
 @contextmanager
 def plain_linears(model: nn.Module) -> Iterator[None]:
     """The model with decoded weights in its compressed linear layers."""
@@ -261,7 +275,7 @@ def plain_linears(model: nn.Module) -> Iterator[None]:
 def plain_linear(layer: ServedLinear) -> nn.Module:
     """The layer with decoded weights."""
     if isinstance(layer, LowRankLinear):
-        return _Factors(layer)
+        return _Factors(layer) if layer.first.width else _Constant(layer)
     plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
     weight, bias = layer.to_float()
     plain.weight = nn.Parameter(weight, False)

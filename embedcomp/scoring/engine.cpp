@@ -78,6 +78,16 @@ inline const uint8_t* row_of(const Stored& t, int64_t id) {
   return t.rows + row * t.row_bytes;
 }
 
+// The tier of a kTiered row, and the row within it.
+inline const Stored& tier_of(const Stored& t, const uint8_t** row) {
+  const int64_t place = *row - t.rows;
+  const Stored* tier = t.tiers;
+  int64_t first = 0;
+  for (; place >= tier->last; ++tier) first = tier->last;
+  *row = tier->rows + (place - first) * tier->row_bytes;
+  return *tier;
+}
+
 // x [rows, inputs] times a packed weight, to out [rows, outputs].
 struct Linear {
   const void* a;  // floats, or pairs of bfloat16
@@ -322,7 +332,8 @@ class Run {
       const int64_t id = group.ids[at];
       if (id >= 0 && id < t.num_ids) {
         const uint8_t* row = row_of(t, id);
-        const uint8_t* last = row + t.row_bytes - 1;
+        const int64_t bytes = t.kind == kTiered ? tier_of(t, &row).row_bytes : t.row_bytes;
+        const uint8_t* last = row + bytes - 1;
         for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
         if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
           prefetch(last);

@@ -33,6 +33,7 @@ enum RowKind : int32_t {
   kSymmetricInt8 = 11,  // an fp16 scale ends a row
   kCodebook = 12,       // codes that name floats, of a part of the columns each
   kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
+  kTiered = 14,         // a byte a row that is not read: its tier has it
 };
 
 enum OpKind : int32_t {
@@ -76,6 +77,7 @@ struct Stored {
   const int32_t* at;     // and where the words of each part begin
   int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
   int32_t narrow;        // kCodebook: each part is one column
+  const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
 };
 
 // Columns [at, at + width) of a buffer.

@@ -41,6 +41,7 @@ class Stored(ctypes.Structure):
         ("at", c_void_p),
         ("parts", c_int32),
         ("narrow", c_int32),
+        ("tiers", c_void_p),
     )
 
 
@@ -155,6 +156,7 @@ KINDS = {
     "symmetric_int8": 11,
     "codebook": 12,
     "atoms": 13,
+    "tiered": 14,
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)

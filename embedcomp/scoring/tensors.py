@@ -54,6 +54,7 @@ class StoredMatrix:
     storage: str
     rows: int
     width: int
+    tiers: tuple[tuple[int, int], ...] = ()  # of "tiered": row after the last one, bytes of a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,8 @@ class Tensors:
         what, rows = self.stored[name], self.held[f"{name}.stored"]
         if what.storage == "csr":
             return self._csr(name, padding)
+        if what.storage == "tiered":
+            return self._tiered(name, padding)
         grid, codes = self.held.get(f"{name}.grid"), parsed(what.storage)
         kind = _kind(what.storage, codes)
         stored = native.Stored(
@@ -213,6 +216,31 @@ class Tensors:
         if kind == "column_mixed":
             return stored, grid[:2], (rows, *_place_codes(stored, grid[2].astype(np.int32)))
         return stored, grid, (rows,)
+
+    def _tiered(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
+        """How to read rows in tiers: by tier, codes that name a number each."""
+        what = self.stored[name]
+        rows, grids = self.held[f"{name}.stored"], self.held[f"{name}.grid"]
+        tiers = (native.Stored * len(what.tiers))()
+        held: tuple[Any, ...] = (rows, tiers)
+        at = _address(rows)
+        first = 0
+        for tier, (last, size), grid in zip(tiers, what.tiers, grids, strict=True):
+            tier.rows, tier.row_bytes, tier.num_ids, tier.last = at, size, last - first, last
+            tier.kind, tier.width, tier.padding = native.KINDS["codebook"], what.width, -1
+            held += _name_numbers(tier, grid)
+            at, first = at + (last - first) * size, last
+        stored = native.Stored(
+            rows=_address(rows),
+            row_bytes=1,
+            num_ids=what.rows,
+            kind=native.KINDS["tiered"],
+            width=what.width,
+            padding=padding,
+            last=what.rows - 1,
+            tiers=ctypes.addressof(tiers),
+        )
+        return stored, None, held
 
     def _csr(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
         """How to read compressed sparse rows."""
@@ -266,6 +294,26 @@ def _name_words(stored: native.Stored, codes: Codes, grid: np.ndarray) -> tuple[
     stored.words, stored.first, stored.at = (_address(array) for array in held)
     stored.parts, stored.narrow = groups, groups == stored.width
     return *held, *_place_codes(stored, np.full(groups, codes.bits, np.int32))
+
+
+def _name_numbers(stored: native.Stored, grid: np.ndarray) -> tuple[Any, ...]:
+    """Say which float each code of a column stands for; gives what must be kept.
+
+    Args:
+        grid: [3, width], scales, offsets and bits.
+    """
+    bits = grid[2].astype(np.int32)
+    counts = 1 << bits
+    codes = np.concatenate([np.arange(count, dtype=np.float32) for count in counts])
+    words = codes * np.repeat(grid[0], counts) + np.repeat(grid[1], counts)
+    starts = (counts.cumsum() - counts).astype(np.int32)
+    stored.words, stored.at, stored.parts = _address(words), _address(starts), len(bits)
+    stored.narrow = 1
+    if not stored.row_bytes:  # nothing is read of such a row, but its first byte
+        stored.rows = _address(words)
+    held = _place_codes(stored, bits)
+    held[0][bits == 0] = 0  # which may lie beyond the row
+    return words, starts, *held
 
 
 def _address(array: np.ndarray) -> int:

@@ -276,55 +276,92 @@ class MixedColumns:
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> Tensor:
         width = weight.shape[1]
-        coarse = _histogram(weight, row_weights, BINS // 4)
-        errors = [_error_at(bits, *coarse) for bits in range(1, FITTED_BITS + 1)]
-        errors += [errors[-1] / 4**more for more in range(1, MOST_BITS - FITTED_BITS + 1)]
         weights = torch.ones(width) if column_weights is None else column_weights.float()
-        bits = shared_out(8 * self._row_bytes(width), weights * torch.stack(errors))
-        grid = fit_grid(*_histogram(weight, row_weights, BINS), _levels(bits))
-        return torch.cat([grid, bits[None]])
+        errors = weights * code_errors(weight, row_weights)
+        bits = shared_out(8 * self._row_bytes(width), errors, least=1)
+        return torch.cat([fitted(weight, row_weights, bits), bits[None]])
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         assert grid is not None
-        byte, shift = places(grid[2])
-        codes = _codes(weight, grid, _levels(grid[2])).to(torch.int16) << shift
-        packed = codes.new_zeros(len(codes), self._row_bytes(codes.shape[1]) + 1)
-        packed.index_add_(1, byte, codes & 255)
-        packed.index_add_(1, byte + 1, (codes >> 8) & 255)
-        return packed[:, :-1].to(torch.uint8)
+        return pack_codes(weight, grid, self._row_bytes(weight.shape[1]))
 
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
         assert grid is not None
-        byte, shift = places(grid[2])
-        if stored.is_cpu and native.library() is not None and not torch.compiler.is_compiling():
-            return self._codes(stored, grid, byte, shift) * grid[0] + grid[1]
-        following = (byte + 1).clamp_max(stored.shape[1] - 1)  # read in vain after the last byte
-        low, high = (stored.index_select(1, b).to(torch.int16) for b in (byte, following))
-        codes = ((low | high << 8) >> shift) & _levels(grid[2]).to(torch.int16)
-        return codes * grid[0] + grid[1]
-
-    def _codes(self, stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor) -> Tensor:
-        """The codes as floats [n, width], unpacked by the compiled engine."""
-        stored = stored.contiguous()
-        places = byte.int(), shift.int(), _levels(grid[2]).int()
-        table = native.Stored(
-            rows=stored.data_ptr(),
-            row_bytes=stored.shape[1],
-            num_rows=len(stored),
-            kind=native.KINDS["column_mixed"],
-            width=grid.shape[1],
-            padding=-1,
-        )
-        table.byte, table.bit, table.mask = (place.data_ptr() for place in places)
-        codes = torch.empty(len(stored), grid.shape[1])
-        at = codes.data_ptr()
-        native.needed().embedcomp_rows(ctypes.byref(table), 0, len(stored), at)
-        return codes
+        return unpack_codes(stored, grid)
 
 
-def _levels(bits: Tensor) -> Tensor:
+def pack_codes(values: Tensor, grid: Tensor, row_bytes: int) -> Tensor:
+    """Values [n, width] as codes of grid [3, width], one after another: uint8 [n, row_bytes]."""
+    byte, shift = places(grid[2])
+    codes = _codes(values, grid, levels(grid[2])).to(torch.int16) << shift
+    packed = codes.new_zeros(len(codes), row_bytes + 2)
+    packed.index_add_(1, byte, codes & 255)
+    packed.index_add_(1, byte + 1, (codes >> 8) & 255)
+    return packed[:, :row_bytes].to(torch.uint8)
+
+
+def unpack_codes(stored: Tensor, grid: Tensor) -> Tensor:
+    """What codes [n, bytes] of grid [3, width] stand for, float32 [n, width]."""
+    if not stored.shape[1]:  # no column has a bit
+        return grid[1].expand(len(stored), -1)
+    byte, shift = places(grid[2])
+    if stored.is_cpu and native.library() is not None and not torch.compiler.is_compiling():
+        return _read_codes(stored, grid, byte, shift) * grid[0] + grid[1]
+    last = stored.shape[1] - 1  # what is read beyond it counts for nothing
+    low, high = (
+        stored.index_select(1, b.clamp_max(last)).to(torch.int16) for b in (byte, byte + 1)
+    )
+    codes = ((low | high << 8) >> shift) & levels(grid[2]).to(torch.int16)
+    return codes * grid[0] + grid[1]
+
+
+def _read_codes(stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor) -> Tensor:
+    """The codes as floats [n, width], unpacked by the compiled engine."""
+    stored = stored.contiguous()
+    last = stored.shape[1] - 1
+    places = byte.clamp_max(last).int(), shift.int(), levels(grid[2]).int()
+    table = native.Stored(
+        rows=stored.data_ptr(),
+        row_bytes=stored.shape[1],
+        num_ids=len(stored),
+        kind=native.KINDS["column_mixed"],
+        width=grid.shape[1],
+        padding=-1,
+    )
+    table.byte, table.bit, table.mask = (place.data_ptr() for place in places)
+    codes = torch.empty(len(stored), grid.shape[1])
+    at = codes.data_ptr()
+    native.needed().embedcomp_rows(ctypes.byref(table), 0, len(stored), at)
+    return codes
+
+
+def rounded(values: Tensor, scale: Tensor, offset: Tensor, bits: Tensor) -> Tensor:
+    """What values become in so many bits; all of one shape, or to be broadcast."""
+    codes = ((values - offset) / scale).round_().clamp_min_(0)
+    return torch.minimum(codes, levels(bits)) * scale + offset
+
+
+def levels(bits: Tensor) -> Tensor:
     """Steps between the lowest and the highest code of columns with so many bits."""
     return torch.exp2(bits) - 1
+
+
+def code_errors(weight: Tensor, row_weights: Tensor | None) -> Tensor:
+    """Weighted squared error [MOST_BITS + 1, width] of each column with 0, 1, 2, ... bits."""
+    values, weights = _histogram(weight, row_weights, BINS // 4)
+    mean = (values * weights).sum(0) / weights.sum(0)
+    errors = [((values - mean).square() * weights).sum(0)]
+    errors += [_error_at(bits, values, weights) for bits in range(1, FITTED_BITS + 1)]
+    errors += [errors[-1] / 4**more for more in range(1, MOST_BITS - FITTED_BITS + 1)]
+    return torch.stack(errors)
+
+
+def fitted(weight: Tensor, row_weights: Tensor | None, bits: Tensor) -> Tensor:
+    """Scales and offsets [2, width] of columns with so many bits; one without is its mean."""
+    values, weights = _histogram(weight, row_weights, BINS)
+    grid = fit_grid(values, weights, levels(bits).clamp_min(1))
+    mean = (values * weights).sum(0) / weights.sum(0)
+    return torch.where(bits > 0, grid, torch.stack([torch.ones_like(mean), mean]))
 
 
 def places(bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,22 +378,23 @@ def _error_at(bits: int, values: Tensor, weights: Tensor) -> Tensor:
     return (off.square() * weights).sum(0)
 
 
-def shared_out(total: int, errors: Tensor) -> Tensor:
-    """Bits of each column, float32 [width], at least 1: each goes where it lowers the error most.
+def shared_out(total: int, errors: Tensor, least: int) -> Tensor:
+    """Bits of each column, float32 [width]: each goes where it lowers the error most.
 
     Args:
         total: bits of a row.
-        errors: [MOST_BITS, width], of each column with 1, 2, ... bits.
+        errors: [MOST_BITS + 1, width], of each column with 0, 1, 2, ... bits.
+        least: bits that every column has.
     """
-    gains = (errors[:-1] - errors[1:]).T.tolist()  # by column: of the 2nd, 3rd, ... bit
-    bits = [1] * len(gains)
-    waiting = [(-gain[0], column) for column, gain in enumerate(gains)]
+    gains = (errors[:-1] - errors[1:]).T.tolist()  # by column: of the 1st, 2nd, ... bit
+    bits = [least] * len(gains)
+    waiting = [(-gain[least], column) for column, gain in enumerate(gains)]
     heapq.heapify(waiting)
-    for _ in range(min(total, MOST_BITS * len(bits)) - len(bits)):
+    for _ in range(min(total, MOST_BITS * len(bits)) - sum(bits)):
         _, column = heapq.heappop(waiting)
         bits[column] += 1
         if bits[column] < MOST_BITS:
-            heapq.heappush(waiting, (-gains[column][bits[column] - 1], column))
+            heapq.heappush(waiting, (-gains[column][bits[column]], column))
     return torch.tensor(bits, dtype=torch.float32)
 
 

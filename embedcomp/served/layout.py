@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from embedcomp.served.linear import (
 )
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
+from embedcomp.served.tiers import TieredRows
 
 Compressed = CompressedTable | ServedLinear
 Layout = dict[str, Any]
@@ -70,6 +71,9 @@ def _of_table(layer: CompressedTable) -> Layout:
 def _of_rows(stored: StoredRows) -> Layout:
     if isinstance(stored, CsrRows):
         return {"storage": "float16", "nonzeros": stored.nonzeros}
+    if isinstance(stored, TieredRows):
+        tiers = {"ends": list(stored.ends), "row_bytes": list(stored.row_bytes)}
+        return {"storage": stored.storage, "tiers": tiers}
     return {"storage": stored.storage}
 
 
@@ -104,12 +108,10 @@ def build(layout: Mapping[str, Any]) -> Compressed:
         return _LINEARS[kind](**values)
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
-    storage, nonzeros = values.pop("storage"), values.pop("nonzeros", None)
     stored_rows = rows if index is None else index["stored"]
+    form = {name: values.pop(name, None) for name in ("storage", "nonzeros", "tiers")}
     parts: dict[str, Any] = {
-        "stored": StoredRows(stored_rows, width, storage)
-        if nonzeros is None
-        else CsrRows(stored_rows, width, nonzeros),
+        "stored": _rows(stored_rows, width, **form),
         "index": _index(rows, index),
         "decode": _decoder(width, dim, decode),
     }
@@ -119,6 +121,18 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     bag = CompressedBag(rows, dim, **parts, **values)
     bag.folded = folded
     return bag
+
+
+def _rows(
+    rows: int,
+    width: int,
+    storage: Any,
+    nonzeros: int | None,
+    tiers: Mapping[str, Sequence[int]] | None,
+) -> StoredRows:
+    if tiers is not None:
+        return TieredRows(rows, width, **tiers)
+    return StoredRows(rows, width, storage) if nonzeros is None else CsrRows(rows, width, nonzeros)
 
 
 _LINEARS: dict[str, Callable[..., ServedLinear]] = {

@@ -25,7 +25,7 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
-    storage: AnyStorage | Literal["csr"]
+    storage: AnyStorage | Literal["csr", "tiered"]
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()

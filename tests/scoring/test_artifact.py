@@ -34,6 +34,7 @@ SWAPS: list[dict[str, Any]] = [
         {"method": "low_rank", "rank": 5, "storage": storage}
         for storage in ("float32", "float16", "column_int8", "column_int4", "column_mixed3")
     ),
+    {"method": "low_rank", "rank": 0},
     {"method": "product_quantization", "parts": 2, "bits": 4},
     {"method": "product_quantization", "parts": 2, "bits": 8, "rotation": True},
     {"method": "weight_clustering", "bits": 3},
@@ -67,8 +68,10 @@ def swapped(case: Case, swap: dict[str, Any]) -> None:
 
 
 def _settings(swap: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    if "rank" in swap:
+    if swap.get("rank"):
         return {"rank": min(2, spec.inputs, spec.outputs)} if isinstance(spec, LinearSpec) else {}
+    if "rank" in swap:
+        return {}
     tried = methods.get(swap["method"]).candidates(spec)
     return asdict(tried[len(tried) // 2])
 

@@ -1,0 +1,124 @@
+"""Stored rows of fewer bits the rarer they are looked up: tiers of rows that lie together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedcomp.served.formats import (
+    code_errors,
+    fitted,
+    pack_codes,
+    rounded,
+    shared_out,
+    unpack_codes,
+)
+from embedcomp.served.rows import StoredRows, straight_through
+
+
+class TieredRows(StoredRows):
+    """A matrix [rows, width] in tiers, whose rows take a number of bytes each.
+
+    Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
+    and a column without bits is its mean. The grid is [tiers, 3, width]: scales, offsets and bits.
+    Thawed, rows train through the rounding of their tier.
+
+    Args:
+        ends: row after the last one of each tier.
+        row_bytes: of a row of each tier.
+    """
+
+    def __init__(self, rows: int, width: int, ends: Sequence[int], row_bytes: Sequence[int]):
+        super().__init__(rows, width, "float32")
+        assert len(ends) == len(row_bytes) and ends[-1] == rows, (ends, row_bytes, rows)
+        self.storage = "tiered"
+        self.ends, self.row_bytes = tuple(ends), tuple(row_bytes)
+        sizes = [n * size for n, size in zip(self._lengths, self.row_bytes, strict=True)]
+        self.stored = torch.empty(sum(sizes), dtype=torch.uint8)
+        self.grid = torch.ones(len(self.ends), 3, width)
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [b - a for a, b in pairwise((0, *self.ends))]
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.width}, {self.row_bytes} bytes up to rows {self.ends}"
+
+    def fill(
+        self,
+        weight: Tensor,
+        row_weights: Tensor | None = None,
+        column_weights: Tensor | None = None,
+    ) -> None:
+        """Store `weight` [rows, width]; the arguments are those of StoredRows."""
+        weight = weight.detach().float().contiguous()
+        costs = torch.ones(self.width) if column_weights is None else column_weights.float()
+        parts = weight.split(self._lengths)
+        counts = [None] * len(parts) if row_weights is None else row_weights.split(self._lengths)
+        grids = []
+        for rows, some, size in zip(parts, counts, self.row_bytes, strict=True):
+            errors = costs * code_errors(rows, some)
+            bits = shared_out(8 * size, errors, least=0)
+            grids.append(torch.cat([fitted(rows, some, bits), bits[None]]))
+        self.grid = torch.stack(grids)
+        self.stored = self._encoded(weight)
+
+    def _encoded(self, weight: Tensor) -> Tensor:
+        assert self.grid is not None
+        parts = zip(weight.split(self._lengths), self.grid, self.row_bytes, strict=True)
+        return torch.cat([pack_codes(rows, grid, size).flatten() for rows, grid, size in parts])
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
+        if self.master is not None:
+            return self._in_tiers(F.embedding(ids, self.master, sparse=True), self._tier(ids))
+        tier = self._tier(ids)
+        rows = torch.empty(len(ids), self.width, device=ids.device)
+        for number, (first, stored) in enumerate(self._stored_tiers()):
+            chosen = tier == number
+            rows[chosen] = self._decoded(stored.index_select(0, ids[chosen] - first), number)
+        return rows
+
+    def to_float(self) -> Tensor:
+        """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
+        if self.master is not None:
+            return self._in_tiers(self.master, self._tier(torch.arange(self.rows)))
+        tiers = enumerate(self._stored_tiers())
+        return torch.cat([self._decoded(stored, number) for number, (_, stored) in tiers])
+
+    def _tier(self, ids: Tensor) -> Tensor:
+        return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
+
+    def _stored_tiers(self) -> list[tuple[int, Tensor]]:
+        """The first row of each tier, and its rows uint8 [n, bytes]."""
+        assert self.stored is not None
+        lengths = self._lengths
+        sizes = [n * size for n, size in zip(lengths, self.row_bytes, strict=True)]
+        parts = zip(self.stored.split(sizes), lengths, self.row_bytes, strict=True)
+        firsts = (0, *self.ends[:-1])
+        return list(zip(firsts, (part.view(n, size) for part, n, size in parts), strict=True))
+
+    def _decoded(self, stored: Tensor, tier: int) -> Tensor:
+        assert self.grid is not None
+        return unpack_codes(stored, self.grid[tier])
+
+    def _in_tiers(self, values: Tensor, tier: Tensor) -> Tensor:
+        """Values [n, width] as rows of these tiers are stored."""
+        assert self.grid is not None
+        grid = self.grid.index_select(0, tier).unbind(1)  # each [n, width]
+        return straight_through(lambda v: rounded(v, *grid), values)
+
+    def thaw(self) -> None:
+        """Make it trainable."""
+        if self.master is None:
+            self.master = nn.Parameter(self.to_float())
+            self.stored = None
+
+    def freeze(self) -> None:
+        """Store what was trained; what is read does not change by a bit."""
+        if self.master is not None:
+            self.stored, self.master = self._encoded(self.master.detach()), None
