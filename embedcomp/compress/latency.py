@@ -29,6 +29,7 @@ from embedcomp.served.embedded import Block, Reader, can_fold
 from embedcomp.served.index import Map
 from embedcomp.served.linear import ROUNDED, CompressedLinear, LowRankLinear
 from embedcomp.served.table import CompressedTable
+from embedcomp.served.tiers import TieredRows
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 Widths = tuple[int, ...]  # of what each operation of a layer reads
@@ -219,6 +220,8 @@ class Timing:
 
     def _two_products(self, product: _Product, served: LowRankLinear, inputs: int) -> Counts:
         rank = served.first.width
+        if not rank:  # it puts out its bias
+            return Counts()
         found = self._one_product(product, inputs, rank)
         if not product.begins:  # its sum is begun by another one, which the second factor reads
             return found
@@ -291,7 +294,8 @@ class _Codes:
     @classmethod
     def of(cls, served: CompressedTable) -> _Codes:
         stored = served.stored
-        scaled = stored.grid is not None and parsed(str(stored.storage)) is None
+        named = parsed(str(stored.storage)) is not None or isinstance(stored, TieredRows)
+        scaled = stored.grid is not None and not named  # named codes stand for floats
         counted = scaled or served.decode is not None
         return cls(stored.width, counted, scaled, stored.width + 1 <= served.dim)
 
@@ -376,6 +380,16 @@ def reads_of(served: CompressedTable) -> Reads:
             f"csr{wide}", stored.width, 0, row_bytes=4, rows=stored.rows, nonzeros=stored.nonzeros
         )
     assert stored.stored is not None
+    if isinstance(stored, TieredRows):
+        size = cost.mean_bytes(stored.stored.nbytes, stored.rows)
+        return Reads.of(
+            "tiered",
+            stored.width,
+            0,
+            row_bytes=size,
+            rows=stored.rows,
+            mapped=isinstance(served.index, Map),
+        )
     kind, parts = str(stored.storage), 0
     codes = parsed(kind)
     if codes is not None:

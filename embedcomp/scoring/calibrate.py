@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
 from embedcomp.served.csr import CsrRows
 from embedcomp.served.formats import STORAGES, AnyStorage, clustered, product, sparse
 from embedcomp.served.rows import StoredRows
+from embedcomp.served.tiers import TieredRows
 
 BATCHES = (1, 16, 64, 150)  # rows of a call
 TYPICAL = 64  # of what hardly depends on the batch
@@ -47,6 +49,7 @@ PIECES = (1, 8, 40)  # that operands are brought together from
 DOTS = ((8, 16), (27, 64), (40, 16))  # vectors and their width
 WIDTHS = (1, 4, 16, 40)  # of the tables' rows
 CODES: tuple[AnyStorage, ...] = (product(4, 8), product(8, 4), clustered(4), sparse(2, 64))
+AnyForm = AnyStorage | Literal["csr", "tiered"]  # of stored rows
 SINGLE = ("relu", "square", *sorted(cost.SLOW - {"power"}))  # functions
 
 
@@ -156,7 +159,8 @@ def _cases() -> Iterator[_Case]:
 
 def _cases_of_tables() -> Iterator[_Case]:
     yield _Case(*_tables("float32", WIDTHS[2], mapped=True), TYPICAL)
-    for storage in (*STORAGES, *CODES, None):
+    storages: tuple[AnyForm, ...] = (*STORAGES, *CODES, "csr", "tiered")
+    for storage in storages:
         yield _Case(*_tables(storage, WIDTHS[2]), 1)
         for width in WIDTHS:
             yield _Case(*_tables(storage, width), TYPICAL)
@@ -184,18 +188,19 @@ def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
     return _summed(nodes), Tensors(held, {}, {})
 
 
-def _tables(
-    storage: AnyStorage | None, width: int, *, mapped: bool = False
-) -> tuple[Graph, Tensors]:
-    """Tables in a storage; None: half of their elements, as sparse rows."""
+def _tables(storage: AnyForm, width: int, *, mapped: bool = False) -> tuple[Graph, Tensors]:
+    """Tables in a storage."""
     torch.manual_seed(0)
     values = torch.randn(TABLE_ROWS, width)
-    rows = (
-        CsrRows(TABLE_ROWS, width, TABLE_ROWS * width // 2)
-        if storage is None
-        else StoredRows(TABLE_ROWS, width, storage)
-    )
+    rows = _rows(storage, width)
     rows.fill(values)
+    tiers = zip(rows.ends, rows.row_bytes, strict=True) if isinstance(rows, TieredRows) else ()
+    matrix = StoredMatrix(
+        storage=rows.storage,
+        rows=TABLE_ROWS,
+        width=width,
+        tiers=tuple(tiers),
+    )
     held: dict[str, np.ndarray] = {}
     stored, tables, nodes, features = {}, {}, [], []
     for place in range(FEATURES):
@@ -204,11 +209,19 @@ def _tables(
             held[f"{name}.stored.{part}"] = as_array(tensor)
         if mapped:
             held[f"{name}.index.places"] = np.arange(TABLE_ROWS, dtype=np.int16)
-        stored[f"{name}.stored"] = StoredMatrix(storage=rows.storage, rows=TABLE_ROWS, width=width)
+        stored[f"{name}.stored"] = matrix
         tables[name] = Table(rows=TABLE_ROWS, dim=width, pooling="mean", stored=True)
         features.append(Feature(table=name, leaf=0, key=name))
         nodes.append(Node(op="look_up", at=place * width, width=width, which=place, form="rows"))
     return _summed(nodes, features), Tensors(held, stored, tables)
+
+
+def _rows(storage: AnyForm, width: int) -> StoredRows:
+    if storage == "csr":
+        return CsrRows(TABLE_ROWS, width, TABLE_ROWS * width // 2)
+    if storage == "tiered":
+        return TieredRows(TABLE_ROWS, width, (TABLE_ROWS // 2, TABLE_ROWS), (width, -(-width // 2)))
+    return StoredRows(TABLE_ROWS, width, storage)
 
 
 def _large_table(size: int) -> tuple[Graph, Tensors]:

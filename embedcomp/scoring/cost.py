@@ -249,11 +249,26 @@ def reads(table: native.Stored) -> Reads:
         kind,
         table.width,
         table.parts,
-        row_bytes=table.row_bytes,
+        row_bytes=_bytes_in_tiers(table) if kind == "tiered" else table.row_bytes,
         rows=rows,
         nonzeros=nonzeros,
         mapped=bool(table.map),
     )
+
+
+def _bytes_in_tiers(table: native.Stored) -> int:
+    """Of a mean row."""
+    tiers = ctypes.cast(table.tiers, ctypes.POINTER(native.Stored))
+    total = first = place = 0
+    while first <= table.last:
+        total += (tiers[place].last - first) * tiers[place].row_bytes
+        first, place = tiers[place].last, place + 1
+    return mean_bytes(total, first)
+
+
+def mean_bytes(total: int, rows: int) -> int:
+    """Of one of some rows that take so much together."""
+    return -(-total // max(rows, 1))
 
 
 _KINDS = {number: name for name, number in native.KINDS.items()}

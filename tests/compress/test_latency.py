@@ -113,13 +113,21 @@ def test_what_is_no_latency_budget_is_refused(text):
 
 def picked(spec, choose):
     """Any choice for a layer, of all methods alike."""
-    offered = {name: methods.get(name).candidates(spec) for name in methods.names()}
+    # after a layer of rank 0, which puts out its bias, nothing is what it was
+    offered = {
+        name: [
+            settings
+            for settings in methods.get(name).candidates(spec)
+            if isinstance(spec, TableSpec) or getattr(settings, "rank", 1)
+        ]
+        for name in methods.names()
+    }
     name = choose.choice(sorted(name for name, settings in offered.items() if settings))
     settings = choose.choice(offered[name])
     return Choice(name, settings, empty_bytes(name, spec, settings), 0.0)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_work_of_a_plan_is_that_of_its_program(seed):
     choose = random.Random(seed)
     model, found, measured = small.measured()
