@@ -47,3 +47,15 @@ class BudgetTooSmall(EmbedcompError):
             f"the budget is {budget:,} bytes, but the smallest plan needs {smallest:,}; "
             f"raise the budget by {smallest - budget:,} or allow more methods"
         )
+
+
+class LatencyTooSmall(EmbedcompError):
+    """No plan keeps to the time of a call; all in microseconds."""
+
+    def __init__(self, budget: float, rows: int, fastest: float, fixed: float):
+        super().__init__(
+            f"the latency budget is {budget:,.1f} us a call of {rows:,} rows, but the fastest plan "
+            f"found is predicted to take {fastest:,.1f}, of which {fixed:,.1f} are outside the "
+            f"layers; raise the budget by {fastest - budget:,.1f}, score fewer rows a call or "
+            "allow more methods"
+        )

@@ -31,6 +31,11 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """Where this user's machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedcomp"
+
+
 def sha256(file: Path) -> str:
     """Checksum of a file's content."""
     with file.open("rb") as stream:

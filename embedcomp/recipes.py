@@ -24,6 +24,7 @@ from embedcomp.compress import checked, planner, statistics, swap, tune
 from embedcomp.compress.auc import Noisy
 from embedcomp.compress.checked import Checked, CheckSettings, Counted
 from embedcomp.compress.choices import choices
+from embedcomp.compress.latency import LatencyBudget, Timing
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.search import Known
@@ -37,8 +38,13 @@ from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.scoring.alone import StandsAlone, stand_alone_from_log
+from embedcomp.scoring import calibrate
+from embedcomp.scoring.alone import StandsAlone, as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
+from embedcomp.scoring.cost import CostModel
+from embedcomp.scoring.lower import lower
+from embedcomp.scoring.prepare import IDS_IN_A_BAG
+from embedcomp.served.embedded import readers
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers
@@ -164,25 +170,27 @@ class Planning:
     """
 
     def __init__(self, original: Artifact, measured: Statistics, scores: Quality | None = None):
-        self.model = original.model()
+        self._original, self.model = original, original.model()
         self.found = measured.measured(layers_of(original, self.model))
         self._single = {f.name for f in original.features.single}
         self._scores = scores
         self._known: Known = {}
 
     def plan(self, settings: CompressSettings) -> Plan:
-        """The best choices within the budget or the loss of AUC; nothing is compressed yet.
+        """The best choices within the budgets or the loss of AUC; nothing is compressed yet.
 
         Raises:
             BadLog: the scores have no AUC that could be lost.
-            BadSettings: max_auc_loss is none that noise on the scores can bring about.
-            BudgetTooSmall: no choices fit it.
+            BadModel: there is a latency budget, but the engine does not run the model.
+            BadSettings: max_auc_loss is none that noise on the scores can bring about, the cost
+                model cannot be read, or no choices keep to both budgets.
+            BudgetTooSmall, LatencyTooSmall: no choices fit it.
         """
         noisy = None if self._scores is None else _noisy(self._scores, settings)
         budget, most_loss = None, None
-        if settings.max_auc_loss is None:
+        if settings.budget:
             budget = parse_budget(settings.budget, model_bytes(self.model)["total"])
-        else:
+        elif settings.max_auc_loss is not None:
             assert noisy is not None, "a bound on the AUC is read off the original's scores"
             most_loss = noisy.log_loss(settings.max_auc_loss)
         made = planner.plan(
@@ -196,9 +204,13 @@ class Planning:
             solver=settings.solver,
             rest=settings.rest,
             known=self._known,
+            timing=self._timing(settings) if settings.latency_budget else None,
         )
         auc_loss = None if noisy is None else noisy.auc_loss(made.loss)
         return replace(made, max_auc_loss=settings.max_auc_loss, auc_loss=auc_loss)
+
+    def _timing(self, settings: CompressSettings) -> Timing:
+        return timing(self._original, self.model, self.found, settings)
 
 
 def plan(
@@ -209,6 +221,43 @@ def plan(
 ) -> Plan:
     """One plan; the arguments are those of Planning."""
     return Planning(original, measured, scores).plan(settings)
+
+
+def timing(
+    original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+) -> Timing:
+    """What says how long choices for the model's layers take.
+
+    Raises:
+        BadModel: the engine does not run the model.
+        BadSettings: the cost model cannot be read.
+        NotBuilt: there is no engine.
+    """
+    alone = original.standalone
+    if alone is None or alone.graph is None:
+        reason = f" ({alone.reason})" if alone is not None else ""
+        raise BadModel(
+            f"{original.folder} is not scored by the compiled engine{reason}, whose work is what a "
+            "latency is predicted from; give a budget instead"
+        )
+    costs = (
+        CostModel.load(Path(settings.cost_model))
+        if settings.cost_model
+        else calibrate.of_this_machine()
+    )
+    held = {name: as_array(tensor) for name, tensor in original.tensors().items()}
+    program = lower(alone.graph, alone.tensors(held), alone.user, alone.user_columns)
+    features = original.features
+    return Timing(
+        alone.graph,
+        program,
+        costs,
+        LatencyBudget.parse(settings.latency_budget),
+        layers=found.layers,
+        ids={feature.name: IDS_IN_A_BAG for feature in features.multi},
+        readers=readers(model),
+        single_valued={feature.name for feature in features.single},
+    )
 
 
 def _noisy(scores: Quality, settings: CompressSettings) -> Noisy | None:
@@ -357,12 +406,27 @@ def recompress(
         best = None
         if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
             names = settings.methods or tuple(methods.names())
-            single = set(today.single_valued)
             best = planner.plan(
-                model, found, measured, today.budget_bytes, names, single, solver=today.solver
+                model,
+                found,
+                measured,
+                today.budget_bytes,
+                names,
+                set(today.single_valued),
+                solver=today.solver,
+                timing=_timing_of(today, original, model, found, settings),
             ).loss
         made = compress(original, log, measured, today, settings, out, watch=watch)
     return made, Drift(planned.plan.loss, today.loss, best)
+
+
+def _timing_of(
+    plan: Plan, original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+) -> Timing | None:
+    """What says how long choices take, where a plan keeps to a latency."""
+    if not plan.latency_budget:
+        return None
+    return timing(original, model, found, replace(settings, latency_budget=plan.latency_budget))
 
 
 def control(

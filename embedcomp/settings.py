@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from embedcomp.compress import solvers
+from embedcomp.compress.latency import LatencyBudget
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
@@ -32,6 +33,10 @@ class CompressSettings:
     budget: str = ""  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
     max_auc_loss: float | None = None  # instead of a budget: the smallest model whose predicted AUC
     # on the validation split is lower by at most this
+    latency_budget: str = ""  # beside a budget or instead of one: predicted time of a call on one
+    # thread and its rows, "200us@64"; a bag of several ids is taken to hold three
+    cost_model: str = ""  # file of `embedcomp calibrate` from the machine that serves; empty: this
+    # machine's, which is calibrated when it is first needed
     methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
     rest: tuple[str, ...] = ()  # methods for the layers that none of those takes
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
@@ -39,12 +44,30 @@ class CompressSettings:
     tune: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
-        if bool(self.budget) == (self.max_auc_loss is not None):
+        self._refuse_limits()
+        solvers.get(self.solver)
+
+    def _refuse_limits(self) -> None:
+        """Raise BadSettings where they are too many or too few."""
+        if self.latency_budget:
+            LatencyBudget.parse(self.latency_budget)
+            if self.max_auc_loss is not None:
+                raise BadSettings(
+                    "max_auc_loss asks for the smallest model and latency_budget for the best one "
+                    "within a time; give latency_budget alone or with a budget"
+                )
+            if self.budget and self.solver not in ("exact", "highs"):
+                raise BadSettings(
+                    f"the solver {self.solver} keeps to one limit, but a budget and a "
+                    "latency_budget are two; take the solver exact or highs"
+                )
+        elif bool(self.budget) == (self.max_auc_loss is not None):
             given = "both were" if self.budget else "neither was"
             raise BadSettings(
                 f"a plan needs either a budget or max_auc_loss, but {given} given; give one"
             )
-        solvers.get(self.solver)
+        elif self.cost_model:
+            raise BadSettings("cost_model is for a latency_budget; give that as well")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,13 @@ def compress(
         float | None,
         typer.Option(help="Instead of a budget: as small as a predicted loss of AUC allows."),
     ] = None,
+    latency_budget: Annotated[
+        str,
+        typer.Option(help="Beside a budget or instead: predicted time of a call, 200us@64 rows."),
+    ] = "",
+    cost_model: Annotated[
+        str, typer.Option(help="Of the machine that serves, by `embedcomp calibrate`.")
+    ] = "",
     frontier: Annotated[
         str | None,
         typer.Option(help="Budgets, comma-separated: an artifact each, a table and a picture."),
@@ -45,7 +52,7 @@ def compress(
     changes: Changes = None,
     json: Json = None,
 ) -> None:
-    """Plan the best model within a budget or a loss of AUC, compress, tune, write an artifact."""
+    """Plan the best model within budgets or a loss of AUC, compress, tune, write an artifact."""
     from embedcomp import recipes
     from embedcomp.artifact import Artifact
     from embedcomp.compress.plan import render
@@ -57,14 +64,17 @@ def compress(
     given = {
         "budget": budget,
         "max_auc_loss": max_auc_loss,
+        "latency_budget": latency_budget,
+        "cost_model": cost_model,
         "methods": listed(methods),
         "solver": solver,
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
     if frontier is not None:
-        if budget or max_auc_loss is not None:
+        if budget or max_auc_loss is not None or latency_budget:
             raise BadSettings(
-                "--frontier has its own budgets; leave --budget and --max-auc-loss out"
+                "--frontier has its own budgets; leave --budget, --max-auc-loss and "
+                "--latency-budget out"
             )
         of_frontier(
             model,

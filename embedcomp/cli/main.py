@@ -9,6 +9,7 @@ import typer
 from embedcomp.cli import (
     bench,
     build,
+    calibrate,
     compare,
     compress,
     evaluate,
@@ -37,6 +38,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
 app.command()(bench.bench)
 app.command()(build.build)
+app.command()(calibrate.calibrate)
 app.command()(serve.serve)
 app.command()(serve.predict)
 app.command()(submit.submit)

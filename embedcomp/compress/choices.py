@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Choice:
     settings: Any
     bytes: int
     loss: float  # predicted increase of the mean log loss
+    nanoseconds: int = field(default=0, repr=False, compare=False)  # that it adds to a call, beside
+    # the other choices that it was last weighed with; 0 where no latency is asked for
 
 
 Chosen = dict[str, Choice]  # one choice a layer, by the layer's name
@@ -86,14 +88,18 @@ def total_bytes(chosen: Mapping[str, Choice]) -> int:
     return sum(choice.bytes for choice in chosen.values())
 
 
+def total_nanoseconds(chosen: Mapping[str, Choice]) -> int:
+    return sum(choice.nanoseconds for choice in chosen.values())
+
+
 def total_loss(chosen: Mapping[str, Choice]) -> float:
     return sum(choice.loss for choice in chosen.values())
 
 
-def front(found: Iterable[Choice]) -> list[Choice]:
-    """Those that are better than every smaller one, by size."""
+def front(found: Iterable[Choice], cost: str = "bytes") -> list[Choice]:
+    """Those that are better than every smaller one, by size or by another cost."""
     kept: list[Choice] = []
-    for choice in sorted(found, key=lambda c: (c.bytes, c.loss)):
+    for choice in sorted(found, key=lambda c: (getattr(c, cost), c.loss)):
         if not kept or choice.loss < kept[-1].loss:
             kept.append(choice)
     return kept

@@ -4,7 +4,7 @@ For a decoder of so many rows, its bytes are taken off in advance, a table that 
 codes alone, and the rest is the problem that it was. The decoder is made of all tables of a width
 first, and then of those that took it, until they stay the same. Numbers of rows are compared with
 linear layers as narrow as in the best plan without; the best of them, if it beats that plan, is
-planned in full.
+planned in full. A shared decoder saves bytes and no time, so only goals of bytes are planned so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from embedcomp import methods
 from embedcomp.compress.choices import Choice, Chosen, Menu, choices, together
 from embedcomp.compress.contract import Layer, TableSpec
-from embedcomp.compress.search import Goal, Search
+from embedcomp.compress.search import Goal, LeastBytes, LeastLoss, Search
 from embedcomp.compress.sharing import Group, decoder_bytes, groups_of, shares
 
 ROUNDS = 4  # of who shares a decoder and what it then is
@@ -27,7 +27,7 @@ class _State:
     """A plan, the search that it is of, and what is left to be reached beside its decoders."""
 
     search: Search
-    goal: Goal
+    goal: LeastLoss | LeastBytes
     chosen: Chosen | None
 
     def beats(self, other: _State, by: float = 0.0) -> bool:
@@ -40,6 +40,8 @@ class _State:
 
 def best(search: Search, goal: Goal) -> Chosen | None:
     """The best plan found, with or without shared decoders."""
+    if not isinstance(goal, LeastLoss | LeastBytes):
+        return search.best(goal)
     found = _State(search, goal, search.best(goal))
     for name in filter(shares, dict.fromkeys([*search.names, *search.rest])):
         for tables in _alike(found, name):

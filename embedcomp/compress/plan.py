@@ -44,6 +44,9 @@ class Plan:
     solver: str = "exact"  # that chose
     max_auc_loss: float | None = None  # that was asked for in the place of a budget
     auc_loss: float | None = None  # predicted decrease of the AUC; None: scores were not at hand
+    latency_budget: str = ""  # of a call, as it was asked for
+    microseconds: float | None = None  # predicted, of such a call; None: nobody asked
+    microseconds_before: float | None = None  # the same of the original
     measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
     # was made of, where it is carried out in the same process; not stored with the plan
 
@@ -108,8 +111,17 @@ def told(method: str, settings: Mapping[str, Any]) -> str:
 def _title(plan: Plan) -> str:
     times = plan.bytes_before / max(plan.bytes_after, 1)
     asked = f"budget {plan.budget_bytes:,}"
+    if plan.latency_budget and plan.budget_bytes == plan.bytes_after:
+        asked = "no budget"
     if plan.max_auc_loss is not None:
         asked = f"AUC loss at most {plan.max_auc_loss:g}"
     told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
     auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
-    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}"
+    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}"
+
+
+def _latency(plan: Plan) -> str:
+    if plan.microseconds is None:
+        return ""
+    before = f"{plan.microseconds_before:,.1f} to " if plan.microseconds_before else ""
+    return f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget})"

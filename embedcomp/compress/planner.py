@@ -13,17 +13,39 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress import grouping, solvers
-from embedcomp.compress.choices import Choice, empty_bytes, total_bytes
+from embedcomp.compress.choices import (
+    Choice,
+    Chosen,
+    empty_bytes,
+    total_bytes,
+    total_nanoseconds,
+)
 from embedcomp.compress.contract import Layer, Spec, TableSpec
+from embedcomp.compress.latency import Timing
 from embedcomp.compress.layers import Found
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.plan import Plan, Planned
-from embedcomp.compress.search import SMALLEST, Goal, Known, LeastBytes, LeastLoss, Search
+from embedcomp.compress.search import (
+    SMALLEST,
+    Goal,
+    Known,
+    LeastBytes,
+    LeastLoss,
+    LeastLossInTime,
+    LeastTime,
+    Search,
+)
 from embedcomp.compress.sharing import counted_once
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.swap import Compressing, empty_like, on_meta
-from embedcomp.errors import BadModel, BadSettings, BudgetTooSmall
+from embedcomp.errors import (
+    BadModel,
+    BadSettings,
+    BudgetTooSmall,
+    EmbedcompError,
+    LatencyTooSmall,
+)
 from embedcomp.log.schema import first_problem
 from embedcomp.served.embedded import readers
 
@@ -40,25 +62,30 @@ def plan(
     solver: str = "exact",
     rest: Collection[str] = (),
     known: Known | None = None,
+    timing: Timing | None = None,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
     Args:
-        budget: bytes of the whole served model; None: there is a bound on the loss instead.
+        budget: bytes of the whole served model; None: there is a bound on the loss or on the time
+            of a call instead.
         names: methods that may be used; a layer that none of them (or `rest`) takes is kept.
         single_valued: features with exactly one id in every row.
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/compress/solvers.
         rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
+        timing: of the layers' choices; the plan keeps to its budget too.
 
     Raises:
+        BadSettings: no plan keeps to both bytes and time.
         BudgetTooSmall: even the smallest choices are larger.
+        LatencyTooSmall: even the fastest ones take longer.
     """
     found = measured.measured(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
-    goal = _goal(None if budget is None else budget - fixed, most_loss)
+    goal = _goal(None if budget is None else budget - fixed, most_loss, timing)
     search = Search(
         found.layers,
         names,
@@ -67,13 +94,11 @@ def plan(
         solvers.get(solver),
         rest,
         {} if known is None else known,
+        timing,
     )
     chosen = grouping.best(search, goal)
     if chosen is None:
-        assert budget is not None, "no loss is too small for a plan that keeps every layer"
-        smallest = grouping.best(search, SMALLEST)
-        assert smallest is not None, "any plan is within an infinite loss"
-        raise BudgetTooSmall(budget, fixed + total_bytes(smallest))
+        raise _too_small(search, budget, fixed)
     after = fixed + total_bytes(chosen)
     made = Plan(
         budget_bytes=after if budget is None else budget,
@@ -83,18 +108,57 @@ def plan(
         untouched=found.refused,
         single_valued=tuple(sorted(single_valued)),
         solver=solver,
+        **({} if timing is None else _times(search, timing, chosen)),
     )
     built = module_bytes(empty_like(on_meta(model), made))
     assert built == made.bytes_after, (built, made.bytes_after)
     return made
 
 
-def _goal(most_bytes: int | None, most_loss: float | None) -> Goal:
+def _goal(most_bytes: int | None, most_loss: float | None, timing: Timing | None) -> Goal:
+    if timing is not None:
+        assert most_loss is None, "one of the two is limited, the other one small"
+        most = timing.budget.nanoseconds - timing.fixed
+        return LeastLossInTime(most, math.inf if most_bytes is None else most_bytes)
     if most_bytes is not None:
         assert most_loss is None, "one of the two is limited, the other one small"
         return LeastLoss(most_bytes)
     assert most_loss is not None
     return LeastBytes(most_loss)
+
+
+def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError:
+    """Which limit nothing keeps to."""
+    found = grouping.best(search, SMALLEST)
+    assert found is not None, "any plan is within an infinite loss"
+    smallest = fixed + total_bytes(found)
+    if budget is not None and smallest > budget:
+        return BudgetTooSmall(budget, smallest)
+    timing = search.timing
+    assert timing is not None, "no loss is too small for a plan that keeps every layer"
+    asked = timing.budget
+    fastest = timing.fixed + total_nanoseconds(search.fastest())
+    if fastest > asked.nanoseconds:
+        told = (n / 1000 for n in (asked.nanoseconds, fastest, timing.fixed))
+        return LatencyTooSmall(next(told), asked.rows, *told)
+    assert budget is not None
+    within = search.best(LeastTime(budget - fixed))
+    assert within is not None
+    taken = (timing.fixed + total_nanoseconds(within)) / 1000
+    return BadSettings(
+        f"no plan was found that keeps to both {budget:,} bytes and a latency of {asked.text}: "
+        f"within these bytes the fastest one is predicted to take {taken:,.1f} us; raise either "
+        "budget or allow more methods"
+    )
+
+
+def _times(search: Search, timing: Timing, chosen: Chosen) -> dict[str, Any]:
+    """What a plan says of its time."""
+    return {
+        "latency_budget": timing.budget.text,
+        "microseconds": (timing.fixed + total_nanoseconds(chosen)) / 1000,
+        "microseconds_before": (timing.fixed + total_nanoseconds(search.kept())) / 1000,
+    }
 
 
 def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> Plan:

@@ -20,11 +20,14 @@ from embedcomp.compress.choices import (
     together,
     total_bytes,
     total_loss,
+    total_nanoseconds,
 )
 from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp.compress.costs import bytes_are_times, losses_are_times
 from embedcomp.compress.folding import narrowed
+from embedcomp.compress.latency import Timing
 from embedcomp.compress.sharing import shares
-from embedcomp.compress.solvers import Solver
+from embedcomp.compress.solvers import Solver, exact, highs
 from embedcomp.errors import BadSettings
 from embedcomp.served.embedded import Block, Reader, can_fold
 
@@ -76,8 +79,52 @@ class LeastBytes:
         return replace(self, taken=self.taken + bytes)
 
 
-Goal = LeastLoss | LeastBytes
-SMALLEST = LeastBytes(math.inf)
+@dataclass(frozen=True)
+class LeastLossInTime:
+    """Within a time of a call, and perhaps a number of bytes, the smallest predicted loss."""
+
+    most_nanoseconds: int
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        """One limit after the other: the plan for one of them often keeps to both."""
+        in_time = bytes_are_times(solver.least_loss, options, self.most_nanoseconds)
+        if in_time is None or total_bytes(in_time) <= self.most_bytes:
+            return in_time
+        in_bytes = solver.least_loss(options, self.most_bytes)
+        if in_bytes is None or total_nanoseconds(in_bytes) <= self.most_nanoseconds:
+            return in_bytes
+        good = max(total_loss(in_time), total_loss(in_bytes))
+        return highs.least_loss_in_both(options, self.most_bytes, self.most_nanoseconds, good)
+
+    def reached(self, chosen: Chosen) -> bool:
+        in_bytes = total_bytes(chosen) <= self.most_bytes
+        return in_bytes and total_nanoseconds(chosen) <= self.most_nanoseconds
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_loss(chosen)
+
+
+@dataclass(frozen=True)
+class LeastTime:
+    """Whatever the loss, and perhaps within a number of bytes, the shortest time of a call."""
+
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        return losses_are_times(exact.least_loss, options, self.most_bytes)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_bytes(chosen) <= self.most_bytes
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_nanoseconds(chosen)
+
+
+Goal = LeastLoss | LeastBytes | LeastLossInTime | LeastTime
+SMALLEST, FASTEST = LeastBytes(math.inf), LeastTime()
 
 
 @dataclass
@@ -91,6 +138,7 @@ class Search:
     Args:
         rest: methods for a layer that none of `names` takes.
         known: choices that searches of the same layers share, whatever their methods and goals.
+        timing: says how long choices take, where a goal is about time.
     """
 
     layers: Mapping[str, Layer]
@@ -100,17 +148,18 @@ class Search:
     solver: Solver
     rest: Collection[str] = ()
     known: Known = field(default_factory=dict)
+    timing: Timing | None = None
     _options: dict[str, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
-        plans = [self._from(start, goal) for start in self._starts()]
-        simple = self._with_one_method(goal)
+        starts = self._starts(goal)
+        plans = [self._from(start, goal) for start in starts]
+        simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal)
         if simple is not None:  # a mix is never worse, and may begin where it ends
-            plans += [simple, self._from(self._of_readers(simple), goal)]
+            plans += [simple, self._from(simple, goal)]
         feasible = [found for found in plans if found is not None]
-        smallest = self.smallest()
-        if goal.reached(smallest):
-            feasible.append(smallest)
+        ends = [*starts[1:], self.smallest()]
+        feasible += [end for end in ends if goal.reached(end)]
         return min(feasible, key=goal.objective, default=None)
 
     def _with_one_method(self, goal: Goal) -> Chosen | None:
@@ -125,26 +174,38 @@ class Search:
         """The objective of the best plan with readers as they are; infinite: there is none."""
         options = {name: self._choices(name) for name in self.layers}
         try:
-            found = goal.solve(self.solver, options)
+            found = self._solved(goal, options, {})
         except BadSettings:  # a solver that chooses ranks, and a method without
             found = None
         return math.inf if found is None else goal.objective(found)
 
     def smallest(self) -> Chosen:
         """The smallest plan with the smallest choice of each table."""
-        tables = self._smallest_tables()
-        options = {**self._fixed(tables), **self._of_readers(tables)}
-        chosen = SMALLEST.solve(self.solver, options)
+        return self._end(SMALLEST)
+
+    def fastest(self) -> Chosen:
+        """The fastest plan that is found, whatever its loss."""
+        found = self.best(FASTEST)
+        assert found is not None
+        return found
+
+    def kept(self) -> Chosen:
+        """Every layer as it is."""
+        kept = {
+            name: Menu(layer, tuple(c for c in self._choices(name) if c.method == "keep"))
+            for name, layer in self.layers.items()
+        }
+        chosen = self._solved(SMALLEST, kept, {})
         assert chosen is not None
         return chosen
 
     def near(self, chosen: Chosen, goal: Goal) -> Chosen | None:
         """The best plan from the readers on that these tables' choices make as narrow."""
-        return self._from(self._of_readers(chosen), goal)
+        return self._from(chosen, goal)
 
     def guess(self, chosen: Chosen, goal: Goal) -> Chosen | None:
         """What `near` begins with: its readers are those of the old choices."""
-        return goal.solve(self.solver, {**self._settled(), **self._of_readers(chosen)})
+        return self._solved(goal, {**self._settled(), **self._of_readers(chosen)}, chosen)
 
     def menu(self, name: str) -> Menu:
         """Choices of a layer with nothing folded into it."""
@@ -155,29 +216,42 @@ class Search:
         options = {**self._options, **menus}
         return replace(self, layers=layers, known=dict(self.known), _options=options)
 
-    def _smallest_tables(self) -> Chosen:
-        chosen = SMALLEST.solve(self.solver, self._settled())
+    def _end(self, goal: Goal) -> Chosen:
+        tables = self._solved(goal, self._settled(), {})
+        assert tables is not None
+        chosen = self._solved(goal, {**self._fixed(tables), **self._of_readers(tables)}, tables)
         assert chosen is not None
         return chosen
 
-    def _starts(self) -> list[dict[str, Menu]]:
-        """Choices of the readers to begin with."""
-        wide = {n: self._choices(n) for n in self.layers if n in self.readers}
-        return [wide, self._of_readers(self._smallest_tables())] if wide else [{}]
+    def _solved(self, goal: Goal, options: dict[str, Menu], beside: Chosen) -> Chosen | None:
+        """The best of the options; their times are those beside these choices."""
+        timed = self.timing.timed(options, beside) if self.timing else options
+        return goal.solve(self.solver, timed)
 
-    def _from(self, start: dict[str, Menu], goal: Goal) -> Chosen | None:
-        best, options = None, start
+    def _starts(self, goal: Goal) -> list[Chosen]:
+        """Plans to begin with, by whose tables readers are narrow; the first has none."""
+        if isinstance(goal, LeastLossInTime):
+            fastest = self.best(LeastTime(goal.most_bytes))
+            return [{}, self._end(SMALLEST), *([] if fastest is None else [fastest])]
+        if isinstance(goal, LeastTime):
+            return [{}, self._end(SMALLEST), self._end(FASTEST)]
+        has_readers = any(name in self.readers for name in self.layers)
+        return [{}, self._end(SMALLEST)] if has_readers else [{}]
+
+    def _from(self, start: Chosen, goal: Goal) -> Chosen | None:
+        best, beside = None, start
         for _ in range(ROUNDS):
-            guess = goal.solve(self.solver, {**self._settled(), **options})
+            options = {**self._settled(), **self._of_readers(beside)}
+            guess = self._solved(goal, options, beside)
             if guess is None:
                 break
-            options = self._of_readers(guess)
-            exact = goal.solve(self.solver, {**self._fixed(guess), **options})
-            if exact is None:
+            beside = guess
+            found = self._solved(goal, {**self._fixed(guess), **self._of_readers(guess)}, guess)
+            if found is None:
                 continue
-            if best is not None and goal.objective(exact) >= goal.objective(best):
+            if best is not None and goal.objective(found) >= goal.objective(best):
                 break
-            best = exact
+            best = beside = found
         return best
 
     def _settled(self) -> dict[str, Menu]:
@@ -232,8 +306,12 @@ class Search:
         return self._options[key]
 
     def _worth_trying(self, name: str) -> Collection[str]:
-        """Methods with a choice for the whole reader that no smaller one beats."""
-        return dict.fromkeys(["keep", *(choice.method for choice in front(self._choices(name)))])
+        """Methods with a choice for the whole reader that no smaller (or faster) one beats."""
+        menu = self._choices(name)
+        found = front(menu)
+        if self.timing:
+            found += front(self.timing.timed({name: menu}, {})[name], "nanoseconds")
+        return dict.fromkeys(["keep", *(choice.method for choice in found)])
 
     def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
         """Whether a block's table, as chosen, has a decoder that the reader takes in."""

@@ -7,7 +7,6 @@ not make itself; another torch or another CPU makes its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from embedcomp.errors import BadModel
-from embedcomp.files import replacing, sha256
+from embedcomp.files import cache_folder, replacing, sha256
 from embedcomp.scoring.standalone import PROGRAM
 
 Compiled = Callable[..., Any]  # called as the program is
@@ -26,8 +25,7 @@ def cache_file(folder: Path) -> Path:
     """Where the machine code of an artifact's program is kept on this machine."""
     what = (sha256(folder / PROGRAM), torch.__version__, platform.machine(), *_cpu_features())
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "embedcomp" / f"{key}.pt2"
+    return cache_folder() / f"{key}.pt2"
 
 
 def build(folder: Path, example: tuple[Any, ...]) -> Path:

@@ -286,7 +286,13 @@ class _Lowering:
         if node.times > 1 or len(set(stages)) == 1:
             whole = np.concatenate(parts, 1)
             out = self._product(
-                pieces, whole, bias, times=node.times, relu=relu, stored_for=stored_for
+                pieces,
+                whole,
+                bias,
+                times=node.times,
+                relu=relu,
+                stored_for=stored_for,
+                name=node.name,
             )
         else:
             init = -1
@@ -299,6 +305,7 @@ class _Lowering:
                     init=init,
                     relu=relu and stage == ITEM,
                     stored_for=stored_for,
+                    name=node.name,
                 )
         self._place(node.at, node.width, out)
 
@@ -348,12 +355,14 @@ class _Lowering:
         counts: Piece = NOTHING,
         relu: bool = False,
         stored_for: str | None = None,
+        name: str = "",
     ) -> int:
         """A linear operation; gives its buffer.
 
         Args:
             counts: how often a row has the bias; none: once.
             stored_for: the precision of products that the weight is stored for.
+            name: of the graph's weight, if it is one.
         """
         outputs, inputs = weight.shape
         pieces = _joined(pieces)
@@ -383,7 +392,8 @@ class _Lowering:
         scratch = whole * ((len(pieces) > 1) + (times > 1))
         if form != "float32":  # bytes are no wider, with a step and a zero a vector
             scratch += times * ((inputs + 1) // 2 + 2)
-        self.ops.append(Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1))
+        op = Op(native.LINEAR, stage, out, x=pieces, fields=fields, scratch=scratch + 1, name=name)
+        self.ops.append(op)
         self.work[stage][form] += times * inputs * outputs
         self.weight_bytes += packed.words.nbytes
         return out

@@ -170,11 +170,17 @@ UNARIES = (
 BINARIES = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
 
 
+def file() -> Path | None:
+    """Where the engine is; None where it was not built."""
+    return next(Path(__file__).parent.glob("_engine*.so"), None)
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The engine's functions; None where they were not built."""
-    for file in Path(__file__).parent.glob("_engine*.so"):
-        found = ctypes.CDLL(str(file))
+    built = file()
+    if built is not None:
+        found = ctypes.CDLL(str(built))
         found.embedcomp_user.restype = found.embedcomp_score.restype = c_int32
         call, id = ctypes.POINTER(Call), ctypes.POINTER(c_int64)
         found.embedcomp_user.argtypes = [c_void_p, call, c_void_p, id]

@@ -41,6 +41,7 @@ class Op:
     y: list[Piece] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     scratch: int = 0  # floats a row
+    name: str = ""  # of the weight that a graph's linear layer multiplies by
 
     @property
     def reads(self) -> set[int]:
@@ -69,7 +70,7 @@ class Program:
         work: Work,
     ):
         self.held: list[Any] = [tables]
-        self.work = work
+        self.work, self.ops = work, tuple(ops)
         self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()

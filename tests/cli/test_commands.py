@@ -111,6 +111,35 @@ def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
     assert before["auc"] - after["auc"] < 0.02  # noise alone would take 0.01
 
 
+def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("embedcomp.scoring.calibrate.ROUNDS", 1)
+    assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
+    assert "machine.json: the cost of" in capsys.readouterr().out
+    given = ["compress", "model", "--log", "log", "--methods", "half,low_rank"]
+    given += ["--cost-model", "machine.json"]
+    dry = [*given, "--out", "dry", "--dry-run", "--json", "-"]
+    assert run(monkeypatch, *dry, "--latency-budget", "1000ms@64") == 0
+    slow = json.loads(capsys.readouterr().out)
+    assert {layer["method"] for layer in slow["layers"]} == {"keep"}
+    assert slow["microseconds"] == slow["microseconds_before"] > 0
+    budget = f"{0.9 * slow['microseconds']:.1f}us@64"
+    limits = ["--latency-budget", budget, "--budget", "3x"]
+    assert run(monkeypatch, *given, *limits, "--out", "quick") == 0
+    assert f"us a call (budget {budget})" in " ".join(capsys.readouterr().out.split())
+    from embedcomp.artifact import Artifact
+
+    plan = Artifact.open("quick").plan
+    assert plan is not None and plan.microseconds is not None
+    assert plan.latency_budget == budget and plan.microseconds <= 0.9 * slow["microseconds"] + 0.1
+    assert plan.bytes_after <= plan.budget_bytes == plan.bytes_before // 3
+    assert run(monkeypatch, *dry, "--latency-budget", "1ns@64") == 2
+    told = capsys.readouterr().err
+    assert "the latency budget is 0.0 us a call of 64 rows, but the fastest plan found" in told
+
+
 @pytest.mark.parametrize("solver", ["highs", "welore"])
 def test_other_solvers_plan_on_the_command_line(
     made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], solver: str
@@ -149,6 +178,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         (["compress", "model", "--log", "log", "--budget", "big", "--out", "o"], "not a positive"),
         (PLAN, "either a budget or max_auc_loss, but neither was given"),
         ([*PLAN, "--budget", "5x", "--max-auc-loss", "0.1"], "max_auc_loss, but both were given"),
+        ([*PLAN, "--latency-budget", "200"], "'200' is not a time and a number of rows; write"),
+        (
+            [*PLAN, "--latency-budget", "1us@1", "--max-auc-loss", "0.1"],
+            "give latency_budget alone or with a budget",
+        ),
+        (
+            [*PLAN, "--latency-budget", "1us@1", "--budget", "5x", "--solver", "greedy"],
+            "the solver greedy keeps to one limit, but a budget and a latency_budget are two",
+        ),
+        ([*PLAN, "--budget", "5x", "--cost-model", "x"], "cost_model is for a latency_budget"),
+        (
+            [*PLAN, "--latency-budget", "1ms@1", "--cost-model", "log/schema.toml"],
+            "log/schema.toml is not a cost model",
+        ),
+        (
+            [*COMPRESS, "--latency-budget", "1ms@1", "--frontier", "2x,5x"],
+            "--frontier has its own budgets",
+        ),
         ([*PLAN, "--max-auc-loss", "0.6"], "max_auc_loss is 0.6, but must be above 0 and below"),
         ([*PLAN, "--budget", "5x", "--solver", "best"], "no solver 'best'; the solvers are"),
         (

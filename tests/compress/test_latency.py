@@ -1,0 +1,321 @@
+"""What plans are predicted to take, against what their programs are counted to do."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+
+from embedcomp import methods
+from embedcomp.compress import swap
+from embedcomp.compress.choices import Choice, Menu, empty_bytes, empty_on_meta
+from embedcomp.compress.contract import TableSpec
+from embedcomp.compress.folding import narrowed
+from embedcomp.compress.latency import LatencyBudget, Timing
+from embedcomp.compress.plan import Plan, render
+from embedcomp.compress.planner import _planned, plan
+from embedcomp.compress.solvers import highs
+from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall
+from embedcomp.scoring import calibrate, cost, native
+from embedcomp.scoring.alone import as_array, stand_alone
+from embedcomp.scoring.cost import CostModel, Counts
+from embedcomp.scoring.lower import lower
+from embedcomp.served.embedded import readers
+from tests.compress import small
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
+
+IDS = {"c": 3.0}  # of a bag; those of the others have one
+KNOWN = {}  # about the layers, whatever is planned
+QUICK = ("half", "row_int8", "row_int4", "low_rank")
+A, B, C = (f"embeddings.embedding_bags.t_{name}" for name in small.ROWS)
+
+
+def programmed(model):
+    """The graph of a model and its program."""
+    batch = small.batch(0)
+    made = stand_alone(model, lambda m, x: m(*x), (batch.dense, batch.sparse))
+    arrays = {name: as_array(tensor) for name, tensor in made.held.items()}
+    graph = made.standalone.graph
+    return graph, lower(graph, made.standalone.tensors(arrays))
+
+
+@cache
+def original():
+    return programmed(small.model())
+
+
+def timing(model=None, budget="1ms@64"):
+    small_one, found, measured = small.measured()
+    return Timing(
+        *original(),
+        CostModel(microseconds={}) if model is None else model,
+        LatencyBudget.parse(budget),
+        layers=measured.measured(found).layers,
+        ids=IDS,
+        readers=readers(small_one),
+        single_valued=small.SINGLE,
+    )
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """Every kind of work that is calibrated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "ROUNDS", 1)
+        patch.setattr(calibrate, "CALLS", 1)
+        return tuple(calibrate.calibrated().microseconds)
+
+
+@pytest.fixture
+def costing(kinds):
+    """Cost models in which all work is free but for some."""
+    return lambda dear: CostModel(microseconds={**dict.fromkeys(kinds, 0.0), **dear})
+
+
+def planned(model, budget, share=None, names=QUICK):
+    small_one, found, measured = small.measured()
+    whole = sum(p.nbytes for p in small_one.parameters())
+    most = None if share is None else int(share * whole)
+    return plan(
+        small_one,
+        found,
+        measured,
+        most,
+        names,
+        small.SINGLE,
+        timing=timing(model, budget),
+        known=KNOWN,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds", "rows"),
+    [("200us@64", 200_000, 64), (" 1.5 ms @ 1", 1_500_000, 1), ("7µs@8", 7_000, 8)],
+)
+def test_latency_budgets_are_read(text, nanoseconds, rows):
+    budget = LatencyBudget.parse(text)
+    assert (budget.nanoseconds, budget.rows) == (nanoseconds, rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "200", "200us", "200@64", "0us@64", "2us@0", "-2us@4", "2s@x"]
+)
+def test_what_is_no_latency_budget_is_refused(text):
+    with pytest.raises(BadSettings, match="is not a time and a number of rows; write 200us@64"):
+        LatencyBudget.parse(text)
+
+
+def picked(spec, choose):
+    """Any choice for a layer, of all methods alike."""
+    # after a layer of rank 0, which puts out its bias, nothing is what it was
+    offered = {
+        name: [
+            settings
+            for settings in methods.get(name).candidates(spec)
+            if isinstance(spec, TableSpec) or getattr(settings, "rank", 1)
+        ]
+        for name in methods.names()
+    }
+    name = choose.choice(sorted(name for name, settings in offered.items() if settings))
+    settings = choose.choice(offered[name])
+    return Choice(name, settings, empty_bytes(name, spec, settings), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_work_of_a_plan_is_that_of_its_program(seed):
+    choose = random.Random(seed)
+    model, found, measured = small.measured()
+    layers = dict(measured.measured(found).layers)
+    tables = {n: picked(layers[n].spec, choose) for n in (A, B, C)}
+    served = {
+        n: (layers[n], methods.get(c.method).compress(layers[n], c.settings))
+        for n, c in tables.items()
+    }
+    for name, reader in readers(model).items():
+        layers[name] = narrowed(layers[name], reader, served, small.SINGLE)
+    chosen = {n: tables.get(n) or picked(layer.spec, choose) for n, layer in layers.items()}
+
+    counting = timing()
+    counted = counting.fixed_work
+    for name, choice in chosen.items():
+        spec = layers[name].spec
+        empty = empty_on_meta(choice.method, spec, choice.settings)
+        if isinstance(spec, TableSpec):
+            counted += counting.of_table(name, empty)
+        else:
+            counted += counting.of_linear(name, empty, counting.inputs(name, chosen))
+
+    written = Plan(
+        budget_bytes=0,
+        bytes_before=0,
+        bytes_after=0,
+        layers=tuple(_planned(layers[name], choice) for name, choice in chosen.items()),
+        untouched={},
+        single_valued=tuple(small.SINGLE),
+    )
+    compressed = copy.deepcopy(model)
+    swap.apply_(compressed, written, measured.measured(found).layers)
+    graph, program = programmed(compressed)
+    ids = {i: IDS.get(feature.name, 1) for i, feature in enumerate(graph.features)}
+    done = cost.operations(program.ops, 64, ids)
+    assert counted.keys() == done.keys()
+    assert counted == pytest.approx(done)
+
+
+def test_readers_are_as_narrow_as_what_is_chosen_for_the_tables():
+    low_rank = methods.get("low_rank").Settings
+    counting = timing()
+    chosen = {A: Choice("low_rank", low_rank(rank=3, storage="float16"), 0, 0.0)}
+    # a's codes are folded into the reader; the other layer gets the number of ids beside them
+    whole = small.DIM * 3 + small.DENSE
+    assert counting.inputs("first.linear", chosen) == (whole - small.DIM + 3,)
+    assert counting.inputs("wide", chosen) == (whole - small.DIM + 3 + 1,)
+    assert counting.inputs("wide", {}) == (whole,)
+    # c has bags of several ids, so only the engine takes its codes
+    chosen = {C: Choice("low_rank", low_rank(rank=2, storage="float16"), 0, 0.0)}
+    assert counting.inputs("first.linear", chosen) == (whole - small.DIM + 2 + 1,)
+
+
+def test_what_is_slow_is_left_out(costing):
+    slow = costing({"row_int8 rows": 1.0, "float32 rows": 1.0})
+    fast = planned(slow, "1us@64", names=("half", "row_int8"))
+    assert {p.method for p in fast.tables} == {"half"}
+    assert fast.microseconds == 0 and fast.latency_budget == "1us@64"
+    # the 64 + 64 + 3 * 64 ids of a row of tables in float32
+    assert fast.microseconds_before == pytest.approx(320)
+    assert {p.method for p in planned(slow, "1ms@64", names=("half",)).layers} == {"keep"}
+
+
+def test_one_table_may_be_slow_where_the_time_is_enough_for_it(costing):
+    slow = costing({"float32 rows": 1.0})
+    made = planned(slow, "70us@64", names=("row_int4",))
+    kept = [p.layer for p in made.tables if p.method == "keep"]
+    assert len(kept) == 1 and kept[0] != C and made.microseconds == pytest.approx(64)
+
+
+def test_both_limits_are_kept_to(costing):
+    model = costing({"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05})
+    alone = {}
+    for share in (None, 0.5, 0.25):
+        for budget in ("1ms@64", "60us@64", "40us@64"):
+            made = planned(model, budget, share)
+            assert made.microseconds <= LatencyBudget.parse(budget).nanoseconds / 1000
+            assert share is None or made.bytes_after <= made.budget_bytes
+            alone[share, budget] = made.loss
+    for (share, budget), loss in alone.items():
+        assert loss >= alone[None, budget] * (1 - 1e-3)  # one limit more, and HiGHS's gap
+        assert loss >= alone[share, "1ms@64"] * (1 - 1e-3)
+
+
+def test_a_bound_that_nothing_keeps_to_names_the_fastest(costing):
+    model = costing({"float32 rows": 1.0, "float16 rows": 0.25, "calls": 5.0})
+    with pytest.raises(LatencyTooSmall) as told:
+        planned(model, "20us@64", names=("half",))
+    assert str(told.value) == (
+        "the latency budget is 20.0 us a call of 64 rows, but the fastest plan found is predicted "
+        "to take 85.0, of which 5.0 are outside the layers; raise the budget by 65.0, score fewer "
+        "rows a call or allow more methods"
+    )
+    assert planned(model, "85us@64", names=("half",)).microseconds == pytest.approx(85)
+
+
+def test_two_limits_that_exclude_each_other_are_told_apart(costing):
+    model = costing({"float16 rows": 1.0})  # what is small is slow
+    with pytest.raises(BadSettings, match=r"keeps to both .* raise either budget") as told:
+        planned(model, "100us@64", 0.55, names=("half",))
+    assert "a latency of 100us@64" in str(told.value)
+    with pytest.raises(BudgetTooSmall):
+        planned(model, "1ms@64", 0.01, names=("half",))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_within_both_limits_is_found(seed):
+    draw = np.random.default_rng(seed)
+    options = {}
+    for layer in range(4):
+        numbers = draw.integers(1, 100, (6, 3)).tolist()
+        found = [
+            Choice("x", (layer, i), n[0], n[1] / 100, n[2] - 20) for i, n in enumerate(numbers)
+        ]
+        options[str(layer)] = Menu(None, tuple(found))
+    for bytes_, time in ((150, 60), (200, 20), (110, 100), (60, 0)):
+        wanted = min(
+            (
+                sum(c.loss for c in picks)
+                for picks in itertools.product(*options.values())
+                if sum(c.bytes for c in picks) <= bytes_
+                and sum(c.nanoseconds for c in picks) <= time
+            ),
+            default=None,
+        )
+        found = highs.least_loss_in_both(options, bytes_, time, 1.0)
+        if wanted is None:
+            assert found is None
+            continue
+        assert sum(c.bytes for c in found.values()) <= bytes_
+        assert sum(c.nanoseconds for c in found.values()) <= time
+        assert sum(c.loss for c in found.values()) == pytest.approx(wanted, rel=2 * highs.GAP)
+
+
+def test_a_plan_keeps_what_it_was_planned_for(costing):
+    made = planned(costing({"float32 rows": 1.0}), "100us@64", 0.5)
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).microseconds == made.microseconds
+    title = str(render(made).title)
+    assert f"320.0 to {made.microseconds:,.1f} us a call (budget 100us@64)" in title
+    old = made.to_dict()
+    for name in ("latency_budget", "microseconds", "microseconds_before"):
+        del old[name]
+    assert Plan.from_dict(old).microseconds is None
+
+
+def test_coefficients_are_found_again():
+    true = {"a": 0.5, "b": 0.002, "c": 3.0, "unseen": 0.0}
+    draw = np.random.default_rng(0)
+    work = [Counts({k: float(draw.integers(1, 1000)) for k in "abc"}) for _ in range(20)]
+    found = calibrate.fit(
+        [calibrate.Timed(w, sum(true[k] * n for k, n in w.items())) for w in work]
+    )
+    assert found == pytest.approx({k: true[k] for k in "abc"})
+
+
+def test_a_cost_model_is_a_file(tmp_path):
+    model = CostModel(microseconds={"calls": 5.0, "rows": 0.1}, machine="any")
+    model.save(tmp_path / "model.json")
+    assert CostModel.load(tmp_path / "model.json") == model
+    assert model.of(Counts({"calls": 1, "rows": 64})) == pytest.approx(11.4)
+    with pytest.raises(BadSettings, match=r"does not know what 'tiles' cost; make it again"):
+        model.of(Counts({"tiles": 1}))
+    for text in ("", "[]", "{}", '{"format": 1, "machine": "", "microseconds": {"calls": "x"}}'):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(BadSettings, match=r"is not a cost model .* `embedcomp calibrate"):
+            CostModel.load(tmp_path / "model.json")
+    (tmp_path / "model.json").write_text('{"format": 9, "machine": "", "microseconds": {}}')
+    with pytest.raises(BadSettings, match="has format 9"):
+        CostModel.load(tmp_path / "model.json")
+
+
+def test_a_machine_is_calibrated_once(tmp_path, monkeypatch):
+    made = []
+
+    def calibrated():
+        made.append(CostModel(microseconds={"calls": 5.0}, machine=calibrate.cpu()))
+        return made[-1]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibrate, "calibrated", calibrated)
+    first, second = calibrate.of_this_machine(), calibrate.of_this_machine()
+    assert first == second and len(made) == 1
+
+
+def test_every_operation_of_the_engine_is_calibrated(kinds):
+    assert {f"{name} numbers" for name in cost.SLOW} <= set(kinds)
+    assert {f"{form} products" for form in native.FORMATS} <= set(kinds)
+    for kind in native.KINDS:
+        rows = cost.Reads.of(kind, 9, 3, row_bytes=12, rows=5, nonzeros=7)
+        assert {f"{rows.kind} {what}" for what in ("rows", "numbers", "vectors")} <= set(kinds)
