@@ -132,6 +132,40 @@ def test_equal_rows_are_stored_once():
     assert module_bytes(served) == 4 * DIM * 6 + ROWS
 
 
+def test_tiers_with_eight_bits_a_column_hold_whole_steps_of_one_direction():
+    steps = torch.randint(0, 256, (ROWS,), generator=GENERATOR).float()
+    direction = torch.nn.functional.normalize(torch.randn(DIM, generator=GENERATOR), dim=0)
+    layer = table(steps[:, None] * direction, by_count=True)
+    found = rows_of(made("frequency_tiers", layer, rank=1, row_bytes=(1, 1, 1, 1)))
+    assert torch.allclose(found, layer.weight, atol=0.3)  # the directions are 16-bit floats
+    empty = rows_of(made("frequency_tiers", layer, rank=1, row_bytes=(1, 1, 1, 0)))
+    first = ROWS // 2  # of the tier that has no bytes
+    rare, weights = layer.weight[first:].double(), layer.counts[first:]
+    mean = ((rare * weights[:, None]).sum(0) / weights.sum()).float()
+    assert torch.allclose(empty[:first], layer.weight[:first], atol=0.5)
+    assert torch.allclose(empty[first:], mean.expand(ROWS - first, -1), atol=0.5)
+
+
+def test_bits_pay_where_rows_are_looked_up():
+    counts = 1e6 / torch.arange(1, 2001).double()
+    weight = torch.randn(2000, DIM, generator=GENERATOR)
+    layer = table(weight, counts, by_count=True)
+    even = made("low_rank", layer, rank=DIM, storage="column_mixed3")
+    tiers = made("frequency_tiers", layer, rank=DIM, row_bytes=(5, 3, 3, 2))
+    assert module_bytes(tiers) < module_bytes(even)
+    assert predicted_loss(layer, tiers) < 0.7 * predicted_loss(layer, even)
+
+
+def test_a_sample_of_a_table_has_the_tiers_of_the_whole():
+    counts = 1e6 / torch.arange(1, 2001).double()
+    layer = table(torch.randn(2000, DIM, generator=GENERATOR), counts, by_count=True)
+    settings = {"rank": 4, "row_bytes": (4, 3, 2, 1)}
+    whole = predicted_loss(layer, made("frequency_tiers", layer, **settings))
+    sample = layer.sampled(800)
+    found = predicted_loss(sample, made("frequency_tiers", sample, **settings))
+    assert found == pytest.approx(whole, rel=0.2)
+
+
 def test_rows_kept_columns_kept_and_storage_compose():
     weight = torch.randn(ROWS, 2, generator=GENERATOR) @ torch.randn(2, DIM, generator=GENERATOR)
     layer = table(weight, by_count=True)
