@@ -69,7 +69,7 @@ class _Comparison:
         self.log, self.settings, self.out = log, settings, out
         self.file, self.scratch = out / results.NAME, out / ".scratch"
         self._setups = {model: setup(log, settings, model) for model in settings.models}
-        self._trained: _Trained | None = None
+        self._trained: Trained | None = None
 
     def key(self, cell: Cell) -> str:
         """Names the cell and all that its result depends on."""
@@ -78,7 +78,7 @@ class _Comparison:
 
     def run(self, cell: Cell, watch: Watch) -> Record:
         if self._trained is None or not self._trained.fits(cell):
-            self._trained = _Trained(self.log, self.settings, cell, self.out / "models")
+            self._trained = Trained(self.log, self.settings, cell, self.out / "models")
         make = self._compressed if cell.compressed else self._whole
         return Record(
             key=self.key(cell),
@@ -91,14 +91,14 @@ class _Comparison:
             **provenance(),
         )
 
-    def _compressed(self, trained: _Trained, cell: Cell, watch: Watch) -> dict[str, Any]:
+    def _compressed(self, trained: Trained, cell: Cell, watch: Watch) -> dict[str, Any]:
         original = trained.measured(watch)
         settings, scratch = compressing(self.settings, cell), self.scratch / self.key(cell)
         figures = original.passing(settings, scratch, self.settings.split, watch)
         remove(scratch)
         return figures
 
-    def _whole(self, trained: _Trained, cell: Cell, watch: Watch) -> dict[str, Any]:
+    def _whole(self, trained: Trained, cell: Cell, watch: Watch) -> dict[str, Any]:
         clock = Clock()
         make = trained.original if cell.method == ORIGINAL else trained.control
         made = clock.time("train", lambda: make(cell, watch))
@@ -123,7 +123,7 @@ class _Comparison:
         return told
 
 
-class _Trained:
+class Trained:
     """One trained model and its controls; each is made on first use unless it is there already.
 
     Args:
