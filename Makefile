@@ -36,6 +36,10 @@ DATA ?= ../shared/data
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.quality --log movielens_1m --data $(DATA)
 	$(BIN)/python -m benchmarks.quality --log kuairand --data $(DATA)
+	$(BIN)/python -m benchmarks.comparison --log movielens_1m --data $(DATA)
+	$(BIN)/python -m benchmarks.comparison --log kuairand --data $(DATA)
+	$(BIN)/python -m benchmarks.prediction --log movielens_1m --data $(DATA)
+	$(BIN)/python -m benchmarks.prediction --log kuairand --data $(DATA)
 	$(BIN)/python -m benchmarks.globo --data $(DATA)
 	$(BIN)/python -m benchmarks.training_speed --data $(DATA)
 	$(BIN)/python -m benchmarks.low_rank_speed
