@@ -414,6 +414,7 @@ def recompress(
                 names,
                 set(today.single_valued),
                 solver=today.solver,
+                rest=settings.rest,
                 timing=_timing_of(today, original, model, found, settings),
             ).loss
         made = compress(original, log, measured, today, settings, out, watch=watch)

@@ -78,10 +78,12 @@ def plan(
         timing: of the layers' choices; the plan keeps to its budget too.
 
     Raises:
-        BadSettings: no plan keeps to both bytes and time.
+        BadSettings: a method is none, or no plan keeps to both bytes and time.
         BudgetTooSmall: even the smallest choices are larger.
         LatencyTooSmall: even the fastest ones take longer.
     """
+    for name in (*names, *rest):
+        methods.get(name)  # refuses a name that is none, even if no layer were to need it
     found = measured.measured(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())

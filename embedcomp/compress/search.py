@@ -139,6 +139,7 @@ class Search:
         rest: methods for a layer that none of `names` takes.
         known: choices that searches of the same layers share, whatever their methods and goals.
         timing: says how long choices take, where a goal is about time.
+        only: the one of `names` that may be used; None: all of them.
     """
 
     layers: Mapping[str, Layer]
@@ -149,6 +150,7 @@ class Search:
     rest: Collection[str] = ()
     known: Known = field(default_factory=dict)
     timing: Timing | None = None
+    only: str | None = None
     _options: dict[str, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
@@ -164,11 +166,13 @@ class Search:
 
     def _with_one_method(self, goal: Goal) -> Chosen | None:
         """The plan of the single method that promises most before readers are narrowed."""
-        if len(self.names) < 2 or not any(name in self.readers for name in self.layers):
+        several = self.only is None and len(self.names) > 1
+        if not several or not any(name in self.readers for name in self.layers):
             return None
-        alone = [replace(self, names=(name,), _options={}) for name in self.names]
-        promising = min(alone, key=lambda search: search._promise(goal))
-        return None if math.isinf(promising._promise(goal)) else promising.best(goal)
+        alone = [replace(self, only=name, _options={}) for name in self.names]
+        promises = [search._promise(goal) for search in alone]
+        least = min(promises)
+        return None if math.isinf(least) else alone[promises.index(least)].best(goal)
 
     def _promise(self, goal: Goal) -> float:
         """The objective of the best plan with readers as they are; infinite: there is none."""
@@ -274,7 +278,10 @@ class Search:
 
     def able(self, name: str) -> list[str]:
         """Methods that a layer may be given; shared decoders are planned in grouping.py."""
-        return self._able(name, self.names) or self._able(name, self.rest)
+        found = self._able(name, self.names) or self._able(name, self.rest)
+        if self.only is None:
+            return found
+        return [n for n in found if n == self.only or n not in self.names]
 
     def _able(self, name: str, offered: Collection[str]) -> list[str]:
         """Those of the methods that take a layer."""

@@ -246,6 +246,15 @@ def test_layers_that_no_method_takes_are_left_to_the_rest():
     assert "low_rank" in used["linear"] <= {"low_rank", "keep"}
     with pytest.raises(BudgetTooSmall):
         plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
+    both = plan(model, found, measured, WHOLE // 5, ("drop_rare", "svd"), small.SINGLE, rest=rest)
+    assert {p.method for p in both.layers} <= {"drop_rare", "svd", "keep"}  # svd takes them all
+
+
+@pytest.mark.parametrize("given", [{"names": ("svdd",)}, {"names": ("svd",), "rest": ("svdd",)}])
+def test_a_method_that_is_none_is_refused_before_anything_is_planned(given):
+    model, found, measured = small.measured()
+    with pytest.raises(BadSettings, match="no method 'svdd'"):
+        plan(model, found, measured, WHOLE, single_valued=small.SINGLE, **given)
 
 
 def test_what_is_not_compressed_is_listed_with_its_reason():
