@@ -65,8 +65,16 @@ class StoredRows(nn.Module):
         """
         assert weight.shape == (self.rows, self.width), (weight.shape, self.rows, self.width)
         weight = weight.detach().float().contiguous()
-        self.grid = self.format.fit(weight, row_weights, column_weights)
-        self.stored = self.format.encode(weight, self.grid).clone()
+        self.grid = self._fitted(weight, row_weights, column_weights)
+        self.stored = self._encoded(weight).clone()
+
+    def _fitted(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor | None:
+        return self.format.fit(weight, row_weights, column_weights)
+
+    def _encoded(self, weight: Tensor) -> Tensor:
+        return self.format.encode(weight, self.grid)
 
     def gather(self, ids: Tensor) -> Tensor:
         """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
@@ -106,8 +114,8 @@ class StoredRows(nn.Module):
             return
         master = self.master.detach().contiguous()
         if self.grid is None:
-            self.format.fit(master, None, None)  # refuses what does not fit
-        self.stored = self.format.encode(master, self.grid)
+            self._fitted(master, None, None)  # refuses what does not fit
+        self.stored = self._encoded(master)
         self.master = None
 
 

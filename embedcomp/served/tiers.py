@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedcomp.served.formats import (
     code_errors,
@@ -48,24 +48,17 @@ class TieredRows(StoredRows):
     def extra_repr(self) -> str:
         return f"{self.rows}, {self.width}, {self.row_bytes} bytes up to rows {self.ends}"
 
-    def fill(
-        self,
-        weight: Tensor,
-        row_weights: Tensor | None = None,
-        column_weights: Tensor | None = None,
-    ) -> None:
-        """Store `weight` [rows, width]; the arguments are those of StoredRows."""
-        weight = weight.detach().float().contiguous()
+    def _fitted(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor:
         costs = torch.ones(self.width) if column_weights is None else column_weights.float()
         parts = weight.split(self._lengths)
         counts = [None] * len(parts) if row_weights is None else row_weights.split(self._lengths)
         grids = []
         for rows, some, size in zip(parts, counts, self.row_bytes, strict=True):
-            errors = costs * code_errors(rows, some)
-            bits = shared_out(8 * size, errors, least=0)
+            bits = shared_out(8 * size, costs * code_errors(rows, some), least=0)
             grids.append(torch.cat([fitted(rows, some, bits), bits[None]]))
-        self.grid = torch.stack(grids)
-        self.stored = self._encoded(weight)
+        return torch.stack(grids)
 
     def _encoded(self, weight: Tensor) -> Tensor:
         assert self.grid is not None
@@ -86,7 +79,8 @@ class TieredRows(StoredRows):
     def to_float(self) -> Tensor:
         """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
         if self.master is not None:
-            return self._in_tiers(self.master, self._tier(torch.arange(self.rows)))
+            every = torch.arange(self.rows, device=self.master.device)
+            return self._in_tiers(self.master, self._tier(every))
         tiers = enumerate(self._stored_tiers())
         return torch.cat([self._decoded(stored, number) for number, (_, stored) in tiers])
 
@@ -111,14 +105,3 @@ class TieredRows(StoredRows):
         assert self.grid is not None
         grid = self.grid.index_select(0, tier).unbind(1)  # each [n, width]
         return straight_through(lambda v: rounded(v, *grid), values)
-
-    def thaw(self) -> None:
-        """Make it trainable."""
-        if self.master is None:
-            self.master = nn.Parameter(self.to_float())
-            self.stored = None
-
-    def freeze(self) -> None:
-        """Store what was trained; what is read does not change by a bit."""
-        if self.master is not None:
-            self.stored, self.master = self._encoded(self.master.detach()), None

@@ -1,0 +1,82 @@
+"""Tables in tiers all the way: planned, compressed, tuned, saved, loaded and scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from embedcomp import recipes
+from embedcomp.artifact import Artifact
+from embedcomp.compress.tune import TuneSettings
+from embedcomp.log.batches import in_order
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.scorer import Scorer
+from embedcomp.served.tiers import TieredRows
+from embedcomp.settings import CompressSettings
+from embedcomp.source import ModelSource
+from embedcomp.train.settings import TrainSettings
+
+SOURCE = ModelSource(model="dcnv2", settings={"width": 16, "hidden": [8], "cross_layers": 1})
+TUNE = TuneSettings(epochs=1, batch_rows=512, learning_rate=0.01, table_learning_rate=0.01)
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["untuned", "tuned"])
+def made(
+    request: pytest.FixtureRequest,
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Artifact:
+    folder = tmp_path_factory.mktemp("tiers")
+    none = TrainSettings(epochs=0)
+    original = recipes.train(
+        synth_log, synth_features, SOURCE.complete(), none, folder / "original"
+    )
+    settings = CompressSettings(
+        budget="12x",
+        methods=("frequency_tiers",),
+        rest=("low_rank",),
+        measure_rows=2000,
+        tune=TUNE if request.param else TuneSettings(),
+    )
+    measured = recipes.measure(original, synth_log, settings)
+    plan = recipes.plan(original, measured, settings)
+    return recipes.compress(original, synth_log, measured, plan, settings, folder / "small")
+
+
+def test_large_tables_are_in_tiers_and_as_large_as_planned(made: Artifact) -> None:
+    assert made.plan is not None
+    planned = [p for p in made.plan.tables if p.method == "frequency_tiers"]
+    assert planned and made.manifest.bytes["total"] == made.plan.bytes_after
+    stored = [m for m in made.model().modules() if isinstance(m, TieredRows)]
+    assert len(stored) == len(planned)
+    assert all(tiered.row_bytes == tuple(sorted(tiered.row_bytes)[::-1]) for tiered in stored)
+
+
+def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
+    for tiered in (m for m in made.model().modules() if isinstance(m, TieredRows)):
+        ids = torch.randperm(tiered.rows, generator=torch.manual_seed(0)).repeat(2)
+        assert torch.equal(tiered.gather(ids), tiered.to_float()[ids])
+        frozen = tiered.to_float()
+        tiered.thaw()
+        assert torch.equal(tiered.to_float(), frozen)
+        assert torch.equal(tiered.gather(ids), frozen[ids])
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+def test_scores_are_the_models(
+    synth_log: ClickLog, made: Artifact, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "torch":
+        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    scorer = Scorer.open(made.folder)
+    assert scorer.engine.startswith(engine)
+    piece = synth_log.pieces("test")[0]
+    rows = next(synth_log.read(piece)).slice(0, 64)
+    batch = next(iter(in_order(synth_log, made.features, [piece], 64)))
+    with torch.no_grad():
+        wanted = torch.sigmoid(made.model()(batch.dense, batch.sparse)).numpy()
+    np.testing.assert_allclose(scorer.score(rows), wanted, rtol=0, atol=1e-6)
+    assert wanted.std() > 1e-6
