@@ -12,6 +12,7 @@ Settings that are a SharesDecoder give several tables one decoder.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -58,7 +59,7 @@ Served = CompressedTable | ServedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharesDecoder:
+class SharesDecoder(ABC):
     """Settings of a method by which tables of one width share a decoder.
 
     Those of equal `decoder` share it. Every one of them finds them all in its layer's `group`, and
@@ -69,9 +70,9 @@ class SharesDecoder:
     most: int  # rows of the decoder
 
     @property
+    @abstractmethod
     def decoder(self) -> Hashable:
         """What the decoder depends on but for the tables."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from embedcomp.scoring.codes import parsed
 from embedcomp.scoring.cost import CostModel, Counts, Reads
 from embedcomp.scoring.graph import Graph
 from embedcomp.scoring.program import Op, Program
+from embedcomp.scoring.tensors import PRECISIONS, kind_of
 from embedcomp.served.csr import CsrRows
 from embedcomp.served.embedded import Block, Reader, can_fold
 from embedcomp.served.index import Map
@@ -33,7 +34,6 @@ from embedcomp.served.tiers import TieredRows
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 Widths = tuple[int, ...]  # of what each operation of a layer reads
-_FORMS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
 @dataclass(frozen=True)
@@ -390,15 +390,11 @@ def reads_of(served: CompressedTable) -> Reads:
             rows=stored.rows,
             mapped=isinstance(served.index, Map),
         )
-    kind, parts = str(stored.storage), 0
-    codes = parsed(kind)
+    codes, parts = parsed(stored.storage), 0
     if codes is not None:
-        kind = "atoms" if codes.kind == "sparse" else "codebook"
         parts = codes.parts if codes.kind == "sparse" else len(codes.edges(stored.width)) - 1
-    elif kind.startswith("column_mixed"):
-        kind = "column_mixed"
     return Reads.of(
-        kind,
+        kind_of(stored.storage),
         stored.width,
         parts,
         row_bytes=stored.stored.shape[1] * stored.stored.itemsize,
@@ -410,7 +406,7 @@ def reads_of(served: CompressedTable) -> Reads:
 def _form(served: nn.Module) -> str:
     """The precision that a layer which is one matrix multiplies in."""
     if isinstance(served, CompressedLinear) and served.stored.storage in ROUNDED:
-        return _FORMS[served.stored.storage]
+        return PRECISIONS[served.stored.storage]
     return "float32"
 
 

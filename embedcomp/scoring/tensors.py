@@ -24,7 +24,7 @@ _TYPES = {
 
 OTHER_NAMES = "other names"  # in a safetensors file's metadata: of tensors that layers share
 
-_PRECISIONS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
+PRECISIONS = {"bfloat16": "bfloat16", "symmetric_int8": "int8"}  # of products, by storage
 
 
 def mapped(file: Path) -> dict[str, np.ndarray]:
@@ -126,7 +126,7 @@ class Tensors:
         """The precision of products with a weight, where its layer is stored for one."""
         layer, _, part = name.rpartition(".")
         what = self.stored.get(f"{layer}.stored") if part == "weight" else None
-        return None if what is None else _PRECISIONS.get(what.storage)
+        return None if what is None else PRECISIONS.get(what.storage)
 
     def _whole(self, layer: str) -> np.ndarray:
         """The weight of a compressed linear layer that is served as one matrix."""
@@ -207,7 +207,7 @@ class Tensors:
         if what.storage == "tiered":
             return self._tiered(name, padding)
         grid, codes = self.held.get(f"{name}.grid"), parsed(what.storage)
-        kind = _kind(what.storage, codes)
+        kind = kind_of(what.storage)
         stored = native.Stored(
             rows=_address(rows),
             row_bytes=rows.shape[1] * rows.itemsize,
@@ -270,7 +270,9 @@ class Tensors:
         return stored, None, held
 
 
-def _kind(storage: str, codes: Codes | None) -> str:
+def kind_of(storage: str) -> str:
+    """How the engine reads rows of a storage, as in native.KINDS."""
+    codes = parsed(storage)
     if codes is not None:
         return "atoms" if codes.kind == "sparse" else "codebook"
     return "column_mixed" if storage.startswith("column_mixed") else storage

@@ -29,9 +29,7 @@ from embedcomp.compress.solvers import greedy
 SCALE = 1e6  # of the value of a good solution and of the limit
 SECONDS = 60.0  # after which it stops
 STOPPED = 1  # its status then
-GAP = (
-    1e-4  # of a plan with two limits from the best one, relatively; losses are predicted no better
-)
+GAP = 1e-4  # relative, of a plan with two limits; losses are predicted no better
 SECONDS_IN_BOTH = 10.0
 
 log = logging.getLogger(__name__)
