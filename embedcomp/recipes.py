@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +45,7 @@ from embedcomp.scoring.cost import CostModel
 from embedcomp.scoring.lower import lower
 from embedcomp.scoring.prepare import IDS_IN_A_BAG
 from embedcomp.served.embedded import readers
+from embedcomp.served.rows import keeping_unrounded
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
 from embedcomp.train import workers
@@ -337,9 +338,11 @@ def compress(
 ) -> Artifact:
     """Carry out a plan, tune the result if asked, and write it to `out`."""
     model = original.model()
-    compressed = swap.apply(model, plan, layers_of(original, model), measured)
+    tuned = settings.tune.epochs > 0
+    with keeping_unrounded() if tuned else nullcontext():  # tuning learns which way to round
+        compressed = swap.apply(model, plan, layers_of(original, model), measured)
     history: list[dict[str, Any]] = []
-    if settings.tune.epochs:
+    if tuned:
         data = Data(log, original.features)
         history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
     training = {"settings": asdict(settings), "history": history}

@@ -55,11 +55,12 @@ def plain(spec: Spec, storage: AnyStorage) -> Served:
     """The layer's own matrix in another storage."""
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
-    return CompressedLinear(spec.inputs, spec.outputs, spec.bias, storage)
+    bias = of_bias(spec.outputs, storage) if spec.bias else None
+    return CompressedLinear(spec.inputs, spec.outputs, bias, storage)
 
 
 def low_rank(
-    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool, activation: str | None = None
+    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool = True, activation: str | None = None
 ) -> Served:
     """Two factors with `rank` numbers in between.
 
@@ -75,7 +76,12 @@ def low_rank(
         raise BadSettings(f"{spec.name} has ranks from 0 to {most}, so {rank} is none of them")
     if isinstance(spec, LinearSpec):
         return LowRankLinear(
-            spec.inputs, spec.outputs, rank, bias=bias, storage=storage, activation=activation
+            spec.inputs,
+            spec.outputs,
+            rank,
+            bias=of_bias(spec.outputs, storage) if bias else None,
+            storage=storage,
+            activation=activation,
         )
     stored = StoredRows(spec.rows, rank, storage if rank else "float32")
     return table(spec, stored, Affine(rank, spec.dim, of_decoder(storage), bias))
@@ -84,6 +90,13 @@ def low_rank(
 def of_decoder(storage: AnyStorage) -> Storage:
     """The storage of a decoder, which is too small to be rounded further."""
     return "float32" if storage == "float32" else "float16"
+
+
+def of_bias(outputs: int, storage: AnyStorage) -> Storage:
+    """The storage of a layer's bias: a byte a number and a scale where its weight has few bits."""
+    if storage == "float32":
+        return "float32"
+    return "float16" if storage in ("float16", "bfloat16") or outputs <= 4 else "row_int8"
 
 
 def low_rank_and_rest(spec: TableSpec, rank: int, storage: Storage) -> CompressedTable:
@@ -96,7 +109,12 @@ def corrected(spec: Spec, rank: int, storage: Storage) -> CorrectedLinear:
     """A linear layer of a stored weight and a product of low rank."""
     assert isinstance(spec, LinearSpec)
     return CorrectedLinear(
-        spec.inputs, spec.outputs, rank, bias=spec.bias, storage=storage, factors="float16"
+        spec.inputs,
+        spec.outputs,
+        rank,
+        bias=of_bias(spec.outputs, storage) if spec.bias else None,
+        storage=storage,
+        factors="float16",
     )
 
 

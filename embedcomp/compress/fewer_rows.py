@@ -71,11 +71,7 @@ def empty(
     stored = kept(spec.rows, settings.share) + 1 if stored is None else stored
     rank, storage = settings.rank, settings.storage
     fewer = replace(spec, rows=stored, padding_idx=None)
-    inside = (
-        build.plain(fewer, storage)
-        if rank is None
-        else build.low_rank(fewer, rank, storage, bias=True)
-    )
+    inside = build.plain(fewer, storage) if rank is None else build.low_rank(fewer, rank, storage)
     assert isinstance(inside, CompressedTable)
     index = Cut(stored) if form == "cut" else Map(spec.rows, stored)
     return build.table(spec, inside.stored, inside.decode, index)

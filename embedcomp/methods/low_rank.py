@@ -36,17 +36,18 @@ class Settings:
 
 def candidates(spec: Spec) -> list[Settings]:
     storages = build.FACTOR_STORAGES
+    only_bias = storages[:2] if isinstance(spec, LinearSpec) else storages[:1]
     return [
         Settings(rank=k, storage=storage)
         for k in build.ranks(spec)
-        for storage in (storages if k else storages[:1])
+        for storage in (storages if k else only_bias)
     ]
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
     activation = _activation(spec) if settings.activation else None
     rank, storage = settings.rank, settings.storage
-    return build.low_rank(spec, rank, storage, bias=True, activation=activation)
+    return build.low_rank(spec, rank, storage, activation=activation)
 
 
 def compress(layer: Layer, settings: Settings) -> Served:

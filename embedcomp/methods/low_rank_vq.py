@@ -38,7 +38,7 @@ def candidates(spec: Spec) -> list[Settings]:
 
 def empty(spec: Spec, settings: Settings) -> Served:
     storage = build.product_codes(spec, settings.rank, settings.parts, settings.bits)
-    return build.low_rank(spec, settings.rank, storage, bias=True)
+    return build.low_rank(spec, settings.rank, storage)
 
 
 def compress(layer: Layer, settings: Settings) -> Served:

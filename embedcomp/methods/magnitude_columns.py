@@ -49,7 +49,9 @@ def empty(spec: Spec, settings: Settings) -> Served:
             f"{spec.name} has {spec.dim} columns, so {settings.columns} of them cannot be kept"
         )
     stored = StoredRows(spec.rows, settings.columns, settings.storage)
-    return build.table(spec, stored, Scatter(settings.columns, spec.dim))
+    return build.table(
+        spec, stored, Scatter(settings.columns, spec.dim, build.of_decoder(settings.storage))
+    )
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
@@ -61,7 +63,7 @@ def compress(layer: Layer, settings: Settings) -> Served:
     columns = _largest(layer, mean, settings)
     served.decode.fill(columns, mean)
     weights = None if layer.gradient is None else layer.gradient.diagonal()[columns]
-    served.fill((layer.weight - mean.float())[:, columns], layer.counts, weights)
+    served.fill((layer.weight - served.decode.shift())[:, columns], layer.counts, weights)
     return served
 
 

@@ -37,11 +37,12 @@ def candidates(spec: Spec) -> list[Settings]:
 def empty(spec: Spec, settings: Settings) -> Served:
     if isinstance(spec, LinearSpec):
         nonzeros = round(settings.density * spec.outputs * spec.inputs)
-        return CompressedLinear(spec.inputs, spec.outputs, spec.bias, "float16", nonzeros)
+        bias = build.of_bias(spec.outputs, "float16") if spec.bias else None
+        return CompressedLinear(spec.inputs, spec.outputs, bias, "float16", nonzeros)
     nonzeros = round(settings.density * spec.rows * spec.dim)
     stored = CsrRows(spec.rows, spec.dim, nonzeros)
     zero = settings.dropped == "zero"
-    return build.table(spec, stored, None if zero else Scatter(spec.dim, spec.dim))
+    return build.table(spec, stored, None if zero else Scatter(spec.dim, spec.dim, "float16"))
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
@@ -57,10 +58,9 @@ def compress(layer: Layer, settings: Settings) -> Served:
     if served.decode is None:
         served.fill(layer.weight)
         return served
-    mean = layer_moments(layer)[0]
     assert isinstance(served.decode, Scatter)
-    served.decode.fill(torch.arange(served.dim), mean)
-    served.fill(layer.weight - mean.float())
+    served.decode.fill(torch.arange(served.dim), layer_moments(layer)[0])
+    served.fill(layer.weight - served.decode.shift())
     return served
 
 

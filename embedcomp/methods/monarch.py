@@ -45,7 +45,8 @@ def empty(spec: Spec, settings: Settings) -> Served:
             f"{spec.name} is {spec.outputs} x {spec.inputs}; Monarch matrices are square, with a "
             f"side that the {settings.blocks} blocks divide"
         )
-    return MonarchLinear(spec.inputs, settings.blocks, bias=spec.bias, storage=settings.storage)
+    bias = build.of_bias(spec.outputs, settings.storage) if spec.bias else None
+    return MonarchLinear(spec.inputs, settings.blocks, bias=bias, storage=settings.storage)
 
 
 def compress(layer: Layer, settings: Settings) -> Served:

@@ -42,7 +42,7 @@ def empty(spec: Spec, settings: Settings) -> Served:
     assert isinstance(spec, TableSpec)
     storage = build.product_codes(spec, spec.dim, settings.parts, settings.bits)
     if settings.rotation:
-        return build.low_rank(spec, spec.dim, storage, bias=True)
+        return build.low_rank(spec, spec.dim, storage)
     return build.plain(spec, storage)
 
 

@@ -228,7 +228,7 @@ class _Factors(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.first = nn.Parameter(layer.first.to_float().T.contiguous(), False)
         self.second = nn.Parameter(layer.second.to_float().contiguous(), False)
-        self.middle, self.bias = layer.middle, layer.bias
+        self.middle, self.bias = layer.middle, _parameter(layer.bias)
         self.activation = None if layer.activation is None else ACTIVATIONS[layer.activation]
 
     @property
@@ -250,9 +250,10 @@ class _Constant(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight, bias = layer.to_float()
         self.weight = nn.Parameter(weight, False)
-        self.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias, False)
+        self.bias = _parameter(weight.new_zeros(len(weight)) if bias is None else bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
         return self.bias.expand(*x.shape[:-1], self.out_features)
 
 
@@ -279,5 +280,9 @@ def plain_linear(layer: ServedLinear) -> nn.Module:
     plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
     weight, bias = layer.to_float()
     plain.weight = nn.Parameter(weight, False)
-    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), False))
+    plain.register_parameter("bias", _parameter(bias))
     return plain
+
+
+def _parameter(bias: Tensor | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.detach(), False)

@@ -119,6 +119,8 @@ class Tensors:
         layer, _, part = name.rpartition(".")
         if part == "weight":
             return self._whole(layer)
+        if part == "bias":
+            return self.matrix(f"{layer}.stored_bias")[0]
         matrix = self.matrix(f"{layer}.{part}")  # the factors of a low-rank layer
         return np.ascontiguousarray(matrix.T) if part == "first" else matrix
 
@@ -180,10 +182,11 @@ class Tensors:
             codes = np.concatenate([np.diag(grid[0]), grid[1:2]]).astype(np.float64)
         if table.decodes:
             weight = self._decoder(name, table, width)
-            bias = self.held.get(f"{name}.decode.bias", np.zeros(table.dim))
             counted = np.eye(width + 1, width) if codes is None else codes
             decoder = counted @ weight
-            decoder[-1] += bias
+            bias = f"{name}.decode.bias"  # under this name in artifacts of the first formats
+            if bias in self.held or f"{name}.decode.stored_bias" in self.stored:
+                decoder[-1] += self.weight(bias)
         else:
             decoder = codes
         return Rows(stored, width, held, decoder, codes)
@@ -222,6 +225,7 @@ class Tensors:
             return stored, None, (rows, *_name_words(stored, codes, grid))
         if grid is None:
             return stored, None, (rows,)
+        grid = as_floats(grid)
         if kind == "column_mixed":
             return stored, grid[:2], (rows, *_place_codes(stored, grid[2].astype(np.int32)))
         return stored, grid, (rows,)
@@ -229,7 +233,7 @@ class Tensors:
     def _tiered(self, name: str, padding: int) -> tuple[native.Stored, None, tuple[Any, ...]]:
         """How to read rows in tiers: by tier, codes that name a number each."""
         what = self.stored[name]
-        rows, grids = self.held[f"{name}.stored"], self.held[f"{name}.grid"]
+        rows, grids = self.held[f"{name}.stored"], as_floats(self.held[f"{name}.grid"])
         tiers = (native.Stored * len(what.tiers))()
         held: tuple[Any, ...] = (rows, tiers)
         at = _address(rows)
@@ -268,6 +272,13 @@ class Tensors:
             values=_address(values),
         )
         return stored, None, held
+
+
+def as_floats(array: np.ndarray) -> np.ndarray:
+    """Floats of any kind as float32; those of no kind that numpy has are bits of bfloat16."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def kind_of(storage: str) -> str:

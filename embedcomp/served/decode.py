@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from embedcomp.served.formats import AnyStorage
-from embedcomp.served.rows import StoredRows
+from embedcomp.served.formats import Storage
+from embedcomp.served.rows import Biased, StoredRows
 
 
-class Affine(nn.Module):
+class Affine(Biased):
     """Codes [n, k] to rows [n, dim]: codes @ weight + bias.
 
     Args:
-        bias: False for a decoder that is linear.
+        bias: False for a decoder that is linear; else it is in the weight's storage.
         residual: codes are k numbers and then what is left of each of the `dim` columns.
         most: rows of the weight, of which codes are for the first k; None: k. Tables of different k
             can share a weight whose rows are in order of what they are worth.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(
         self,
         k: int,
         dim: int,
-        storage: AnyStorage,
+        storage: Storage,
         bias: bool,
         residual: bool = False,
         most: int | None = None,
     ):
-        super().__init__()
+        super().__init__(dim, storage if bias else None)
         self.k, self.dim, self.residual = k, dim, residual
         rows = k if most is None else most
         self.stored = StoredRows(rows, dim, storage)  # float32 or float16: too small to round more
-        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
 
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take weight [k or most, dim] and bias [dim] (None for a linear decoder)."""
         self.stored.fill(weight)
-        if self.bias is not None:
+        if self.has_bias:
             assert bias is not None
             self.set_bias(bias)
 
-    def set_bias(self, bias: Tensor) -> None:
-        """Take the bias [dim]."""
-        assert self.bias is not None
-        self.bias = nn.Parameter(bias.detach().float().clone())
-
     def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
-        decoded = codes @ self.matrix()
-        return decoded if self.bias is None else decoded + constant * self.bias
+        decoded, bias = codes @ self.matrix(), self.bias
+        return decoded if bias is None else decoded + constant * bias
 
     def matrix(self) -> Tensor:
         """What codes are multiplied by: [k, dim], or [k + dim, dim] with what is left."""
@@ -62,35 +54,34 @@ class Affine(nn.Module):
 
     def shift(self) -> Tensor:
         """What the code 0 decodes to: [dim]."""
-        if self.bias is not None:
-            return self.bias
-        return torch.zeros(self.dim, device=self.stored.device)
+        bias = self.bias
+        return torch.zeros(self.dim, device=self.stored.device) if bias is None else bias
 
 
-class Scatter(nn.Module):
+class Scatter(Biased):
     """Codes are some of a row's columns, as differences from the bias; the rest is the bias.
 
     Args:
         k: columns that are kept; 1 byte each up to 256 columns of a row, 2 beyond.
+        storage: of the bias.
     """
 
     columns: Tensor
 
-    def __init__(self, k: int, dim: int):
-        super().__init__()
+    def __init__(self, k: int, dim: int, storage: Storage):
+        super().__init__(dim, storage)
         self.dim = dim
         kind = torch.uint8 if dim <= 1 << 8 else torch.int16
         self.register_buffer("columns", torch.zeros(k, dtype=kind))
-        self.bias = nn.Parameter(torch.zeros(dim))
 
     def fill(self, columns: Tensor, bias: Tensor) -> None:
         """Take the columns' places [k] and the bias [dim]."""
         self.columns = columns.to(self.columns.dtype)
-        self.bias = nn.Parameter(bias.detach().float().clone())
+        self.set_bias(bias)
 
     def forward(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Decode codes [B, k]; the bias counts `constant` [B, 1] times."""
-        rows = (constant * self.bias).expand(len(codes), -1)
+        rows = (constant * self.shift()).expand(len(codes), -1)
         return rows.index_add(1, self.columns.long(), codes)
 
     def matrix(self) -> Tensor:
@@ -100,6 +91,7 @@ class Scatter(nn.Module):
 
     def shift(self) -> Tensor:
         """What the code 0 decodes to: [dim]."""
+        assert self.bias is not None
         return self.bias
 
 

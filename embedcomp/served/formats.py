@@ -56,6 +56,7 @@ MOST_BITS = 8  # of one column, where columns differ
 FITTED_BITS = 4  # a bit more than these quarters the squared error
 SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
 REFINEMENTS = 4
+NO_SPREAD = torch.finfo(torch.float32).tiny  # scale of a column of one value
 
 
 class CannotStore(EmbedcompError):
@@ -212,9 +213,9 @@ class Symmetric:
 
 @dataclass(frozen=True)
 class ColumnWise:
-    """Unsigned codes with a float32 scale and offset a column; nothing is kept per row.
+    """Unsigned codes with a scale and an offset a column; nothing is kept per row.
 
-    A row takes `width` bytes (8 bits) or half of that, rounded up (4 bits). The grid is
+    A row takes `width` bytes (8 bits) or half of that, rounded up (4 bits). The grid is bfloat16
     [2, width]: scales, then offsets.
     """
 
@@ -229,16 +230,16 @@ class ColumnWise:
         return torch.empty(rows, -(-width * self.bits // 8), dtype=torch.uint8)
 
     def empty_grid(self, width: int) -> Tensor:
-        return torch.ones(2, width)
+        return torch.ones(2, width, dtype=torch.bfloat16)
 
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
     ) -> Tensor:
-        return fit_grid(*_histogram(weight, row_weights, BINS), self.levels)
+        return shortened(fit_grid(*_histogram(weight, row_weights, BINS), self.levels), self.levels)
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         assert grid is not None
-        codes = _codes(weight, grid, self.levels).to(torch.uint8)
+        codes = _codes(weight, grid.float(), self.levels).to(torch.uint8)
         if self.bits == 8:
             return codes
         if codes.shape[1] % 2:
@@ -249,7 +250,8 @@ class ColumnWise:
         assert grid is not None
         if self.bits == 4:
             stored = torch.stack([stored & 15, stored >> 4], -1).flatten(1)[:, :width]
-        return stored.float() * grid[0] + grid[1]
+        scale, offset = grid.float()
+        return stored.float() * scale + offset
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,8 @@ class MixedColumns:
 
     A row takes width * bits / 8 bytes, rounded up. Each of its bits goes to the column whose
     weighted squared error it lowers most, which is reverse water-filling on measured errors. The
-    grid is [3, width]: scales, offsets, bits. Codes lie one after another, lowest bit first.
+    grid is bfloat16 [3, width]: scales, offsets, bits. Codes lie one after another, lowest bit
+    first.
     """
 
     bits: int  # a column, on average
@@ -270,7 +273,7 @@ class MixedColumns:
         return torch.empty(rows, self._row_bytes(width), dtype=torch.uint8)
 
     def empty_grid(self, width: int) -> Tensor:
-        return torch.ones(3, width)
+        return torch.ones(3, width, dtype=torch.bfloat16)
 
     def fit(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
@@ -279,7 +282,7 @@ class MixedColumns:
         weights = torch.ones(width) if column_weights is None else column_weights.float()
         errors = weights * code_errors(weight, row_weights)
         bits = shared_out(8 * self._row_bytes(width), errors, least=1)
-        return torch.cat([fitted(weight, row_weights, bits), bits[None]])
+        return fitted(weight, row_weights, bits)
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
         assert grid is not None
@@ -292,6 +295,7 @@ class MixedColumns:
 
 def pack_codes(values: Tensor, grid: Tensor, row_bytes: int) -> Tensor:
     """Values [n, width] as codes of grid [3, width], one after another: uint8 [n, row_bytes]."""
+    grid = grid.float()
     byte, shift = places(grid[2])
     codes = _codes(values, grid, levels(grid[2])).to(torch.int16) << shift
     packed = codes.new_zeros(len(codes), row_bytes + 2)
@@ -302,6 +306,7 @@ def pack_codes(values: Tensor, grid: Tensor, row_bytes: int) -> Tensor:
 
 def unpack_codes(stored: Tensor, grid: Tensor) -> Tensor:
     """What codes [n, bytes] of grid [3, width] stand for, float32 [n, width]."""
+    grid = grid.float()
     if not stored.shape[1]:  # no column has a bit
         return grid[1].expand(len(stored), -1)
     byte, shift = places(grid[2])
@@ -357,11 +362,29 @@ def code_errors(weight: Tensor, row_weights: Tensor | None) -> Tensor:
 
 
 def fitted(weight: Tensor, row_weights: Tensor | None, bits: Tensor) -> Tensor:
-    """Scales and offsets [2, width] of columns with so many bits; one without is its mean."""
+    """The grid [3, width] of columns with so many bits; one without is its mean."""
     values, weights = _histogram(weight, row_weights, BINS)
-    grid = fit_grid(values, weights, levels(bits).clamp_min(1))
+    grid = shortened(fit_grid(values, weights, levels(bits).clamp_min(1)), levels(bits))
     mean = (values * weights).sum(0) / weights.sum(0)
-    return torch.where(bits > 0, grid, torch.stack([torch.ones_like(mean), mean]))
+    constant = torch.stack([torch.ones_like(mean), mean]).bfloat16()
+    return torch.cat([torch.where(bits > 0, grid, constant), bits[None].bfloat16()])
+
+
+def shortened(grid: Tensor, levels: int | Tensor) -> Tensor:
+    """Scales and offsets [2, width] in bfloat16, which still reach as far down and up.
+
+    A column whose spread is small beside its mean would else fall off its grid.
+    """
+    scale, offset = grid
+    low = offset.bfloat16()
+    low = torch.where(low.float() > offset, _next(low, -torch.inf), low)
+    wanted = scale + (offset - low.float()) / torch.as_tensor(levels).clamp_min(1)
+    step = wanted.bfloat16()
+    return torch.stack([torch.where(step.float() < wanted, _next(step, torch.inf), step), low])
+
+
+def _next(values: Tensor, towards: float) -> Tensor:
+    return torch.nextafter(values, torch.full_like(values, towards))
 
 
 def places(bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -463,7 +486,7 @@ def fit_grid(
 def _ranges(low: Tensor, high: Tensor, levels: int | Tensor) -> Tensor:
     """Grids [tried, 2, width] from the lowest to the highest values [tried, width]."""
     scale = (high - low) / levels
-    return torch.stack([torch.where(scale > 0, scale, 1.0), low], 1)
+    return torch.stack([torch.where(scale > 0, scale, NO_SPREAD), low], 1)
 
 
 def _best(grids: Tensor, values: Tensor, weights: Tensor, levels: int | Tensor) -> Tensor:

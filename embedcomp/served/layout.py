@@ -55,7 +55,8 @@ def _layout(layer: Compressed) -> Layout:
 
 
 def _of_linear(layer: ServedLinear) -> Layout:
-    inputs, outputs, bias = layer.in_features, layer.out_features, layer.bias is not None
+    inputs, outputs = layer.in_features, layer.out_features
+    bias = None if layer.stored_bias is None else layer.stored_bias.storage
     shape = {"inputs": inputs, "outputs": outputs, "bias": bias}
     if isinstance(layer, CompressedLinear):
         return {"kind": "linear", **shape, **_of_rows(layer.stored)}
@@ -109,14 +110,14 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
     if decode is None:
         return None
     if isinstance(decode, Scatter):
-        return {"kind": "scatter"}
-    bias = decode.bias is not None
+        assert decode.stored_bias is not None
+        return {"kind": "scatter", "storage": decode.stored_bias.storage}
     return {
         "kind": "affine",
         "rank": decode.k,
         "most": decode.stored.rows,
         "storage": decode.stored.storage,
-        "bias": bias,
+        "bias": decode.has_bias,
         "residual": decode.residual,
     }
 
@@ -126,7 +127,8 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     values = dict(layout)
     kind = values.pop("kind")
     if kind in _LINEARS:
-        return _LINEARS[kind](**values)
+        bias = values.pop("bias")  # in the first formats, whether there is one, of floats
+        return _LINEARS[kind](**values, bias={True: "float32", False: None}.get(bias, bias))
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
     stored_rows = rows if index is None else index["stored"]
@@ -177,5 +179,5 @@ def _decoder(width: int, dim: int, layout: Mapping[str, Any] | None) -> Decoder 
     values = dict(layout)
     values.pop("of", None)
     if values.pop("kind", "affine") == "scatter":
-        return Scatter(width, dim)
+        return Scatter(width, dim, values.get("storage", "float32"))
     return Affine(values.pop("rank", width), dim, **values)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedcomp.served.csr import CsrRows
-from embedcomp.served.formats import AnyStorage
-from embedcomp.served.rows import StoredRows, straight_through
+from embedcomp.served.formats import AnyStorage, Storage
+from embedcomp.served.rows import Biased, StoredRows, straight_through
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -22,15 +22,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class ServedLinear(nn.Module, ABC):
+class ServedLinear(Biased, ABC):
     """What compressed linear layers have in common."""
 
-    bias: nn.Parameter | None
-
-    def __init__(self, inputs: int, outputs: int, bias: bool):
-        super().__init__()
+    def __init__(self, inputs: int, outputs: int, bias: Storage | None):
+        super().__init__(outputs, bias)
         self.in_features, self.out_features = inputs, outputs
-        self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
 
     @abstractmethod
     def to_float(self) -> tuple[Tensor, Tensor | None]:
@@ -40,11 +37,6 @@ class ServedLinear(nn.Module, ABC):
     def weight(self) -> Tensor:
         """For modules around the layer that read it."""
         return self.to_float()[0]
-
-    def set_bias(self, bias: Tensor) -> None:
-        """Take the bias [outputs]."""
-        assert self.bias is not None
-        self.bias = nn.Parameter(bias.detach().float().clone())
 
 
 class CompressedLinear(ServedLinear):
@@ -62,7 +54,7 @@ class CompressedLinear(ServedLinear):
         self,
         inputs: int,
         outputs: int,
-        bias: bool,
+        bias: Storage | None,
         storage: AnyStorage,
         nonzeros: int | None = None,
     ):
@@ -120,7 +112,7 @@ class LowRankLinear(ServedLinear):
         outputs: int,
         rank: int,
         *,
-        bias: bool,
+        bias: Storage | None,
         storage: AnyStorage,
         activation: str | None = None,
     ):
@@ -162,7 +154,7 @@ class CorrectedLinear(ServedLinear):
         outputs: int,
         rank: int,
         *,
-        bias: bool,
+        bias: Storage | None,
         storage: AnyStorage,
         factors: AnyStorage,
     ):
@@ -192,7 +184,7 @@ class MonarchLinear(ServedLinear):
         blocks: p, which divides the width.
     """
 
-    def __init__(self, width: int, blocks: int, *, bias: bool, storage: AnyStorage):
+    def __init__(self, width: int, blocks: int, *, bias: Storage | None, storage: AnyStorage):
         super().__init__(width, width, bias)
         self.p, self.q = blocks, width // blocks
         assert self.p * self.q == width, (width, blocks)
@@ -208,7 +200,8 @@ class MonarchLinear(ServedLinear):
         left, right = self.blocks()
         inside = torch.einsum("...iq,ikq->...ik", x.unflatten(-1, (self.p, self.q)), right)
         out = torch.einsum("...ik,koi->...ok", inside, left).flatten(-2)
-        return out if self.bias is None else out + self.bias
+        bias = self.bias
+        return out if bias is None else out + bias
 
     def to_float(self) -> tuple[Tensor, Tensor | None]:
         """Weight [width, width] and bias [width]."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.served.formats import AnyStorage, Format, format_of
+from embedcomp.served.formats import AnyStorage, Format, Storage, format_of
 
 
 class StoredRows(nn.Module):
@@ -26,6 +28,7 @@ class StoredRows(nn.Module):
     grid: Tensor | None
     master: nn.Parameter | None
     storage: AnyStorage | Literal["csr", "tiered"]
+    unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
@@ -67,6 +70,7 @@ class StoredRows(nn.Module):
         weight = weight.detach().float().contiguous()
         self.grid = self._fitted(weight, row_weights, column_weights)
         self.stored = self._encoded(weight).clone()
+        self.unrounded = weight if _KEEPS_UNROUNDED.get() else None
 
     def _fitted(
         self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
@@ -99,10 +103,11 @@ class StoredRows(nn.Module):
         )
 
     def thaw(self) -> None:
-        """Make it trainable."""
+        """Make it trainable, from what was not rounded yet if that is known."""
         if self.master is None:
-            self.master = nn.Parameter(self.to_float().clone())
-            self.stored = None
+            start = self.to_float() if self.unrounded is None else self.unrounded
+            self.master = nn.Parameter(start.clone())
+            self.stored = self.unrounded = None
 
     def freeze(self) -> None:
         """Store what was trained; what is read does not change by a bit.
@@ -117,6 +122,56 @@ class StoredRows(nn.Module):
             self._fitted(master, None, None)  # refuses what does not fit
         self.stored = self._encoded(master)
         self.master = None
+
+
+_KEEPS_UNROUNDED = ContextVar("keeps unrounded", default=False)
+
+
+@contextmanager
+def keeping_unrounded() -> Iterator[None]:
+    """Rows that are filled within are thawed to what they were before rounding."""
+    token = _KEEPS_UNROUNDED.set(True)
+    try:
+        yield
+    finally:
+        _KEEPS_UNROUNDED.reset(token)
+
+
+class Biased(nn.Module):
+    """A layer with a stored bias, or without one.
+
+    Args:
+        size: numbers in the bias.
+        storage: of the bias; None: there is none.
+    """
+
+    stored_bias: StoredRows | None
+
+    def __init__(self, size: int, storage: Storage | None):
+        super().__init__()
+        stored = None if storage is None else StoredRows(1, size, storage)
+        self.register_module("stored_bias", stored)
+        self.register_load_state_dict_pre_hook(_renamed_bias)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """float32 [size]."""
+        return None if self.stored_bias is None else self.stored_bias.to_float()[0]
+
+    @property
+    def has_bias(self) -> bool:
+        return self.stored_bias is not None
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Take the bias [size]. Raises CannotStore."""
+        assert self.stored_bias is not None
+        self.stored_bias.fill(bias[None])
+
+
+def _renamed_bias(module: nn.Module, state: dict[str, Any], prefix: str, *rest: object) -> None:
+    """Artifacts of the first formats hold biases as floats, under the names that layers' have."""
+    if f"{prefix}bias" in state:
+        state[f"{prefix}stored_bias.stored"] = state.pop(f"{prefix}bias")[None]
 
 
 def straight_through(rounding: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

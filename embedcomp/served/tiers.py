@@ -24,8 +24,8 @@ class TieredRows(StoredRows):
     """A matrix [rows, width] in tiers, whose rows take a number of bytes each.
 
     Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
-    and a column without bits is its mean. The grid is [tiers, 3, width]: scales, offsets and bits.
-    Thawed, rows train through the rounding of their tier.
+    and a column without bits is its mean. The grid is bfloat16 [tiers, 3, width]: scales, offsets,
+    bits. Thawed, rows train through the rounding of their tier.
 
     Args:
         ends: row after the last one of each tier.
@@ -39,7 +39,7 @@ class TieredRows(StoredRows):
         self.ends, self.row_bytes = tuple(ends), tuple(row_bytes)
         sizes = [n * size for n, size in zip(self._lengths, self.row_bytes, strict=True)]
         self.stored = torch.empty(sum(sizes), dtype=torch.uint8)
-        self.grid = torch.ones(len(self.ends), 3, width)
+        self.grid = torch.ones(len(self.ends), 3, width, dtype=torch.bfloat16)
 
     @property
     def _lengths(self) -> list[int]:
@@ -57,7 +57,7 @@ class TieredRows(StoredRows):
         grids = []
         for rows, some, size in zip(parts, counts, self.row_bytes, strict=True):
             bits = shared_out(8 * size, costs * code_errors(rows, some), least=0)
-            grids.append(torch.cat([fitted(rows, some, bits), bits[None]]))
+            grids.append(fitted(rows, some, bits))
         return torch.stack(grids)
 
     def _encoded(self, weight: Tensor) -> Tensor:
@@ -103,5 +103,5 @@ class TieredRows(StoredRows):
     def _in_tiers(self, values: Tensor, tier: Tensor) -> Tensor:
         """Values [n, width] as rows of these tiers are stored."""
         assert self.grid is not None
-        grid = self.grid.index_select(0, tier).unbind(1)  # each [n, width]
+        grid = self.grid.float().index_select(0, tier).unbind(1)  # each [n, width]
         return straight_through(lambda v: rounded(v, *grid), values)

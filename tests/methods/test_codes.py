@@ -161,7 +161,8 @@ def test_the_mean_output_of_a_linear_layer_is_kept(method, settings):
     layer, inputs = linear()
     served = method.compress(layer, settings)
     wanted = torch.nn.functional.linear(inputs, layer.weight).mean(0)
-    assert torch.allclose(served(inputs).mean(0), wanted, atol=1e-3)
+    half_a_step = (served.bias.max() - served.bias.min()) / 510
+    assert torch.allclose(served(inputs).mean(0), wanted, atol=1e-3 + half_a_step)
 
 
 def test_clustered_values_are_few():

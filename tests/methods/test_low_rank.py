@@ -157,7 +157,8 @@ def test_the_mean_output_of_a_linear_layer_is_kept(storage):
     layer, inputs = linear()
     served = low_rank.compress(layer, low_rank.Settings(rank=2, storage=storage))
     wanted = torch.nn.functional.linear(inputs, layer.weight, layer.bias).mean(0)
-    assert torch.allclose(served(inputs).mean(0), wanted, atol=1e-4)
+    half_a_step = 0 if storage == "float32" else (served.bias.max() - served.bias.min()) / 510
+    assert torch.allclose(served(inputs).mean(0), wanted, atol=1e-4 + half_a_step)
 
 
 @torch.no_grad()

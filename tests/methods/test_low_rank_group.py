@@ -94,7 +94,8 @@ def test_rounding_does_not_move_the_mean_of_what_is_looked_up(storage):
     layer = grouped(*tables)[0]
     served = low_rank_group.compress(layer, settings(storage=storage))
     off = (served.to_float() - layer.weight).double()
-    assert (layer.counts @ off / layer.counts.sum()).abs().max() < 1e-5
+    last_digit = served.decode.bias.abs().max() / 2**11  # of the bias, a 16-bit float
+    assert (layer.counts @ off / layer.counts.sum()).abs().max() < last_digit
     assert off.abs().max() > 1e-4
 
 

@@ -30,7 +30,7 @@ from pipelines.records import CHECKPOINTS
 from pipelines.submit import submit
 from tests.pipelines.conftest import JOB, ROOT
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")

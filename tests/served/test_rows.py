@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcomp.served.formats import STORAGES, CannotStore, fit_grid, format_of
-from embedcomp.served.rows import StoredRows
+from embedcomp.served.rows import StoredRows, keeping_unrounded
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
 CODES = ("product1x4", "product3x4", "product2x8", "clustered3", "clustered8", "sparse2x16")
@@ -129,10 +129,22 @@ def test_a_table_without_columns_is_stored():
 
 
 @pytest.mark.parametrize("storage", ["column_int8", "column_int4", "column_mixed3"])
-def test_a_constant_column_is_exact(storage):
-    stored = StoredRows(6, 2, storage)
-    stored.fill(torch.tensor([0.3, -7.0]).expand(6, 2))
-    assert torch.equal(stored.to_float(), torch.tensor([0.3, -7.0]).expand(6, 2))
+def test_a_constant_column_is_kept(storage):
+    """Exactly where its value is a bfloat16, and to as many digits as there are codes elsewhere."""
+    values = torch.tensor([-7.0, 0.5, 0.3, 300.7]).expand(6, 4)
+    stored = StoredRows(6, 4, storage)
+    stored.fill(values)
+    assert torch.equal(stored.to_float()[:, :2], values[:, :2])
+    assert torch.allclose(stored.to_float(), values, rtol=3e-5)
+
+
+@pytest.mark.parametrize("storage", ["column_int8", "column_mixed6"])
+def test_a_column_far_from_zero_keeps_its_spread(storage):
+    values = 300.7 + torch.linspace(-2, 2, 50)[:, None] * torch.tensor([1.0, 1e-3])
+    stored = StoredRows(50, 2, storage)
+    stored.fill(values)
+    errors = (stored.to_float() - values).abs().amax(0)
+    assert errors[0] < 0.08 and errors[1] < 0.04
 
 
 def test_values_on_a_grid_are_found_exactly():
@@ -209,3 +221,15 @@ def test_mixed_codes_of_any_bits_are_read_as_they_were_written(bits, width, seed
     codes = (torch.rand(30, width) * torch.exp2(columns)).floor()
     read = form.decode(form.encode(codes * step + low, grid), grid, width)
     assert torch.equal(read, codes * step + low)
+
+
+@pytest.mark.parametrize("storage", ["row_int4", "column_mixed3", "clustered2"])
+def test_thawing_goes_on_from_what_was_not_rounded_yet_where_it_was_kept(storage):
+    with keeping_unrounded():
+        stored, weight = filled(storage)
+    before = stored.to_float()
+    stored.thaw()
+    assert torch.equal(stored.master, weight) and not torch.equal(before, weight)
+    assert torch.equal(stored.to_float(), before)
+    stored.freeze()
+    assert torch.equal(stored.to_float(), before)
