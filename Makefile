@@ -40,7 +40,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.comparison --log kuairand --data $(DATA)
 	$(BIN)/python -m benchmarks.prediction --log movielens_1m --data $(DATA)
 	$(BIN)/python -m benchmarks.prediction --log kuairand --data $(DATA)
-	$(BIN)/python -m benchmarks.globo --data $(DATA)
+	$(BIN)/python -m benchmarks.globo --epochs 10 --control --data $(DATA)
 	$(BIN)/python -m benchmarks.training_speed --data $(DATA)
 	$(BIN)/python -m benchmarks.low_rank_speed
 	$(BIN)/python -m benchmarks.solvers

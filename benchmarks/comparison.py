@@ -4,7 +4,8 @@
 
 `methods` compares all methods at 10x for one seed, untuned and after one tuning epoch. `budgets`
 compares them untuned at every budget for several seeds, and `tuned` the planned mix with one tuning
-epoch against its control. `models` does 5x on each CTR model. It goes on where it was stopped; the
+epoch against its control. `models` does 5x on each CTR model, and `fast` 5x and half the original's
+time. It goes on where it was stopped; the
 result file holds all that the work folder has.
 """
 
@@ -34,13 +35,21 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
     """What each part compares."""
     budgets, seeds = tuple(options.budgets), options.seeds
     one: dict[str, Any] = {"models": (MODEL,), "split": "test"}
-    every: dict[str, Any] = {"models": tuple(models.names()), "split": "test"}
+    every: dict[str, Any] = {"models": tuple(options.models), "split": "test"}
     return {
         "methods": CompareSettings(**one, budgets=("10x",), tune_epochs=(0, 1)),
         "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
         "tuned": CompareSettings(**one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=()),
         "models": CompareSettings(
             **every, budgets=("5x",), seeds=seeds, tune_epochs=(1,), alone=("low_rank",)
+        ),
+        "fast": CompareSettings(
+            **every,
+            budgets=("5x",),
+            seeds=seeds,
+            tune_epochs=(1,),
+            alone=("low_rank",),
+            latency_budget="2x@64",
         ),
     }
 
@@ -86,10 +95,13 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     options = parser(__doc__)
-    names = ["methods", "budgets", "tuned", "models"]
+    names = ["methods", "budgets", "tuned", "models", "fast"]
     options.add_argument("--log", default="kuairand", help="folder in --data")
     options.add_argument("--part", nargs="*", choices=names, default=names)
     options.add_argument("--budgets", nargs="*", default=BUDGETS)
+    options.add_argument(
+        "--models", nargs="*", default=models.names(), help="of the last two parts"
+    )
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--alone", nargs="*", help="methods of `budgets`; without, all")
     options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")

@@ -40,16 +40,18 @@ class Chain:
     def run(self) -> dict[str, Any]:
         """What every step took, and what the last ones found."""
         self.steps.folder.mkdir(parents=True, exist_ok=True)
-        model, artifact = self.steps.folder / "model", self.steps.folder / "artifact"
-        control = self.steps.folder / "control"
+        evaluated = {"original": self.steps.folder / "model"}
         found = {
             "count": self._step("count", ["log", "profile", self.log.path]),
-            "train": self._step("train", self._train(model)),
-            "compress": self._step("compress", self._compress(model, artifact, control)),
+            "train": self._step("train", self._train(evaluated["original"])),
         }
-        evaluated = {"original": model, "compressed": artifact}
-        if self.options.control:
-            evaluated["control"] = control
+        for place, budget in enumerate(self.options.budgets):
+            evaluated[budget] = self.steps.folder / f"artifact-{budget}"
+            arguments = self._compress(evaluated["original"], evaluated[budget], budget)
+            if self.options.control and not place:  # the same whatever is compressed beside it
+                evaluated["control"] = self.steps.folder / "control"
+                arguments += ["--control", str(evaluated["control"])]
+            found[f"compress_{budget}"] = self._step(f"compress_{budget}", arguments)
         for name, folder in evaluated.items():
             arguments = ["evaluate", str(folder), "--log", self.log.path, "--split", "test"]
             found[f"evaluate_{name}"] = self._step(f"evaluate_{name}", arguments)
@@ -62,11 +64,10 @@ class Chain:
             arguments += ["--epochs", str(self.options.epochs)]
         return [*arguments, *(f"--set={change}" for change in self.options.set)]
 
-    def _compress(self, model: Path, artifact: Path, control: Path) -> list[str]:
+    def _compress(self, model: Path, artifact: Path, budget: str) -> list[str]:
         arguments = ["compress", str(model), "--log", self.log.path, "--out", str(artifact)]
-        arguments += ["--budget", self.options.budget]
-        arguments += ["--tune-epochs", str(self.options.tune_epochs)]
-        return [*arguments, *(["--control", str(control)] if self.options.control else [])]
+        tuning = ["--tune-epochs", str(self.options.tune_epochs)]
+        return [*arguments, "--budget", budget, *tuning]
 
     def _step(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         def make() -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Chain:
             console.print(f"{name} ...")
             done = child.run(["embedcomp.cli.main", *arguments, "--json", str(file)], shown=True)
             told = json.loads(file.read_text())
-            rows = self._rows(name, told)
+            rows = self._rows(name, told, "--control" in arguments)
             return {
                 "seconds": done.seconds,
                 "peak_bytes": done.peak_bytes,
@@ -85,15 +86,15 @@ class Chain:
 
         return self.steps.run(name, make)
 
-    def _rows(self, name: str, told: dict[str, Any]) -> int:
+    def _rows(self, name: str, told: dict[str, Any], control: bool) -> int:
         """Rows of the log that a step went over; validation and counting passes are not added."""
         train = self.log.rows("train")
         if name == "count":
             return train
         if name == "train":
             return train * _epochs(told)
-        if name == "compress":
-            passes = self.options.tune_epochs * (2 if self.options.control else 1)
+        if name.startswith("compress"):
+            passes = self.options.tune_epochs * (2 if control else 1)
             return min(train, CompressSettings(budget="1x").measure_rows) + passes * train
         return self.log.rows("test")
 
@@ -136,7 +137,7 @@ def main() -> None:
     options = _options()
     log = open_log(options.data, options.log)
     settings = {
-        **{name: getattr(options, name) for name in ("log", "epochs", "budget", "tune_epochs")},
+        **{name: getattr(options, name) for name in ("log", "epochs", "budgets", "tune_epochs")},
         **{name: getattr(options, name) for name in ("set", "control", "seed")},
         "model": MODEL,
         "min_count": MIN_COUNT,
@@ -159,7 +160,7 @@ def _options() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--log", default="globo_clicks", help="folder in --data")
     options.add_argument("--epochs", type=int, help="at most; the trainer's default otherwise")
-    options.add_argument("--budget", default="10x")
+    options.add_argument("--budgets", nargs="*", default=["10x", "30x"])
     options.add_argument("--tune-epochs", type=int, default=1)
     options.add_argument("--control", action="store_true", help="also train the original on")
     options.add_argument("--set", action="append", default=[], help="training setting, name=value")

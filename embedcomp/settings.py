@@ -34,7 +34,8 @@ class CompressSettings:
     max_auc_loss: float | None = None  # instead of a budget: the smallest model whose predicted AUC
     # on the validation split is lower by at most this
     latency_budget: str = ""  # beside a budget or instead of one: predicted time of a call on one
-    # thread and its rows, "200us@64"; a bag of several ids is taken to hold three
+    # thread and its rows, "200us@64", or "2x@64" for half the original's; a bag of several ids is
+    # taken to hold three
     cost_model: str = ""  # file of `embedcomp calibrate` from the machine that serves; empty: this
     # machine's, which is calibrated when it is first needed
     methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
@@ -113,6 +114,7 @@ class CompareSettings:
     rest: tuple[str, ...] = BESIDE_ONE  # for the layers that a method cannot take
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
     solver: str = "exact"  # of the plans, as in CompressSettings
+    latency_budget: str = ""  # of every plan beside its bytes, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
     tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
 
@@ -128,6 +130,8 @@ class CompareSettings:
         if other:
             raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
         solvers.get(self.solver)
+        if self.latency_budget:
+            LatencyBudget.parse(self.latency_budget)
 
 
 def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:

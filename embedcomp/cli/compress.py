@@ -22,7 +22,9 @@ def compress(
     ] = None,
     latency_budget: Annotated[
         str,
-        typer.Option(help="Beside a budget or instead: predicted time of a call, 200us@64 rows."),
+        typer.Option(
+            help="Beside a budget or instead: a call's predicted time, 200us@64 or 2x@64."
+        ),
     ] = "",
     cost_model: Annotated[
         str, typer.Option(help="Of the machine that serves, by `embedcomp calibrate`.")

@@ -89,7 +89,10 @@ def setup(log: ClickLog, settings: CompareSettings, model: str) -> dict[str, Any
         "tune": {name: value for name, value in tune.items() if name not in ("seed", "epochs")},
         **{
             name: getattr(settings, name)
-            for name in ("split", "min_count", "measure_rows", "solver", "rest")
+            for name in (
+                *("split", "min_count", "measure_rows", "solver", "rest"),
+                *(("latency_budget",) if settings.latency_budget else ()),
+            )
         },
     }
 
@@ -113,6 +116,7 @@ def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
         rest=() if planned else settings.rest,
         measure_rows=settings.measure_rows,
         solver=settings.solver,
+        latency_budget=settings.latency_budget if cell.compressed else "",
         tune=tuning(settings, cell),
     )
 

@@ -38,28 +38,36 @@ Widths = tuple[int, ...]  # of what each operation of a layer reads
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """A bound on a call that scores so many rows."""
+    """A bound on a call that scores so many rows: a time, or times as fast as the original."""
 
-    nanoseconds: int
+    amount: float
+    unit: str  # of time, or "x"
     rows: int
     text: str  # that said so
 
     @classmethod
     def parse(cls, text: str) -> LatencyBudget:
-        """Read "200us@64": microseconds (or ms, ns) a call of so many rows.
+        """Read "200us@64" (or ms, ns), or "2x@64", twice as fast, in a call of so many rows.
 
         Raises:
             BadSettings: it is not that, or not positive.
         """
         number = r"(\d+(?:\.\d*)?|\.\d+)"
-        match = re.fullmatch(rf"{number}\s*({'|'.join(_UNITS)})\s*@\s*(\d+)", text.strip())
-        found = (round(float(match[1]) * _UNITS[match[2]]), int(match[3])) if match else (0, 0)
-        if min(found) < 1:
-            raise BadSettings(
-                f"the latency budget {text!r} is not a time and a number of rows; write 200us@64 "
-                "for 200 microseconds a call of 64 rows"
-            )
-        return cls(*found, text.strip())
+        match = re.fullmatch(rf"{number}\s*({'|'.join(_UNITS)}|x)\s*@\s*(\d+)", text.strip())
+        if match is not None:
+            found = cls(float(match[1]), match[2], int(match[3]), text.strip())
+            if found.rows and (found.amount > 0 if found.unit == "x" else found.nanoseconds(0)):
+                return found
+        raise BadSettings(
+            f"the latency budget {text!r} is not a time and a number of rows; write 200us@64 "
+            "for 200 microseconds a call of 64 rows, or 2x@64 for half the original's time"
+        )
+
+    def nanoseconds(self, original: int) -> int:
+        """How long a call may take, where the original's takes `original`."""
+        if self.unit == "x":
+            return int(original / self.amount)
+        return round(self.amount * _UNITS[self.unit])
 
 
 class _Part(NamedTuple):

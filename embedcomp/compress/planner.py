@@ -87,7 +87,6 @@ def plan(
     found = measured.measured(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
-    goal = _goal(None if budget is None else budget - fixed, most_loss, timing)
     search = Search(
         found.layers,
         names,
@@ -98,6 +97,7 @@ def plan(
         {} if known is None else known,
         timing,
     )
+    goal = _goal(None if budget is None else budget - fixed, most_loss, search)
     chosen = grouping.best(search, goal)
     if chosen is None:
         raise _too_small(search, budget, fixed)
@@ -117,10 +117,11 @@ def plan(
     return made
 
 
-def _goal(most_bytes: int | None, most_loss: float | None, timing: Timing | None) -> Goal:
+def _goal(most_bytes: int | None, most_loss: float | None, search: Search) -> Goal:
+    timing = search.timing
     if timing is not None:
         assert most_loss is None, "one of the two is limited, the other one small"
-        most = timing.budget.nanoseconds - timing.fixed
+        most = timing.budget.nanoseconds(_original_time(search, timing)) - timing.fixed
         return LeastLossInTime(most, math.inf if most_bytes is None else most_bytes)
     if most_bytes is not None:
         assert most_loss is None, "one of the two is limited, the other one small"
@@ -139,9 +140,10 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     timing = search.timing
     assert timing is not None, "no loss is too small for a plan that keeps every layer"
     asked = timing.budget
+    most = asked.nanoseconds(_original_time(search, timing))
     fastest = timing.fixed + total_nanoseconds(search.fastest())
-    if fastest > asked.nanoseconds:
-        told = (n / 1000 for n in (asked.nanoseconds, fastest, timing.fixed))
+    if fastest > most:
+        told = (n / 1000 for n in (most, fastest, timing.fixed))
         return LatencyTooSmall(next(told), asked.rows, *told)
     assert budget is not None
     within = search.best(LeastTime(budget - fixed))
@@ -154,12 +156,17 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     )
 
 
+def _original_time(search: Search, timing: Timing) -> int:
+    """Nanoseconds of a call of the original."""
+    return timing.fixed + total_nanoseconds(search.kept())
+
+
 def _times(search: Search, timing: Timing, chosen: Chosen) -> dict[str, Any]:
     """What a plan says of its time."""
     return {
         "latency_budget": timing.budget.text,
         "microseconds": (timing.fixed + total_nanoseconds(chosen)) / 1000,
-        "microseconds_before": (timing.fixed + total_nanoseconds(search.kept())) / 1000,
+        "microseconds_before": _original_time(search, timing) / 1000,
     }
 
 

@@ -96,15 +96,20 @@ def planned(model, budget, share=None, names=QUICK):
 
 @pytest.mark.parametrize(
     ("text", "nanoseconds", "rows"),
-    [("200us@64", 200_000, 64), (" 1.5 ms @ 1", 1_500_000, 1), ("7µs@8", 7_000, 8)],
+    [
+        ("200us@64", 200_000, 64),
+        (" 1.5 ms @ 1", 1_500_000, 1),
+        ("7µs@8", 7_000, 8),
+        ("2x@4", 4_500, 4),
+    ],
 )
 def test_latency_budgets_are_read(text, nanoseconds, rows):
     budget = LatencyBudget.parse(text)
-    assert (budget.nanoseconds, budget.rows) == (nanoseconds, rows)
+    assert (budget.nanoseconds(9_000), budget.rows) == (nanoseconds, rows)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "200", "200us", "200@64", "0us@64", "2us@0", "-2us@4", "2s@x"]
+    "text", ["", "200", "200us", "200@64", "0us@64", "2us@0", "-2us@4", "2s@x", "0x@4", "2x"]
 )
 def test_what_is_no_latency_budget_is_refused(text):
     with pytest.raises(BadSettings, match="is not a time and a number of rows; write 200us@64"):
@@ -199,13 +204,20 @@ def test_one_table_may_be_slow_where_the_time_is_enough_for_it(costing):
     assert len(kept) == 1 and kept[0] != C and made.microseconds == pytest.approx(64)
 
 
+def test_a_latency_may_be_relative_to_the_originals(costing):
+    model = costing({"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05})
+    made = planned(model, "1.6x@64")
+    assert 0 < made.microseconds <= made.microseconds_before / 1.6
+    assert made.loss == planned(model, f"{made.microseconds_before / 1.6}us@64").loss
+
+
 def test_both_limits_are_kept_to(costing):
     model = costing({"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05})
     alone = {}
     for share in (None, 0.5, 0.25):
         for budget in ("1ms@64", "60us@64", "40us@64"):
             made = planned(model, budget, share)
-            assert made.microseconds <= LatencyBudget.parse(budget).nanoseconds / 1000
+            assert made.microseconds <= LatencyBudget.parse(budget).nanoseconds(0) / 1000
             assert share is None or made.bytes_after <= made.budget_bytes
             alone[share, budget] = made.loss
     for (share, budget), loss in alone.items():
