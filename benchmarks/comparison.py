@@ -12,6 +12,7 @@ result file holds all that the work folder has.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,20 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
     """What each part compares."""
     budgets, seeds = tuple(options.budgets), options.seeds
     one: dict[str, Any] = {"models": (MODEL,), "split": "test"}
-    every: dict[str, Any] = {"models": tuple(options.models), "split": "test"}
+    every = CompareSettings(
+        models=tuple(options.models),
+        budgets=("5x",),
+        alone=("low_rank",),
+        seeds=seeds,
+        tune_epochs=(options.tune_epochs,),
+        split="test",
+    )
     return {
         "methods": CompareSettings(**one, budgets=("10x",), tune_epochs=(0, 1)),
         "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
         "tuned": CompareSettings(**one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=()),
-        "models": CompareSettings(
-            **every, budgets=("5x",), seeds=seeds, tune_epochs=(1,), alone=("low_rank",)
-        ),
-        "fast": CompareSettings(
-            **every,
-            budgets=("5x",),
-            seeds=seeds,
-            tune_epochs=(1,),
-            alone=("low_rank",),
-            latency_budget="2x@64",
-        ),
+        "models": every,
+        "fast": replace(every, latency_budget="2x@64"),
     }
 
 
@@ -102,6 +101,7 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--models", nargs="*", default=models.names(), help="of the last two parts"
     )
+    options.add_argument("--tune-epochs", type=int, default=1, help="of the last two parts")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--alone", nargs="*", help="methods of `budgets`; without, all")
     options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -12,6 +13,11 @@ from embedcomp.errors import BadSettings
 
 def names(path: Iterable[str]) -> list[str]:
     """Names of the files of a folder, a package's `__path__`."""
+    return list(_names(tuple(path)))
+
+
+@cache
+def _names(path: tuple[str, ...]) -> list[str]:
     return sorted(module.name for module in iter_modules(path))
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from embedcomp.threads import one_thread
 
 CHUNK_ROWS = 1 << 12  # whose float64 copy stays in a core's cache
 DAMPING = 0.001  # share of a measured gradient matrix that is replaced by its mean eigenvalue
@@ -120,7 +121,7 @@ def leading_few(errors: Tensor, metric: Roots | None, rank: int) -> tuple[Tensor
     from sklearn.utils.extmath import randomized_svd  # takes a second
 
     seen = errors if metric is None else metric.root @ errors
-    with threadpool_limits(1):  # sums by several threads differ in the last bit
+    with one_thread():
         found, _, _ = randomized_svd(seen.float().numpy(), rank, random_state=0)
     vectors = torch.from_numpy(found).double()
     if metric is None:

@@ -5,14 +5,12 @@ What a method's file holds is written in embedcomp/compress/contract.py.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import cast
 
 from embedcomp import registry
 from embedcomp.compress.contract import Method
 
 
-@cache
 def names() -> list[str]:
     """Names of all methods: the files of this folder."""
     return registry.names(__path__)

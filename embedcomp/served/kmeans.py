@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from embedcomp.scoring import native
+from embedcomp.threads import one_thread
 
 SAMPLED = 1 << 16  # rows or values that a codebook is fitted to
 STARTED = 16  # rows a word that k-means++ chooses the first words from
@@ -88,7 +88,7 @@ def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
     if len(rows) > STARTED * count:
         kept, stands_for = sampled(weights, STARTED * count)
         start, w = rows[kept], weights[kept] * stands_for
-    with threadpool_limits(1):
+    with one_thread():
         found, _ = kmeans_plusplus(
             start.double().numpy(), count, sample_weight=w.numpy(), random_state=0
         )
