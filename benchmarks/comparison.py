@@ -45,7 +45,9 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
         split="test",
     )
     return {
-        "methods": CompareSettings(**one, budgets=("10x",), tune_epochs=(0, 1)),
+        "methods": CompareSettings(
+            **one, budgets=("10x",), tune_epochs=(0, 1), alone=options.alone
+        ),
         "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
         "tuned": CompareSettings(**one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=()),
         "models": every,
@@ -103,7 +105,7 @@ def _options() -> argparse.Namespace:
     )
     options.add_argument("--tune-epochs", type=int, default=1, help="of the last two parts")
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--alone", nargs="*", help="methods of `budgets`; without, all")
+    options.add_argument("--alone", nargs="*", help="methods of the first two parts; without, all")
     options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")
     return options.parse_args()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ def choices(layer: Layer, names: Iterable[str]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
+@lru_cache(1 << 12)
+def candidates(name: str, spec: Spec) -> tuple[Any, ...]:
+    """Settings of a method that are worth trying for a layer."""
+    return tuple(methods.get(name).candidates(spec))
+
+
 def together(menus: Sequence[Menu]) -> Menu:
     """One layer's choices by several methods."""
     found = [choice for menu in menus for choice in menu]
@@ -74,13 +81,16 @@ def together(menus: Sequence[Menu]) -> Menu:
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
     method = methods.get(name)
     found = []
-    for settings in method.candidates(spec):
+    for settings in candidates(name, spec):
         try:
-            loss = predicted_loss(layer, method.compress(layer, settings))
+            served = method.compress(layer, settings)
+            loss = predicted_loss(layer, served)
         except CannotStore as error:
             log.warning("%s: %s is left out: %s", spec.name, settings, error)
             continue
-        found.append(Choice(name, settings, empty_bytes(name, spec, settings), loss))
+        whole = layer.spec == spec
+        size = module_bytes(served) if whole else empty_bytes(name, spec, settings)
+        found.append(Choice(name, settings, size, loss))
     return found
 
 

@@ -14,6 +14,7 @@ from embedcomp.compress.choices import (
     Choice,
     Chosen,
     Menu,
+    candidates,
     choices,
     empty_on_meta,
     front,
@@ -286,7 +287,7 @@ class Search:
     def _able(self, name: str, offered: Collection[str]) -> list[str]:
         """Those of the methods that take a layer."""
         spec, others = self.layers[name].spec, dict.fromkeys(offered)
-        return [n for n in others if n != "keep" and methods.get(n).candidates(spec)]
+        return [n for n in others if n != "keep" and candidates(n, spec)]
 
     def _of(self, key: str, names: Collection[str], make: Callable[[], Layer]) -> Menu:
         """Choices of a layer, which is only made if some are not known under `key`."""

@@ -355,10 +355,10 @@ def code_errors(weight: Tensor, row_weights: Tensor | None) -> Tensor:
     """Weighted squared error [MOST_BITS + 1, width] of each column with 0, 1, 2, ... bits."""
     values, weights = _histogram(weight, row_weights, BINS // 4)
     mean = (values * weights).sum(0) / weights.sum(0)
-    errors = [((values - mean).square() * weights).sum(0)]
-    errors += [_error_at(bits, values, weights) for bits in range(1, FITTED_BITS + 1)]
-    errors += [errors[-1] / 4**more for more in range(1, MOST_BITS - FITTED_BITS + 1)]
-    return torch.stack(errors)
+    constant = ((values - mean).square() * weights).sum(0)
+    fitted = _errors_at(torch.arange(1, FITTED_BITS + 1), values, weights)
+    more = [fitted[-1] / 4**bits for bits in range(1, MOST_BITS - FITTED_BITS + 1)]
+    return torch.stack([constant, *fitted, *more])
 
 
 def fitted(weight: Tensor, row_weights: Tensor | None, bits: Tensor) -> Tensor:
@@ -393,12 +393,13 @@ def places(bits: Tensor) -> tuple[Tensor, Tensor]:
     return starts // 8, (starts % 8).to(torch.int16)
 
 
-def _error_at(bits: int, values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted squared error of each column [width] in so many bits."""
-    levels = (1 << bits) - 1
-    grid = fit_grid(values, weights, levels, refinements=0)
-    off = _codes(values, grid, levels) * grid[0] + grid[1] - values
-    return (off.square() * weights).sum(0)
+def _errors_at(bits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted squared errors [k, width] of the columns in each number of bits [k]."""
+    values, weights = values.repeat(1, len(bits)), weights.repeat(1, len(bits))  # all at once
+    steps = levels(bits).repeat_interleave(values.shape[1] // len(bits))
+    grid = fit_grid(values, weights, steps, refinements=0)
+    off = _codes(values, grid, steps) * grid[0] + grid[1] - values
+    return (off.square() * weights).sum(0).view(len(bits), -1)
 
 
 def shared_out(total: int, errors: Tensor, least: int) -> Tensor:
