@@ -39,7 +39,11 @@ class BadRequest(EmbedcompError):
         super().__init__(f"feature {feature!r}: {message}")
 
 
-class BudgetTooSmall(EmbedcompError):
+class LimitsTooSmall(EmbedcompError):
+    """No plan keeps to what was asked of bytes and time."""
+
+
+class BudgetTooSmall(LimitsTooSmall):
     """No plan fits the byte budget."""
 
     def __init__(self, budget: int, smallest: int):
@@ -49,7 +53,7 @@ class BudgetTooSmall(EmbedcompError):
         )
 
 
-class LatencyTooSmall(EmbedcompError):
+class LatencyTooSmall(LimitsTooSmall):
     """No plan keeps to the time of a call; all in microseconds."""
 
     def __init__(self, budget: float, rows: int, fastest: float, fixed: float):

@@ -183,9 +183,9 @@ class Planning:
         Raises:
             BadLog: the scores have no AUC that could be lost.
             BadModel: there is a latency budget, but the engine does not run the model.
-            BadSettings: max_auc_loss is none that noise on the scores can bring about, the cost
-                model cannot be read, or no choices keep to both budgets.
-            BudgetTooSmall, LatencyTooSmall: no choices fit it.
+            BadSettings: max_auc_loss is none that noise on the scores can bring about, or the cost
+                model cannot be read.
+            LimitsTooSmall: no choices keep to them.
         """
         noisy = None if self._scores is None else _noisy(self._scores, settings)
         budget, most_loss = None, None

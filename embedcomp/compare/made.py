@@ -14,7 +14,7 @@ from embedcomp.artifact import Artifact
 from embedcomp.compare.cells import digest
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.statistics import Statistics
-from embedcomp.errors import BudgetTooSmall
+from embedcomp.errors import LimitsTooSmall
 from embedcomp.evaluate import evaluate
 from embedcomp.log.click_log import ClickLog
 from embedcomp.served.formats import CannotStore
@@ -81,7 +81,7 @@ class Original:
             return f"{', '.join(names)} takes none of the model's {len(specs)} layers"
         try:
             return self.planning.plan(settings)
-        except BudgetTooSmall as error:
+        except LimitsTooSmall as error:
             return str(error)
 
     def compress(

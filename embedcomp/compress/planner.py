@@ -45,6 +45,7 @@ from embedcomp.errors import (
     BudgetTooSmall,
     EmbedcompError,
     LatencyTooSmall,
+    LimitsTooSmall,
 )
 from embedcomp.log.schema import first_problem
 from embedcomp.served.embedded import readers
@@ -78,9 +79,10 @@ def plan(
         timing: of the layers' choices; the plan keeps to its budget too.
 
     Raises:
-        BadSettings: a method is none, or no plan keeps to both bytes and time.
+        BadSettings: a method is none.
         BudgetTooSmall: even the smallest choices are larger.
         LatencyTooSmall: even the fastest ones take longer.
+        LimitsTooSmall: no plan keeps to both bytes and time.
     """
     for name in (*names, *rest):
         methods.get(name)  # refuses a name that is none, even if no layer were to need it
@@ -149,7 +151,7 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     within = search.best(LeastTime(budget - fixed))
     assert within is not None
     taken = (timing.fixed + total_nanoseconds(within)) / 1000
-    return BadSettings(
+    return LimitsTooSmall(
         f"no plan was found that keeps to both {budget:,} bytes and a latency of {asked.text}: "
         f"within these bytes the fastest one is predicted to take {taken:,.1f} us; raise either "
         "budget or allow more methods"

@@ -20,6 +20,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
 QUICK = ["--set", "batch_rows=1024"]
+FEW = ["--methods", "low_rank,half,column_quantized"]  # the README's commands plan with all
 PLAN = ["compress", "model", "--log", "log", "--out", "o"]
 
 
@@ -73,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(patch, "log", "synth", "log", "--rows", 6000, "--seed", 3) == 0
         train = ["train", "log", "--model", "deepfm", "--out", "model", "--epochs", 1, *QUICK]
         assert run(patch, *train) == 0
-        compress = ["compress", "model", "--log", "log", "--budget", "20%", "--out", "small"]
+        compress = ["compress", "model", "--log", "log", "--budget", "20%", "--out", "small", *FEW]
         assert run(patch, *compress) == 0
     return folder
 
@@ -95,7 +96,7 @@ def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    sizes, common = [], ["compress", "model", "--log", "log", "--dry-run", "--out", "dry"]
+    sizes, common = [], ["compress", "model", "--log", "log", *FEW, "--dry-run", "--out", "dry"]
     for bound in (0.0001, 0.01):
         assert run(monkeypatch, *common, "--max-auc-loss", bound, "--json", "-") == 0
         plan = json.loads(capsys.readouterr().out)
@@ -166,7 +167,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(made)
     command = ["compress", "model", "--log", "log", "--budget", "4x", "--out", "dry", "--dry-run"]
-    assert run(monkeypatch, *command) == 0
+    assert run(monkeypatch, *command, *FEW) == 0
     assert "predicted log loss" in capsys.readouterr().out
     assert not Path("dry").exists()
 
@@ -174,7 +175,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "model", "--log", "log", "--budget", "1000000x", "--out", "o"], "raise the"),
+        ([*PLAN, "--budget", "1000000x", *FEW], "raise the"),
         (["compress", "model", "--log", "log", "--budget", "big", "--out", "o"], "not a positive"),
         (PLAN, "either a budget or max_auc_loss, but neither was given"),
         ([*PLAN, "--budget", "5x", "--max-auc-loss", "0.1"], "max_auc_loss, but both were given"),

@@ -20,7 +20,7 @@ from embedcomp.compress.latency import LatencyBudget, Timing
 from embedcomp.compress.plan import Plan, render
 from embedcomp.compress.planner import _planned, plan
 from embedcomp.compress.solvers import highs
-from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall
+from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall, LimitsTooSmall
 from embedcomp.scoring import calibrate, cost, native
 from embedcomp.scoring.alone import as_array, stand_alone
 from embedcomp.scoring.cost import CostModel, Counts
@@ -239,7 +239,7 @@ def test_a_bound_that_nothing_keeps_to_names_the_fastest(costing):
 
 def test_two_limits_that_exclude_each_other_are_told_apart(costing):
     model = costing({"float16 rows": 1.0})  # what is small is slow
-    with pytest.raises(BadSettings, match=r"keeps to both .* raise either budget") as told:
+    with pytest.raises(LimitsTooSmall, match=r"keeps to both .* raise either budget") as told:
         planned(model, "100us@64", 0.55, names=("half",))
     assert "a latency of 100us@64" in str(told.value)
     with pytest.raises(BudgetTooSmall):
