@@ -39,6 +39,7 @@ _ACTIVATIONS = {
 }
 _PASSED_OVER = (nn.Dropout, nn.Identity)
 _TABLES = (nn.EmbeddingBag, nn.Embedding)
+MOST_INPUTS = 8192  # of a linear layer: their second moments are 0.5 GB and minutes to decompose
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,11 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
         return f"holds {str(weight.dtype).removeprefix('torch.')}, and only float32 is read"
     if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
         return "takes the maximum of its rows, which does not commute with decoding"
+    if isinstance(module, nn.Linear) and module.in_features > MOST_INPUTS:
+        return (
+            f"reads {module.in_features:,} numbers, and second moments are gathered of "
+            f"{MOST_INPUTS:,} at most; put a narrower layer before it"
+        )
     if weight.is_meta:
         return None
     if not bool(torch.isfinite(weight).all()):

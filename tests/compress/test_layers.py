@@ -101,6 +101,12 @@ def test_a_module_that_owns_parameters_hides_no_layer_within():
     assert set(found.refused) == {"", "inside"}
 
 
+def test_layers_too_wide_for_their_second_moments_are_left_alone():
+    model = nn.Sequential(nn.Linear(9000, 2, device="meta"), nn.ReLU(), nn.Linear(2, 1))
+    found = find(model, {})
+    assert list(found.layers) == ["2"] and "reads 9,000 numbers" in found.refused["0"]
+
+
 def test_weights_that_are_not_finite_are_refused():
     model = nn.ModuleDict({"l": nn.Linear(2, 2)})
     model["l"].weight.data[0, 0] = torch.nan
