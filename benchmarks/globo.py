@@ -47,11 +47,18 @@ class Chain:
         }
         for place, budget in enumerate(self.options.budgets):
             evaluated[budget] = self.steps.folder / f"artifact-{budget}"
-            arguments = self._compress(evaluated["original"], evaluated[budget], budget)
+            tuned = self.options.tune_epochs
+            arguments = self._compress(evaluated["original"], evaluated[budget], budget, tuned)
             if self.options.control and not place:  # the same whatever is compressed beside it
                 evaluated["control"] = self.steps.folder / "control"
                 arguments += ["--control", str(evaluated["control"])]
             found[f"compress_{budget}"] = self._step(f"compress_{budget}", arguments)
+        if self.options.control:  # where an original is not trained to its end, as it is here
+            for budget in self.options.budgets:
+                name = f"control_{budget}"
+                evaluated[name] = self.steps.folder / f"artifact-{name}"
+                arguments = self._compress(evaluated["control"], evaluated[name], budget, 0)
+                found[f"compress_{name}"] = self._step(f"compress_{name}", arguments)
         for name, folder in evaluated.items():
             arguments = ["evaluate", str(folder), "--log", self.log.path, "--split", "test"]
             found[f"evaluate_{name}"] = self._step(f"evaluate_{name}", arguments)
@@ -64,10 +71,9 @@ class Chain:
             arguments += ["--epochs", str(self.options.epochs)]
         return [*arguments, *(f"--set={change}" for change in self.options.set)]
 
-    def _compress(self, model: Path, artifact: Path, budget: str) -> list[str]:
+    def _compress(self, model: Path, artifact: Path, budget: str, epochs: int) -> list[str]:
         arguments = ["compress", str(model), "--log", self.log.path, "--out", str(artifact)]
-        tuning = ["--tune-epochs", str(self.options.tune_epochs)]
-        return [*arguments, "--budget", budget, *tuning]
+        return [*arguments, "--budget", budget, "--tune-epochs", str(epochs)]
 
     def _step(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         def make() -> dict[str, Any]:
@@ -75,7 +81,7 @@ class Chain:
             console.print(f"{name} ...")
             done = child.run(["embedcomp.cli.main", *arguments, "--json", str(file)], shown=True)
             told = json.loads(file.read_text())
-            rows = self._rows(name, told, "--control" in arguments)
+            rows = self._rows(name, told, arguments)
             return {
                 "seconds": done.seconds,
                 "peak_bytes": done.peak_bytes,
@@ -86,7 +92,7 @@ class Chain:
 
         return self.steps.run(name, make)
 
-    def _rows(self, name: str, told: dict[str, Any], control: bool) -> int:
+    def _rows(self, name: str, told: dict[str, Any], arguments: Sequence[str]) -> int:
         """Rows of the log that a step went over; validation and counting passes are not added."""
         train = self.log.rows("train")
         if name == "count":
@@ -94,7 +100,8 @@ class Chain:
         if name == "train":
             return train * _epochs(told)
         if name.startswith("compress"):
-            passes = self.options.tune_epochs * (2 if control else 1)
+            passes = int(arguments[arguments.index("--tune-epochs") + 1])
+            passes *= 2 if "--control" in arguments else 1
             return min(train, CompressSettings(budget="1x").measure_rows) + passes * train
         return self.log.rows("test")
 
