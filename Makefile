@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/python -m pipelines.demo --rows 300000 --out demo_out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 check: $(STAMP)
 	$(BIN)/ruff check .

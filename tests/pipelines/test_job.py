@@ -30,7 +30,7 @@ from pipelines.records import CHECKPOINTS
 from pipelines.submit import submit
 from tests.pipelines.conftest import JOB, ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from pipelines import job, shards
 from pipelines.cluster import largest_share
 from pipelines.shards import Shards
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
