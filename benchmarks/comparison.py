@@ -5,8 +5,7 @@
 `methods` compares all methods at 10x for one seed, untuned and after one tuning epoch. `budgets`
 compares them untuned at every budget for several seeds, and `tuned` the planned mix with one tuning
 epoch against its control. `models` does 5x on each CTR model, and `fast` 5x and half the original's
-time. It goes on where it was stopped; the
-result file holds all that the work folder has.
+time. It goes on where it was stopped; the result file holds all that the work folder has.
 """
 
 from __future__ import annotations

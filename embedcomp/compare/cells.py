@@ -90,8 +90,12 @@ def setup(log: ClickLog, settings: CompareSettings, model: str) -> dict[str, Any
         **{
             name: getattr(settings, name)
             for name in (
-                *("split", "min_count", "measure_rows", "solver", "rest"),
-                *(("latency_budget",) if settings.latency_budget else ()),
+                "split",
+                "min_count",
+                "measure_rows",
+                "solver",
+                "rest",
+                "latency_budget",
             )
         },
     }

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from embedcomp import methods, recipes
 from embedcomp.artifact import Artifact
 from embedcomp.compare.cells import digest
+from embedcomp.compress.choices import candidates
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import LimitsTooSmall
@@ -77,7 +78,7 @@ class Original:
         """The plan, or why there is none."""
         names = settings.methods or tuple(methods.names())
         specs = [layer.spec for layer in self.planning.found.layers.values()]
-        if not any(methods.get(name).candidates(spec) for name in names for spec in specs):
+        if not any(candidates(name, spec) for name in names for spec in specs):
             return f"{', '.join(names)} takes none of the model's {len(specs)} layers"
         try:
             return self.planning.plan(settings)

@@ -55,7 +55,7 @@ def plain(spec: Spec, storage: AnyStorage) -> Served:
     """The layer's own matrix in another storage."""
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
-    bias = of_bias(spec.outputs, storage) if spec.bias else None
+    bias = of_bias(spec.outputs, spec.bias, storage)
     return CompressedLinear(spec.inputs, spec.outputs, bias, storage)
 
 
@@ -79,7 +79,7 @@ def low_rank(
             spec.inputs,
             spec.outputs,
             rank,
-            bias=of_bias(spec.outputs, storage) if bias else None,
+            bias=of_bias(spec.outputs, bias, storage),
             storage=storage,
             activation=activation,
         )
@@ -92,8 +92,15 @@ def of_decoder(storage: AnyStorage) -> Storage:
     return "float32" if storage == "float32" else "float16"
 
 
-def of_bias(outputs: int, storage: AnyStorage) -> Storage:
-    """The storage of a layer's bias: a byte a number and a scale where its weight has few bits."""
+def of_bias(outputs: int, biased: bool, storage: AnyStorage) -> Storage | None:
+    """The storage of a layer's bias: a byte a number and a scale where its weight has few bits.
+
+    Args:
+        biased: whether it has one.
+        storage: of the weight.
+    """
+    if not biased:
+        return None
     if storage == "float32":
         return "float32"
     return "float16" if storage in ("float16", "bfloat16") or outputs <= 4 else "row_int8"
@@ -112,7 +119,7 @@ def corrected(spec: Spec, rank: int, storage: Storage) -> CorrectedLinear:
         spec.inputs,
         spec.outputs,
         rank,
-        bias=of_bias(spec.outputs, storage) if spec.bias else None,
+        bias=of_bias(spec.outputs, spec.bias, storage),
         storage=storage,
         factors="float16",
     )

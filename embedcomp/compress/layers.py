@@ -197,13 +197,13 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
         return f"holds {str(weight.dtype).removeprefix('torch.')}, and only float32 is read"
     if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
         return "takes the maximum of its rows, which does not commute with decoding"
+    if weight.is_meta:
+        return None
     if isinstance(module, nn.Linear) and module.in_features > MOST_INPUTS:
         return (
             f"reads {module.in_features:,} numbers, and second moments are gathered of "
             f"{MOST_INPUTS:,} at most; put a narrower layer before it"
         )
-    if weight.is_meta:
-        return None
     if not bool(torch.isfinite(weight).all()):
         return "holds values that are not finite"
     if isinstance(module, nn.Embedding) and _padding_shows(module):

@@ -37,7 +37,7 @@ def candidates(spec: Spec) -> list[Settings]:
 def empty(spec: Spec, settings: Settings) -> Served:
     if isinstance(spec, LinearSpec):
         nonzeros = round(settings.density * spec.outputs * spec.inputs)
-        bias = build.of_bias(spec.outputs, "float16") if spec.bias else None
+        bias = build.of_bias(spec.outputs, spec.bias, "float16")
         return CompressedLinear(spec.inputs, spec.outputs, bias, "float16", nonzeros)
     nonzeros = round(settings.density * spec.rows * spec.dim)
     stored = CsrRows(spec.rows, spec.dim, nonzeros)

@@ -45,7 +45,7 @@ def empty(spec: Spec, settings: Settings) -> Served:
             f"{spec.name} is {spec.outputs} x {spec.inputs}; Monarch matrices are square, with a "
             f"side that the {settings.blocks} blocks divide"
         )
-    bias = build.of_bias(spec.outputs, settings.storage) if spec.bias else None
+    bias = build.of_bias(spec.outputs, spec.bias, settings.storage)
     return MonarchLinear(spec.inputs, settings.blocks, bias=bias, storage=settings.storage)
 
 

@@ -169,9 +169,14 @@ class Biased(nn.Module):
 
 
 def _renamed_bias(module: nn.Module, state: dict[str, Any], prefix: str, *rest: object) -> None:
-    """Artifacts of the first formats hold biases as floats, under the names that layers' have."""
-    if f"{prefix}bias" in state:
-        state[f"{prefix}stored_bias.stored"] = state.pop(f"{prefix}bias")[None]
+    """Artifacts of the first formats hold biases as floats, under the names that layers' have.
+
+    They stay floats, whatever storage a plan would give them now.
+    """
+    old = state.pop(f"{prefix}bias", None)
+    if old is not None:
+        module.stored_bias = StoredRows(1, len(old), "float32")
+        state[f"{prefix}stored_bias.stored"] = old[None]
 
 
 def straight_through(rounding: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

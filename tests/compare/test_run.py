@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,10 @@ from embedcomp.compare.cells import cells, compressing
 from embedcomp.compare.made import Original, Silent
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import _Comparison, compare
-from embedcomp.errors import BadLog, BadSettings
+from embedcomp.compress.contract import LinearSpec
+from embedcomp.compress.layers import Found
+from embedcomp.compress.plan import Plan
+from embedcomp.errors import BadLog, BadSettings, LatencyTooSmall
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.log.synth import synth
@@ -116,6 +120,19 @@ def test_a_method_alone_is_only_mixed_with_keep(out: Path):
 def test_a_cell_that_cannot_be_made_says_why(out: Path):
     found = one(out, "half", "2.8x")
     assert "but the smallest plan needs" in found.reason and found.auc is None
+
+
+def test_a_time_that_no_plan_keeps_to_is_a_reason_too() -> None:
+    spec = LinearSpec(name="l", inputs=2, outputs=2, bias=True)
+
+    class Planning:
+        found = Found({"l": SimpleNamespace(spec=spec)}, {})
+
+        def plan(self, settings: CompressSettings) -> Plan:
+            raise LatencyTooSmall(88.7, 64, 97.5, 35.1)
+
+    original = Original(None, None, None, Planning())
+    assert "but the fastest plan found" in original.plan(CompressSettings(budget="5x"))
 
 
 def test_a_second_run_computes_nothing(out: Path, log: ClickLog):

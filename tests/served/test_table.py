@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from embedcomp.served.decode import Affine
+from embedcomp.served.decode import Affine, Scatter
+from embedcomp.served.linear import LowRankLinear
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding
 
@@ -89,3 +90,17 @@ def test_gradients_reach_codes_and_decoder():
     assert table.stored.master.grad.is_sparse
     assert table.decode.stored.master.grad.abs().sum() > 0
     assert table.decode.stored_bias.master.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("storage", "stored"), [("float32", "float32"), ("float16", "float16")])
+def test_biases_of_the_first_formats_are_read_as_the_floats_that_they_are(storage, stored):
+    decoder = Affine(2, DIM, storage, True)
+    decoder.fill(torch.randn(2, DIM), torch.randn(DIM))
+    layer = LowRankLinear(5, DIM, 2, bias="row_int8", storage="column_int8")
+    for module in (decoder, layer, Scatter(2, DIM, stored)):
+        old = torch.randn(DIM)
+        state = {n: t for n, t in module.state_dict().items() if "stored_bias" not in n}
+        holder = nn.ModuleDict({"inside": module}).to("meta")
+        named = {f"inside.{n}": t for n, t in (state | {"bias": old}).items()}
+        holder.load_state_dict(named, assign=True)
+        assert torch.equal(module.bias, old)
