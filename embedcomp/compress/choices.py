@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -66,10 +66,14 @@ def choices(layer: Layer, names: Iterable[str]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
-@lru_cache(1 << 12)
 def candidates(name: str, spec: Spec) -> tuple[Any, ...]:
     """Settings of a method that are worth trying for a layer."""
-    return tuple(methods.get(name).candidates(spec))
+    return _offered(methods.get(name).candidates, spec)
+
+
+@lru_cache(1 << 12)  # by the function, not the name: a method that is replaced is asked anew
+def _offered(candidates_of: Callable[[Spec], Sequence[Any]], spec: Spec) -> tuple[Any, ...]:
+    return tuple(candidates_of(spec))
 
 
 def together(menus: Sequence[Menu]) -> Menu:
