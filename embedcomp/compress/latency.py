@@ -30,7 +30,7 @@ from embedcomp.served.embedded import Block, Reader, can_fold
 from embedcomp.served.index import Map
 from embedcomp.served.linear import ROUNDED, CompressedLinear, LowRankLinear
 from embedcomp.served.table import CompressedTable
-from embedcomp.served.tiers import TieredRows
+from embedcomp.served.tiers import Tiers
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 Widths = tuple[int, ...]  # of what each operation of a layer reads
@@ -302,7 +302,7 @@ class _Codes:
     @classmethod
     def of(cls, served: CompressedTable) -> _Codes:
         stored = served.stored
-        named = parsed(str(stored.storage)) is not None or isinstance(stored, TieredRows)
+        named = parsed(str(stored.storage)) is not None or isinstance(stored, Tiers)
         scaled = stored.grid is not None and not named  # named codes stand for floats
         counted = scaled or served.decode is not None
         return cls(stored.width, counted, scaled, stored.width + 1 <= served.dim)
@@ -388,8 +388,8 @@ def reads_of(served: CompressedTable) -> Reads:
             f"csr{wide}", stored.width, 0, row_bytes=4, rows=stored.rows, nonzeros=stored.nonzeros
         )
     assert stored.stored is not None
-    if isinstance(stored, TieredRows):
-        size = cost.mean_bytes(stored.stored.nbytes, stored.rows)
+    if isinstance(stored, Tiers):
+        size = cost.mean_bytes(sum(stored.tier_bytes), stored.rows)
         return Reads.of(
             "tiered",
             stored.width,

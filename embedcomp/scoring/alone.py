@@ -30,6 +30,7 @@ from embedcomp.served.layout import layouts
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedTable
 from embedcomp.served.tiers import TieredRows
+from embedcomp.served.trellis import TrellisRows
 
 CHECKED_ROWS = (1, 2, 7)
 TOLERANCE = 1e-4  # of a logit, between the model and what was made of it
@@ -193,9 +194,11 @@ def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
 
 
 def _tiers(stored: StoredRows) -> tuple[tuple[int, int], ...]:
-    if not isinstance(stored, TieredRows):
-        return ()
-    return tuple(zip(stored.ends, stored.row_bytes, strict=True))
+    if isinstance(stored, TieredRows):
+        return tuple(zip(stored.ends, stored.row_bytes, strict=True))
+    if isinstance(stored, TrellisRows):
+        return tuple(zip(stored.ends, stored.row_bits, strict=True))
+    return ()
 
 
 def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:

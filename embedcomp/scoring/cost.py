@@ -261,9 +261,10 @@ def _bytes_in_tiers(table: native.Stored) -> int:
     tiers = ctypes.cast(table.tiers, ctypes.POINTER(native.Stored))
     total = first = place = 0
     while first <= table.last:
-        total += (tiers[place].last - first) * tiers[place].row_bytes
+        tier = tiers[place]
+        total += (tier.last - first) * (tier.row_bits or 8 * tier.row_bytes)
         first, place = tiers[place].last, place + 1
-    return mean_bytes(total, first)
+    return mean_bytes(-(-total // 8), first)
 
 
 def mean_bytes(total: int, rows: int) -> int:

@@ -78,13 +78,20 @@ inline const uint8_t* row_of(const Stored& t, int64_t id) {
   return t.rows + row * t.row_bytes;
 }
 
-// The tier of a kTiered row, and the row within it.
-inline const Stored& tier_of(const Stored& t, const uint8_t** row) {
+// The tier of a kTiered row, the byte that the row begins in, and the bit.
+inline const Stored& tier_of(const Stored& t, const uint8_t** row, int32_t* bit) {
   const int64_t place = *row - t.rows;
   const Stored* tier = t.tiers;
   int64_t first = 0;
   for (; place >= tier->last; ++tier) first = tier->last;
-  *row = tier->rows + (place - first) * tier->row_bytes;
+  if (tier->row_bits == 0) {
+    *row = tier->rows + (place - first) * tier->row_bytes;
+    *bit = 0;
+  } else {
+    const int64_t at = (place - first) * tier->row_bits;
+    *row = tier->rows + at / 8;
+    *bit = int32_t(at % 8);
+  }
   return *tier;
 }
 
@@ -151,6 +158,9 @@ struct Kernels {
                   int64_t count, uint8_t* codes, int64_t codes_stride);
   void (*likest)(const float* x, int64_t n, int64_t stride, int64_t columns, const float* atoms,
                  int64_t count, const float* most, uint8_t* codes);
+  void (*trellis)(const float* values, int64_t steps, const int32_t* column, int64_t columns,
+                  const int32_t* bits, const float* matters, const float* words, uint8_t window,
+                  float* costs, uint8_t* windows);
 };
 
 #if defined(__GNUC__)
@@ -332,7 +342,8 @@ class Run {
       const int64_t id = group.ids[at];
       if (id >= 0 && id < t.num_ids) {
         const uint8_t* row = row_of(t, id);
-        const int64_t bytes = t.kind == kTiered ? tier_of(t, &row).row_bytes : t.row_bytes;
+        int32_t bit;
+        const int64_t bytes = t.kind == kTiered ? tier_of(t, &row, &bit).row_bytes : t.row_bytes;
         const uint8_t* last = row + bytes - 1;
         for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
         if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
@@ -583,6 +594,45 @@ void embedcomp_nearest(const float* x, int64_t n, int64_t stride, int64_t column
 void embedcomp_likest(const float* x, int64_t n, int64_t stride, int64_t columns,
                       const float* atoms, int64_t count, const float* most, uint8_t* codes) {
   chosen().likest(x, n, stride, columns, atoms, count, most, codes);
+}
+
+// Codes of values [rows, width] of so many bits a column by the trellis, one after another from out
+// on, where all bits are 0; the byte before is there already. matters: [width], times a column's
+// squared error. words: [width][256], what 8 bits stand for that end with a column's.
+//
+// The Viterbi algorithm takes some rows at a time and looks beyond them: the best ways to all windows
+// have long met by then, so the codes are as good as those of one pass.
+void embedcomp_trellis(const float* values, int64_t rows, int64_t width, const int32_t* bits,
+                       const float* matters, const float* words, uint8_t* out) {
+  constexpr int64_t kSteps = 1024, kBeyond = 64;
+  std::vector<int32_t> column;  // that have bits
+  for (int64_t c = 0; c < width; ++c)
+    if (bits[c] > 0) column.push_back(int32_t(c));
+  const int64_t columns = int64_t(column.size());
+  if (columns == 0 || rows == 0) return;
+  const int64_t at_once = (kSteps + columns - 1) / columns, beyond = (kBeyond + columns - 1) / columns;
+  const int64_t most = (at_once + beyond) * columns;
+  std::vector<float> costs(256 * (most + 1)), given(most);
+  std::vector<uint8_t> windows(most);
+  uint8_t window = out[-1];
+  int64_t at = 0;
+  for (int64_t first = 0; first < rows; first += at_once) {
+    const int64_t kept = std::min(at_once, rows - first);
+    const int64_t seen = std::min(at_once + beyond, rows - first);
+    for (int64_t r = 0; r < seen; ++r)
+      for (int64_t i = 0; i < columns; ++i)
+        given[r * columns + i] = values[(first + r) * width + column[i]];
+    chosen().trellis(given.data(), seen * columns, column.data(), columns, bits, matters, words,
+                     window, costs.data(), windows.data());
+    for (int64_t s = 0; s < kept * columns; ++s) {
+      const int32_t k = bits[column[s % columns]];
+      const uint32_t code = uint32_t(windows[s] >> (8 - k)) << (at % 8);
+      out[at / 8] |= uint8_t(code);
+      if (at % 8 + k > 8) out[at / 8 + 1] |= uint8_t(code >> 8);
+      at += k;
+    }
+    window = windows[kept * columns - 1];
+  }
 }
 
 // Floats to bfloat16 pairs, as the engine packs weights: rows [n, width] to [n, (width + 1) / 2].

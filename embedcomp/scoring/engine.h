@@ -69,7 +69,7 @@ struct Stored {
   int64_t last;     // stored row; without a map, ids beyond it read it too
   const void* map;  // stored row of each id, or null
   int32_t map_bytes;
-  int32_t reserved;
+  int32_t row_bits;     // of a tier: from one row to the next; 0: whole row_bytes
   const void* columns;  // kCsr: column of each element,
   const void* values;   // and its fp16 value
   const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]

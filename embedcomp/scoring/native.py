@@ -33,7 +33,7 @@ class Stored(ctypes.Structure):
         ("last", c_int64),
         ("map", c_void_p),
         ("map_bytes", c_int32),
-        ("reserved", c_int32),
+        ("row_bits", c_int32),
         ("columns", c_void_p),
         ("values", c_void_p),
         ("words", c_void_p),
@@ -189,11 +189,15 @@ def library() -> ctypes.CDLL | None:
         ]
         found.embedcomp_rows.restype = found.embedcomp_to_brain.restype = None
         found.embedcomp_nearest.restype = found.embedcomp_likest.restype = None
+        found.embedcomp_trellis.restype = None
         found.embedcomp_nearest.argtypes = [
             *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64)
         ]
         found.embedcomp_likest.argtypes = [
             *(c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)
+        ]
+        found.embedcomp_trellis.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p)
         ]
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]

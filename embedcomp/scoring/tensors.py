@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedcomp.errors import BadArtifact
-from embedcomp.scoring import native
+from embedcomp.scoring import native, windows
 from embedcomp.scoring.codes import LARGEST, MOST_ATOMS, Codes, parsed
 
 _TYPES = {
@@ -63,7 +63,7 @@ class StoredMatrix:
     storage: str
     rows: int
     width: int
-    tiers: tuple[tuple[int, int], ...] = ()  # of "tiered": row after the last one, bytes of a row
+    tiers: tuple[tuple[int, int], ...] = ()  # row after the last, bytes of a row ("trellis": bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ class Tensors:
         what, rows = self.stored[name], self.held[f"{name}.stored"]
         if what.storage == "csr":
             return self._csr(name, padding)
-        if what.storage == "tiered":
+        if what.tiers:
             return self._tiered(name, padding)
         grid, codes = self.held.get(f"{name}.grid"), parsed(what.storage)
         kind = kind_of(what.storage)
@@ -236,13 +236,14 @@ class Tensors:
         rows, grids = self.held[f"{name}.stored"], as_floats(self.held[f"{name}.grid"])
         tiers = (native.Stored * len(what.tiers))()
         held: tuple[Any, ...] = (rows, tiers)
-        at = _address(rows)
-        first = 0
+        place = _place_windows if what.storage == "trellis" else _place_numbers
+        at, first = _address(rows), 0
         for tier, (last, size), grid in zip(tiers, what.tiers, grids, strict=True):
-            tier.rows, tier.row_bytes, tier.num_ids, tier.last = at, size, last - first, last
+            tier.rows, tier.num_ids, tier.last = at, last - first, last
             tier.kind, tier.width, tier.padding = native.KINDS["codebook"], what.width, -1
-            held += _name_numbers(tier, grid)
-            at, first = at + (last - first) * size, last
+            taken, kept = place(tier, size, grid)
+            held += kept
+            at, first = at + taken, last
         stored = native.Stored(
             rows=_address(rows),
             row_bytes=1,
@@ -318,8 +319,10 @@ def _name_words(stored: native.Stored, codes: Codes, grid: np.ndarray) -> tuple[
     return *held, *_place_codes(stored, np.full(groups, codes.bits, np.int32))
 
 
-def _name_numbers(stored: native.Stored, grid: np.ndarray) -> tuple[Any, ...]:
-    """Say which float each code of a column stands for; gives what must be kept.
+def _place_numbers(
+    stored: native.Stored, row_bytes: int, grid: np.ndarray
+) -> tuple[int, tuple[Any, ...]]:
+    """Say which float each code of a column stands for; gives all bytes, and what must be kept.
 
     Args:
         grid: [3, width], scales, offsets and bits.
@@ -330,12 +333,30 @@ def _name_numbers(stored: native.Stored, grid: np.ndarray) -> tuple[Any, ...]:
     words = codes * np.repeat(grid[0], counts) + np.repeat(grid[1], counts)
     starts = (counts.cumsum() - counts).astype(np.int32)
     stored.words, stored.at, stored.parts = _address(words), _address(starts), len(bits)
-    stored.narrow = 1
-    if not stored.row_bytes:  # nothing is read of such a row, but its first byte
+    stored.row_bytes, stored.narrow = row_bytes, 1
+    if not row_bytes:  # nothing is read of such a row, but its first byte
         stored.rows = _address(words)
     held = _place_codes(stored, bits)
     held[0][bits == 0] = 0  # which may lie beyond the row
-    return words, starts, *held
+    return stored.num_ids * row_bytes, (words, starts, *held)
+
+
+def _place_windows(
+    stored: native.Stored, row_bits: int, grid: np.ndarray
+) -> tuple[int, tuple[Any, ...]]:
+    """The same for windows of a trellis, which lie elsewhere for each bit that a row begins with.
+
+    Rows are read from the byte before them on, and a byte beyond: a table has both.
+    """
+    count, width = 1 << windows.BITS, stored.width
+    at = np.arange(8, dtype=np.int32)[:, None] + windows.places(grid)  # [8, width]
+    starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
+    masks = np.full_like(starts, count - 1)
+    held = windows.words(grid), starts, at // 8, at % 8, masks
+    stored.words, stored.at, stored.byte, stored.bit, stored.mask = map(_address, held)
+    stored.parts, stored.narrow = width, 1
+    stored.row_bits, stored.row_bytes = row_bits, (row_bits + 7) // 8 + 2 if row_bits else 0
+    return -(-stored.num_ids * row_bits // 8), held
 
 
 def _address(array: np.ndarray) -> int:

@@ -20,6 +20,7 @@ from embedcomp.served.linear import (
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
 from embedcomp.served.tiers import TieredRows
+from embedcomp.served.trellis import TrellisRows
 
 Compressed = CompressedTable | ServedLinear
 Layout = dict[str, Any]
@@ -95,6 +96,9 @@ def _of_rows(stored: StoredRows) -> Layout:
     if isinstance(stored, TieredRows):
         tiers = {"ends": list(stored.ends), "row_bytes": list(stored.row_bytes)}
         return {"storage": stored.storage, "tiers": tiers}
+    if isinstance(stored, TrellisRows):
+        tiers = {"ends": list(stored.ends), "row_bits": list(stored.row_bits)}
+        return {"storage": stored.storage, "tiers": tiers}
     return {"storage": stored.storage}
 
 
@@ -154,7 +158,8 @@ def _rows(
     tiers: Mapping[str, Sequence[int]] | None,
 ) -> StoredRows:
     if tiers is not None:
-        return TieredRows(rows, width, **tiers)
+        form = TrellisRows if storage == "trellis" else TieredRows
+        return form(rows, width, **tiers)
     return StoredRows(rows, width, storage) if nonzeros is None else CsrRows(rows, width, nonzeros)
 
 

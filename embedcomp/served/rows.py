@@ -27,7 +27,7 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
-    storage: AnyStorage | Literal["csr", "tiered"]
+    storage: AnyStorage | Literal["csr", "tiered", "trellis"]
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):

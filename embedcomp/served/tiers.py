@@ -20,12 +20,65 @@ from embedcomp.served.formats import (
 from embedcomp.served.rows import StoredRows, straight_through
 
 
-class TieredRows(StoredRows):
-    """A matrix [rows, width] in tiers, whose rows take a number of bytes each.
+class Tiers(StoredRows):
+    """A matrix [rows, width] in tiers, whose rows take a number of bits each.
 
     Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
     and a column without bits is its mean. The grid is bfloat16 [tiers, 3, width]: scales, offsets,
-    bits. Thawed, rows train through the rounding of their tier.
+    bits.
+
+    Args:
+        ends: row after the last one of each tier.
+        row_bits: of a row of each tier.
+    """
+
+    def __init__(self, rows: int, width: int, ends: Sequence[int], row_bits: Sequence[int]):
+        super().__init__(rows, width, "float32")
+        assert len(ends) == len(row_bits) and ends[-1] == rows, (ends, row_bits, rows)
+        self.ends, self.row_bits = tuple(ends), tuple(row_bits)
+        self.grid = torch.ones(len(self.ends), 3, width, dtype=torch.bfloat16)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each tier."""
+        return [b - a for a, b in pairwise((0, *self.ends))]
+
+    @property
+    def tier_bytes(self) -> list[int]:
+        """Bytes that the rows of each tier take."""
+        return [-(-n * bits // 8) for n, bits in zip(self.lengths, self.row_bits, strict=True)]
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.width}, {self.row_bits} bits up to rows {self.ends}"
+
+    def _fitted(
+        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    ) -> Tensor:
+        matters = torch.ones(self.width) if column_weights is None else column_weights.float()
+        parts = weight.split(self.lengths)
+        counts = [None] * len(parts) if row_weights is None else row_weights.split(self.lengths)
+        tiers = zip(parts, counts, self.row_bits, strict=True)
+        return torch.stack([self._fitted_tier(*tier, matters) for tier in tiers])
+
+    def _fitted_tier(
+        self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
+    ) -> Tensor:
+        """The grid [3, width] of a tier's rows.
+
+        Args:
+            weights: [rows], of squared errors in them.
+            matters: [width], how much a squared error in a column does.
+        """
+        raise NotImplementedError
+
+    def _tier(self, ids: Tensor) -> Tensor:
+        return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
+
+
+class TieredRows(Tiers):
+    """Rows in tiers as codes of even steps, each row in whole bytes.
+
+    Thawed, rows train through the rounding of their tier.
 
     Args:
         ends: row after the last one of each tier.
@@ -33,36 +86,19 @@ class TieredRows(StoredRows):
     """
 
     def __init__(self, rows: int, width: int, ends: Sequence[int], row_bytes: Sequence[int]):
-        super().__init__(rows, width, "float32")
-        assert len(ends) == len(row_bytes) and ends[-1] == rows, (ends, row_bytes, rows)
-        self.storage = "tiered"
-        self.ends, self.row_bytes = tuple(ends), tuple(row_bytes)
-        sizes = [n * size for n, size in zip(self._lengths, self.row_bytes, strict=True)]
-        self.stored = torch.empty(sum(sizes), dtype=torch.uint8)
-        self.grid = torch.ones(len(self.ends), 3, width, dtype=torch.bfloat16)
+        super().__init__(rows, width, ends, [8 * size for size in row_bytes])
+        self.storage, self.row_bytes = "tiered", tuple(row_bytes)
+        self.stored = torch.empty(sum(self.tier_bytes), dtype=torch.uint8)
 
-    @property
-    def _lengths(self) -> list[int]:
-        return [b - a for a, b in pairwise((0, *self.ends))]
-
-    def extra_repr(self) -> str:
-        return f"{self.rows}, {self.width}, {self.row_bytes} bytes up to rows {self.ends}"
-
-    def _fitted(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
+    def _fitted_tier(
+        self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
     ) -> Tensor:
-        costs = torch.ones(self.width) if column_weights is None else column_weights.float()
-        parts = weight.split(self._lengths)
-        counts = [None] * len(parts) if row_weights is None else row_weights.split(self._lengths)
-        grids = []
-        for rows, some, size in zip(parts, counts, self.row_bytes, strict=True):
-            bits = shared_out(8 * size, costs * code_errors(rows, some), least=0)
-            grids.append(fitted(rows, some, bits))
-        return torch.stack(grids)
+        bits = shared_out(row_bits, matters * code_errors(rows, weights), least=0)
+        return fitted(rows, weights, bits)
 
     def _encoded(self, weight: Tensor) -> Tensor:
         assert self.grid is not None
-        parts = zip(weight.split(self._lengths), self.grid, self.row_bytes, strict=True)
+        parts = zip(weight.split(self.lengths), self.grid, self.row_bytes, strict=True)
         return torch.cat([pack_codes(rows, grid, size).flatten() for rows, grid, size in parts])
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -84,15 +120,10 @@ class TieredRows(StoredRows):
         tiers = enumerate(self._stored_tiers())
         return torch.cat([self._decoded(stored, number) for number, (_, stored) in tiers])
 
-    def _tier(self, ids: Tensor) -> Tensor:
-        return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
-
     def _stored_tiers(self) -> list[tuple[int, Tensor]]:
         """The first row of each tier, and its rows uint8 [n, bytes]."""
         assert self.stored is not None
-        lengths = self._lengths
-        sizes = [n * size for n, size in zip(lengths, self.row_bytes, strict=True)]
-        parts = zip(self.stored.split(sizes), lengths, self.row_bytes, strict=True)
+        parts = zip(self.stored.split(self.tier_bytes), self.lengths, self.row_bytes, strict=True)
         firsts = (0, *self.ends[:-1])
         return list(zip(firsts, (part.view(n, size) for part, n, size in parts), strict=True))
 

@@ -1,0 +1,40 @@
+"""Low-rank codes of more bits the more often a row is looked up, coded by a trellis.
+
+Numbers that are rounded one by one take a third of a bit more than rate-distortion theory asks for;
+trellis-coded quantization (Marcellin and Fischer 1990; QTIP, arXiv 2406.11235) wins most of it back
+(served/trellis.py). Rows take whole bits, not whole bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embedcomp.compress import tiered
+from embedcomp.compress.contract import Layer, Served, Spec
+from embedcomp.compress.factors import Weighting
+from embedcomp.served.trellis import TrellisRows
+
+SHARES = (0.125, 0.125, 0.25, 0.25, 0.25)  # of the rows, by tier
+COLDEST = (0, 0.5, 1, 1.5, 2, 3, 4, 5)  # bits of a column of the last one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    rank: int  # numbers that a row is described by
+    row_bits: tuple[int, ...]  # of a row of each tier, the most looked-up first
+    weighting: Weighting = "loss"
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    found = tiered.worth_trying(spec, len(SHARES), COLDEST)
+    sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in found)
+    return [Settings(rank=rank, row_bits=tiers) for rank, tiers in dict.fromkeys(sizes)]
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    return tiered.empty(TrellisRows, spec, settings.rank, SHARES, settings.row_bits)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    sizes, weighting = settings.row_bits, settings.weighting
+    return tiered.compress(TrellisRows, layer, settings.rank, SHARES, sizes, weighting)
