@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 BITS = 8  # of a window
+CODED = 6  # most bits of a column that are coded by the trellis, which is worth nothing with more
 NUMBERS = Path(__file__).with_suffix(".npy")  # made by benchmarks/trellis.py
 
 
 @cache
 def numbers() -> np.ndarray:
-    """What windows stand for in a normal column, float32 [9, 256] by the column's bits."""
+    """What windows stand for in a normal column, float32 [CODED + 1, 256] by its bits."""
     found: np.ndarray = np.load(NUMBERS)
     return found
 

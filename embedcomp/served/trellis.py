@@ -29,9 +29,9 @@ from embedcomp.served.rows import straight_through
 from embedcomp.served.tiers import Tiers
 
 REACH = 6.0  # deviations from the mean up to which errors are known
-BINS = 48  # of values up to there
-PROBES = 1 << 13  # values by which errors are found,
-APART = 32  # so far apart that they do not disturb each other
+BINS = 24  # of values up to there
+PROBES = 1 << 12  # values by which errors are found,
+APART = 64  # so far apart that neighbours are theirs alone
 
 
 class TrellisRows(Tiers):
@@ -92,9 +92,25 @@ class TrellisRows(Tiers):
         out, at = torch.zeros(sum(self.tier_bytes) + 2, dtype=torch.uint8), 1
         tiers = zip(weight.split(self.lengths), self.grid, self.tier_bytes, strict=True)
         for rows, grid, size in tiers:
-            encode(rows, grid, self._matters, out[at - 1 : at + size])
+            shared = grid.float().cpu().numpy()
+            bits, place = np.abs(shared[2]).astype(np.int32), out[at - 1 : at + size].numpy()
+            encode(rows.cpu().numpy(), bits, self._costs(shared), windows.words(shared), place)
             at += size
         return out.to(weight.device)
+
+    def _costs(self, grid: np.ndarray) -> np.ndarray:
+        """How much a squared error in a column matters, float32 [width], 1 on average.
+
+        Where it was not told, as water-filling would have it: rounding errors of all columns count
+        the same.
+        """
+        if self._matters is None:
+            left = np.square(grid[0]) * np.where(grid[2] < 0, 4.0 ** grid[2], 1 / 12)
+            found = np.divide(1, left, out=np.zeros_like(left), where=left > 0)
+        else:
+            found = self._matters.cpu().numpy()
+        mean = found[grid[2] != 0].mean() if grid[2].any() else 0.0
+        return (found / mean if mean > 0 else np.ones_like(found)).astype(np.float32)
 
     def gather(self, ids: Tensor) -> Tensor:
         """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
@@ -181,27 +197,24 @@ class TrellisRows(Tiers):
             self.master = self.looked_up = None
 
 
-def encode(values: Tensor, grid: Tensor, matters: Tensor | None, out: Tensor) -> None:
-    """Write codes of values [n, width] to out uint8 [1 + bytes], whose first byte is known.
+def encode(
+    values: np.ndarray, bits: np.ndarray, matters: np.ndarray, words: np.ndarray, out: np.ndarray
+) -> None:
+    """Find codes of values and add them to `out`, one after another, lowest bit first.
 
     Args:
-        grid: [3, width], of their tier.
-        matters: [width], how much a squared error in a column does; None: as water-filling would
-            have it, so that errors of all columns count the same.
+        values: float32 [n, width].
+        bits: int32 [width], of each column's codes.
+        matters: float32 [width], how much a squared error in a column does.
+        words: float32 [width, 256], what windows stand for.
+        out: uint8 [1 + bytes], 0 but for the first byte, which is what came before.
     """
-    grid = grid.float().cpu()
-    bits = grid[2].abs().int()
-    if matters is None:
-        left = torch.where(grid[2] < 0, 4.0**-bits, 1 / 12) * grid[0].square()
-        matters = torch.where(left > 0, 1 / left, 0.0)
-    matters = matters.cpu() / matters[bits > 0].mean().clamp_min(torch.finfo(torch.float32).tiny)
-    parts = values.cpu().numpy(), bits.numpy(), matters.numpy(), windows.words(grid.numpy())
-    arrays = [np.ascontiguousarray(part) for part in (*parts, out.numpy())]
     if native.library() is None:
-        _encode_slowly(*arrays)
+        _encode_slowly(values, bits, matters, words, out)
         return
-    rows, *read, codes = (int(array.__array_interface__["data"][0]) for array in arrays)
-    native.needed().embedcomp_trellis(rows, *values.shape, *read, codes + 1)
+    arrays = [np.ascontiguousarray(array) for array in (values, bits, matters, words)]
+    at, *read, first = (int(a.__array_interface__["data"][0]) for a in (*arrays, out))
+    native.needed().embedcomp_trellis(at, *values.shape, *read, first + 1)
 
 
 def _encode_slowly(
@@ -244,21 +257,31 @@ def _coded_errors(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor,
 
 @cache
 def errors_by_value() -> Tensor:
-    """Mean squared errors [MOST_BITS + 1, BINS] of values among normal ones, by bits and by value.
+    """Squared error [MOST_BITS + 1, BINS] that a value brings among normal ones, by bits and value.
 
-    They are measured, since numbers far from the mean are few.
+    Measured, with what it does to its neighbours: far from the mean there are few numbers, and they
+    force worse codes on others. With more bits than windows.CODED codes are as good as none.
     """
     random = np.random.default_rng(0)
-    values = random.standard_normal((PROBES, APART), np.float32)
-    values[:, 0] = random.permutation(np.linspace(-REACH, REACH, PROBES, dtype=np.float32))
-    places = ((values[:, 0] + REACH) * (BINS / (2 * REACH))).astype(np.int64).clip(0, BINS - 1)
+    normal = random.standard_normal((PROBES, APART), np.float32)
+    values, middle = normal.copy(), APART // 2
+    values[:, middle] = random.permutation(np.linspace(-REACH, REACH, PROBES, dtype=np.float32))
+    probes = values[:, middle]
+    places = ((probes + REACH) * (BINS / (2 * REACH))).astype(np.int64).clip(0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)
-    squares = np.bincount(places, values[:, 0] ** 2, BINS) / counts
-    found = np.tile(squares, (MOST_BITS + 1, 1))
-    for bits in range(1, MOST_BITS + 1):
-        probe = TrellisRows(PROBES, APART, (PROBES,), (APART * bits,))
-        probe.grid = torch.tensor([1.0, 0.0, -bits]).bfloat16()[None, :, None].expand(1, 3, APART)
-        probe.stored = probe._encoded(torch.from_numpy(values))
-        off = probe.to_float()[:, 0].numpy() - values[:, 0]
-        found[bits] = np.bincount(places, off**2, BINS) / counts
+    found = np.tile(np.bincount(places, probes**2, BINS) / counts, (MOST_BITS + 1, 1))
+    for bits in range(1, windows.CODED + 1):
+        without, brought = _squared_errors(normal, bits), _squared_errors(values, bits)
+        without[:, middle] = 0
+        found[bits] = np.bincount(places, (brought - without).sum(1), BINS) / counts
     return torch.from_numpy(found).float()
+
+
+def _squared_errors(values: np.ndarray, bits: int) -> np.ndarray:
+    """Of values [n, width] in normal columns of so many bits."""
+    n, width = values.shape
+    probe = TrellisRows(n, width, (n,), (width * bits,))
+    probe.grid = torch.tensor([1.0, 0.0, -bits]).bfloat16()[None, :, None].expand(1, 3, width)
+    probe.stored = probe._encoded(torch.from_numpy(values))
+    errors: np.ndarray = np.square(probe.to_float().numpy() - values)
+    return errors
