@@ -20,6 +20,7 @@ from embedcomp.served.kmeans import nearest
 from embedcomp.served.pursuit import likest
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.tiers import TieredRows
+from embedcomp.served.trellis import TrellisRows
 
 library = native.library()
 pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")
@@ -176,20 +177,22 @@ CODES = (
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered"))
+@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis"))
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
-    tiers = ((2, width), (3, -(-width // 2)), (20, -(-width // 4)), (23, 0))  # last row, bytes
+    by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
+    tiers = ((2, by * width), (3, -(-by * width // 2)), (20, -(-by * width // 4)), (23, 0))
+    forms = {"tiered": TieredRows, "trellis": TrellisRows}
     rows = (
-        StoredRows(23, width, storage)
-        if storage != "tiered"
-        else TieredRows(23, width, *zip(*tiers, strict=True))
+        forms[storage](23, width, *zip(*tiers, strict=True))
+        if storage in forms
+        else StoredRows(23, width, storage)
     )
     rows.fill(torch.randn(23, width))
     # sums of atoms are rounded in another order
     close = 1e-6 if storage.startswith("sparse") else 0.0
     held = {f"t.stored.{n}": as_array(t) for n, t in rows.state_dict().items()}
-    ends = tiers if storage == "tiered" else ()
+    ends = tiers if storage in forms else ()
     stored = {"t.stored": StoredMatrix(storage=storage, rows=23, width=width, tiers=ends)}
     table = Table(rows=23, dim=width, pooling="sum", stored=True)
     tensors = Tensors(held, stored, {"t": table})

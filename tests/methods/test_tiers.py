@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.scorer import Scorer
-from embedcomp.served.tiers import TieredRows
+from embedcomp.served.tiers import Tiers
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
 from embedcomp.train.settings import TrainSettings
@@ -22,13 +24,17 @@ SOURCE = ModelSource(model="dcnv2", settings={"width": 16, "hidden": [8], "cross
 TUNE = TuneSettings(epochs=1, batch_rows=512, learning_rate=0.01, table_learning_rate=0.01)
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["untuned", "tuned"])
+CASES = [("frequency_tiers", 0), ("frequency_tiers", 1), ("trellis_coded", 1)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=["untuned", "tuned", "trellis"])
 def made(
     request: pytest.FixtureRequest,
     synth_log: ClickLog,
     synth_features: Features,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
+    method, epochs = request.param
     folder = tmp_path_factory.mktemp("tiers")
     none = TrainSettings(epochs=0)
     original = recipes.train(
@@ -36,10 +42,10 @@ def made(
     )
     settings = CompressSettings(
         budget="12x",
-        methods=("frequency_tiers",),
+        methods=(method,),
         rest=("low_rank",),
         measure_rows=2000,
-        tune=TUNE if request.param else TuneSettings(),
+        tune=replace(TUNE, epochs=epochs),
     )
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
@@ -48,15 +54,15 @@ def made(
 
 def test_large_tables_are_in_tiers_and_as_large_as_planned(made: Artifact) -> None:
     assert made.plan is not None
-    planned = [p for p in made.plan.tables if p.method == "frequency_tiers"]
+    planned = [p for p in made.plan.tables if p.method in ("frequency_tiers", "trellis_coded")]
     assert planned and made.manifest.bytes["total"] == made.plan.bytes_after
-    stored = [m for m in made.model().modules() if isinstance(m, TieredRows)]
+    stored = [m for m in made.model().modules() if isinstance(m, Tiers)]
     assert len(stored) == len(planned)
-    assert all(tiered.row_bytes == tuple(sorted(tiered.row_bytes)[::-1]) for tiered in stored)
+    assert all(tiered.row_bits == tuple(sorted(tiered.row_bits)[::-1]) for tiered in stored)
 
 
 def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
-    for tiered in (m for m in made.model().modules() if isinstance(m, TieredRows)):
+    for tiered in (m for m in made.model().modules() if isinstance(m, Tiers)):
         ids = torch.randperm(tiered.rows, generator=torch.manual_seed(0)).repeat(2)
         assert torch.equal(tiered.gather(ids), tiered.to_float()[ids])
         frozen = tiered.to_float()
