@@ -23,6 +23,7 @@ from embedcomp.compare.report import report, tables
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import compare
 from embedcomp.compare.sections import sections
+from embedcomp.compress.tune import TuneSettings
 from embedcomp.progress import counted
 from embedcomp.settings import CompareSettings
 
@@ -43,12 +44,15 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
         tune_epochs=(options.tune_epochs,),
         split="test",
     )
+    tune = TuneSettings(batch_rows=options.tune_batch)
     return {
         "methods": CompareSettings(
             **one, budgets=("10x",), tune_epochs=(0, 1), alone=options.alone
         ),
         "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
-        "tuned": CompareSettings(**one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=()),
+        "tuned": CompareSettings(
+            **one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=(), tune=tune
+        ),
         "models": every,
         "fast": replace(every, latency_budget="2x@64"),
     }
@@ -103,6 +107,9 @@ def _options() -> argparse.Namespace:
         "--models", nargs="*", default=models.names(), help="of the last two parts"
     )
     options.add_argument("--tune-epochs", type=int, default=1, help="of the last two parts")
+    options.add_argument(
+        "--tune-batch", type=int, default=TuneSettings.batch_rows, help="rows, of the part tuned"
+    )
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--alone", nargs="*", help="methods of the first two parts; without, all")
     options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")
