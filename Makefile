@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.training_speed --data $(DATA)
 	$(BIN)/python -m benchmarks.low_rank_speed
 	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.trellis
 	$(BIN)/python -m benchmarks.scoring --data $(DATA)
 
 clean:
