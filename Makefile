@@ -36,7 +36,7 @@ DATA ?= ../shared/data
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.quality --log movielens_1m --data $(DATA)
 	$(BIN)/python -m benchmarks.quality --log kuairand --data $(DATA)
-	$(BIN)/python -m benchmarks.comparison --log movielens_1m --data $(DATA)
+	$(BIN)/python -m benchmarks.comparison --log movielens_1m --tune-batch 1024 --data $(DATA)
 	$(BIN)/python -m benchmarks.comparison --log kuairand --data $(DATA)
 	$(BIN)/python -m benchmarks.prediction --log movielens_1m --data $(DATA)
 	$(BIN)/python -m benchmarks.prediction --log kuairand --data $(DATA)
