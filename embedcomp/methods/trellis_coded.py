@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from embedcomp.compress import tiered
 from embedcomp.compress.contract import Layer, Served, Spec
 from embedcomp.compress.factors import Weighting
+from embedcomp.scoring import native
 from embedcomp.served.trellis import TrellisRows
 
 SHARES = (0.125, 0.125, 0.25, 0.25, 0.25)  # of the rows, by tier
@@ -26,6 +27,8 @@ class Settings:
 
 
 def candidates(spec: Spec) -> list[Settings]:
+    if native.library() is None:  # which encodes; without it, trying them would take hours
+        return []
     found = tiered.worth_trying(spec, len(SHARES), COLDEST)
     sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in found)
     return [Settings(rank=rank, row_bits=tiers) for rank, tiers in dict.fromkeys(sizes)]

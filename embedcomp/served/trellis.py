@@ -248,7 +248,7 @@ def _coded_errors(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor,
     places = ((far + REACH) * (BINS / (2 * REACH))).long().clamp(0, BINS - 1)
     held = torch.zeros(rows.shape[1], BINS).scatter_add_(1, places.T, w.expand(places.T.shape))
     errors = errors_by_value()
-    off = (far.abs() - REACH).clamp_min(0)  # beyond the last errors, which are those of a distance
+    off = (far.abs() - REACH).clamp_min(0)  # adds to the distance that the last error is of
     beyond = [(w[:, None] * off**power).sum(0) for power in (1, 2)]
     outside = 2 * errors[:, -1:].sqrt() * beyond[0] + beyond[1]
     return mean, deviation, variance * (errors @ held.T + outside)
