@@ -27,10 +27,11 @@ from tests.cli.test_commands import run
 
 CLOSE = 3e-6  # deepfm takes the difference of large sums, which float32 rounds
 BY_TORCH = {"feature_processed", "sequences", "managed_collisions", "plain"}
+# which take tables in order of count: tests/methods/test_tiers.py
+BY_COUNT = ("frequency_tiers", "trellis_coded")
 SWAPS: list[dict[str, Any]] = [
     {},
-    # tables in order of count, for frequency_tiers: tests/methods/test_frequency_tiers.py
-    *({"method": name} for name in methods.names() if name not in ("keep", "frequency_tiers")),
+    *({"method": name} for name in methods.names() if name not in ("keep", *BY_COUNT)),
     *(
         {"method": "low_rank", "rank": 5, "storage": storage}
         for storage in ("float32", "float16", "column_int8", "column_int4", "column_mixed3")
