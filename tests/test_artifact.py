@@ -27,7 +27,6 @@ from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
 from embedcomp.train.settings import TrainSettings
 
-SOME = ("drop_rare", "half", "low_rank", "product_quantization", "trellis_coded")
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
 
 
@@ -49,7 +48,7 @@ def requests(log: ClickLog) -> Iterator[pa.RecordBatch]:
 def test_the_artifact_scores_as_the_compressed_model_in_memory(
     synth_log: ClickLog, original: Artifact, tmp_path: Path, budget: str
 ) -> None:
-    settings = CompressSettings(budget=budget, methods=SOME)
+    settings = CompressSettings(budget=budget)
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
     model = original.model()
@@ -65,9 +64,7 @@ def test_the_artifact_scores_as_the_compressed_model_in_memory(
 def test_a_tuned_model_is_served_as_it_was_tuned(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
-    settings = CompressSettings(
-        budget="8x", methods=SOME, tune=TuneSettings(epochs=1, batch_rows=512)
-    )
+    settings = CompressSettings(budget="8x", tune=TuneSettings(epochs=1, batch_rows=512))
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")

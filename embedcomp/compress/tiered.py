@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 
 from embedcomp.compress import build
 from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.compress.factors import Weighting, fill_table, layer_moments, output_basis
+from embedcomp.compress.factors import fill_table, layer_moments, output_basis
 from embedcomp.errors import BadSettings
 from embedcomp.served.decode import Affine
 from embedcomp.served.tiers import Tiers
@@ -23,8 +24,6 @@ from embedcomp.served.tiers import Tiers
 FEWEST_ROWS = 64  # of a table that is worth it
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MORE = (1, 2, 3)  # bits of a column in the first tier than in the last one
-
-Form = Callable[[int, int, Sequence[int], Sequence[int]], Tiers]  # of rows, width, ends and sizes
 
 
 def worth_trying(
@@ -45,49 +44,38 @@ def worth_trying(
                     yield rank, tuple(rank * (cold + step) for step in steps)
 
 
-def empty(
-    form: Form, spec: Spec, rank: int, shares: Sequence[float], sizes: Sequence[int]
-) -> Served:
-    """A table in tiers, without values.
+def in_tiers(
+    form: type[Tiers], shares: Sequence[float]
+) -> tuple[Callable[[Spec, Any], Served], Callable[[Layer, Any], Served]]:
+    """A method's `empty` and `compress`; both raise BadSettings for another number of tiers.
 
     Args:
+        form: how rows are stored; the settings hold the sizes of rows by the name of its unit.
         shares: of the rows, by tier.
-        sizes: of a row of each tier, as `form` takes them.
-
-    Raises:
-        BadSettings: there is another number of sizes.
     """
-    assert isinstance(spec, TableSpec)
-    ends = [round(spec.rows * share) for share in accumulate(shares)]
-    return _with_tiers(form, spec, rank, ends, sizes)
 
+    def with_tiers(spec: TableSpec, settings: Any, ends: Sequence[int]) -> Served:
+        sizes = getattr(settings, form.unit)
+        if len(sizes) != len(ends):
+            raise BadSettings(
+                f"{form.unit} holds {len(sizes)} numbers, but {spec.name} has {len(ends)} tiers; "
+                "give the size of a row of each"
+            )
+        stored = form(spec.rows, settings.rank, ends, sizes)
+        return build.table(spec, stored, Affine(settings.rank, spec.dim, "float16", True))
 
-def compress(
-    form: Form,
-    layer: Layer,
-    rank: int,
-    shares: Sequence[float],
-    sizes: Sequence[int],
-    weighting: Weighting,
-) -> Served:
-    """The same with the layer's rows. Raises BadSettings likewise."""
-    assert isinstance(layer.spec, TableSpec)
-    served = _with_tiers(form, layer.spec, rank, _ends(layer, shares), sizes)
-    basis, mean = output_basis(layer, weighting), layer_moments(layer)[0]
-    fill_table(served, layer, basis, rank, mean, refit=True)
-    return served
+    def empty(spec: Spec, settings: Any) -> Served:
+        assert isinstance(spec, TableSpec)
+        return with_tiers(spec, settings, [round(spec.rows * s) for s in accumulate(shares)])
 
+    def compress(layer: Layer, settings: Any) -> Served:
+        assert isinstance(layer.spec, TableSpec)
+        served = with_tiers(layer.spec, settings, _ends(layer, shares))
+        basis, mean = output_basis(layer, settings.weighting), layer_moments(layer)[0]
+        fill_table(served, layer, basis, settings.rank, mean, refit=True)
+        return served
 
-def _with_tiers(
-    form: Form, spec: TableSpec, rank: int, ends: Sequence[int], sizes: Sequence[int]
-) -> Served:
-    if len(sizes) != len(ends):
-        raise BadSettings(
-            f"there are sizes of {len(sizes)} tiers, but {spec.name} has {len(ends)}; give the "
-            "size of a row of each"
-        )
-    stored = form(spec.rows, rank, ends, sizes)
-    return build.table(spec, stored, Affine(rank, spec.dim, "float16", True))
+    return empty, compress
 
 
 def _ends(layer: Layer, shares: Sequence[float]) -> list[int]:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from embedcomp.compress import tiered
-from embedcomp.compress.contract import Layer, Served, Spec
+from embedcomp.compress.contract import Spec
 from embedcomp.compress.factors import Weighting
 from embedcomp.served.tiers import TieredRows
 
@@ -30,10 +30,4 @@ def candidates(spec: Spec) -> list[Settings]:
     return [Settings(rank=rank, row_bytes=tiers) for rank, tiers in dict.fromkeys(sizes)]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return tiered.empty(TieredRows, spec, settings.rank, SHARES, settings.row_bytes)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    sizes, weighting = settings.row_bytes, settings.weighting
-    return tiered.compress(TieredRows, layer, settings.rank, SHARES, sizes, weighting)
+empty, compress = tiered.in_tiers(TieredRows, SHARES)

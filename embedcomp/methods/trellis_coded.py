@@ -7,13 +7,16 @@ trellis-coded quantization (Marcellin and Fischer 1990; QTIP, arXiv 2406.11235) 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from embedcomp.compress import tiered
-from embedcomp.compress.contract import Layer, Served, Spec
+from embedcomp.compress.contract import Spec
 from embedcomp.compress.factors import Weighting
 from embedcomp.scoring import native
 from embedcomp.served.trellis import TrellisRows
+
+log = logging.getLogger(__name__)
 
 SHARES = (0.125, 0.125, 0.25, 0.25, 0.25)  # of the rows, by tier
 COLDEST = (0, 0.5, 1, 1.5, 2, 3, 4, 5)  # bits of a column of the last one
@@ -27,17 +30,13 @@ class Settings:
 
 
 def candidates(spec: Spec) -> list[Settings]:
-    if native.library() is None:  # which encodes; without it, trying them would take hours
+    shapes = tiered.worth_trying(spec, len(SHARES), COLDEST)
+    sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in shapes)
+    found = [Settings(rank=rank, row_bits=tiers) for rank, tiers in dict.fromkeys(sizes)]
+    if found and native.library() is None:  # which encodes; without it, trying them takes hours
+        log.warning("%s: trellis_coded is left out: %s", spec.name, native.NotBuilt())
         return []
-    found = tiered.worth_trying(spec, len(SHARES), COLDEST)
-    sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in found)
-    return [Settings(rank=rank, row_bits=tiers) for rank, tiers in dict.fromkeys(sizes)]
+    return found
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return tiered.empty(TrellisRows, spec, settings.rank, SHARES, settings.row_bits)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    sizes, weighting = settings.row_bits, settings.weighting
-    return tiered.compress(TrellisRows, layer, settings.rank, SHARES, sizes, weighting)
+empty, compress = tiered.in_tiers(TrellisRows, SHARES)

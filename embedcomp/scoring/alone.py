@@ -29,8 +29,7 @@ from embedcomp.served.decode import Decoder, Scatter
 from embedcomp.served.layout import layouts
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedTable
-from embedcomp.served.tiers import TieredRows
-from embedcomp.served.trellis import TrellisRows
+from embedcomp.served.tiers import Tiers
 
 CHECKED_ROWS = (1, 2, 7)
 TOLERANCE = 1e-4  # of a logit, between the model and what was made of it
@@ -194,11 +193,7 @@ def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
 
 
 def _tiers(stored: StoredRows) -> tuple[tuple[int, int], ...]:
-    if isinstance(stored, TieredRows):
-        return tuple(zip(stored.ends, stored.row_bytes, strict=True))
-    if isinstance(stored, TrellisRows):
-        return tuple(zip(stored.ends, stored.row_bits, strict=True))
-    return ()
+    return tuple(zip(stored.ends, stored.sizes, strict=True)) if isinstance(stored, Tiers) else ()
 
 
 def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:

@@ -262,9 +262,9 @@ def _bytes_in_tiers(table: native.Stored) -> int:
     total = first = place = 0
     while first <= table.last:
         tier = tiers[place]
-        total += (tier.last - first) * (tier.row_bits or 8 * tier.row_bytes)
-        first, place = tiers[place].last, place + 1
-    return mean_bytes(-(-total // 8), first)
+        total += -(-(tier.last - first) * (tier.row_bits or 8 * tier.row_bytes) // 8)
+        first, place = tier.last, place + 1
+    return mean_bytes(total, first)
 
 
 def mean_bytes(total: int, rows: int) -> int:

@@ -19,7 +19,7 @@ from embedcomp.served.linear import (
 )
 from embedcomp.served.rows import StoredRows
 from embedcomp.served.table import CompressedBag, CompressedEmbedding, CompressedTable
-from embedcomp.served.tiers import TieredRows
+from embedcomp.served.tiers import TieredRows, Tiers
 from embedcomp.served.trellis import TrellisRows
 
 Compressed = CompressedTable | ServedLinear
@@ -93,11 +93,8 @@ def _of_table(layer: CompressedTable) -> Layout:
 def _of_rows(stored: StoredRows) -> Layout:
     if isinstance(stored, CsrRows):
         return {"storage": "float16", "nonzeros": stored.nonzeros}
-    if isinstance(stored, TieredRows):
-        tiers = {"ends": list(stored.ends), "row_bytes": list(stored.row_bytes)}
-        return {"storage": stored.storage, "tiers": tiers}
-    if isinstance(stored, TrellisRows):
-        tiers = {"ends": list(stored.ends), "row_bits": list(stored.row_bits)}
+    if isinstance(stored, Tiers):
+        tiers = {"ends": list(stored.ends), stored.unit: list(stored.sizes)}
         return {"storage": stored.storage, "tiers": tiers}
     return {"storage": stored.storage}
 

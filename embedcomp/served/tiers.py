@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from embedcomp.served.formats import (
 from embedcomp.served.rows import StoredRows, straight_through
 
 
-class Tiers(StoredRows):
+class Tiers(StoredRows, ABC):
     """A matrix [rows, width] in tiers, whose rows take a number of bits each.
 
     Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
@@ -31,6 +33,8 @@ class Tiers(StoredRows):
         ends: row after the last one of each tier.
         row_bits: of a row of each tier.
     """
+
+    unit: ClassVar[Literal["row_bytes", "row_bits"]]  # in which a form takes the size of a row
 
     def __init__(self, rows: int, width: int, ends: Sequence[int], row_bits: Sequence[int]):
         super().__init__(rows, width, "float32")
@@ -48,6 +52,12 @@ class Tiers(StoredRows):
         """Bytes that the rows of each tier take."""
         return [-(-n * bits // 8) for n, bits in zip(self.lengths, self.row_bits, strict=True)]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of a row of each tier, in this form's unit."""
+        found: tuple[int, ...] = getattr(self, self.unit)
+        return found
+
     def extra_repr(self) -> str:
         return f"{self.rows}, {self.width}, {self.row_bits} bits up to rows {self.ends}"
 
@@ -60,6 +70,7 @@ class Tiers(StoredRows):
         tiers = zip(parts, counts, self.row_bits, strict=True)
         return torch.stack([self._fitted_tier(*tier, matters) for tier in tiers])
 
+    @abstractmethod
     def _fitted_tier(
         self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
     ) -> Tensor:
@@ -69,7 +80,6 @@ class Tiers(StoredRows):
             weights: [rows], of squared errors in them.
             matters: [width], how much a squared error in a column does.
         """
-        raise NotImplementedError
 
     def _tier(self, ids: Tensor) -> Tensor:
         return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
@@ -84,6 +94,8 @@ class TieredRows(Tiers):
         ends: row after the last one of each tier.
         row_bytes: of a row of each tier.
     """
+
+    unit = "row_bytes"
 
     def __init__(self, rows: int, width: int, ends: Sequence[int], row_bytes: Sequence[int]):
         super().__init__(rows, width, ends, [8 * size for size in row_bytes])

@@ -53,6 +53,7 @@ class TrellisRows(Tiers):
         BadSettings: they are more than a byte a column.
     """
 
+    unit = "row_bits"
     looked_up: Tensor | None  # rows, since all were encoded; while thawed
 
     def __init__(self, rows: int, width: int, ends: Sequence[int], row_bits: Sequence[int]):

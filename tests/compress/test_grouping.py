@@ -22,14 +22,13 @@ from embedcomp.compress.sizes import model_bytes, module_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import BudgetTooSmall
-from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.scorer import Scorer
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
 from embedcomp.train.optim import optimizers
 from embedcomp.train.settings import TrainSettings
+from tests.artifacts import scored_alike
 from tests.cases import DIM, B, dlrm
 
 WIDTH, RANK = 16, 2
@@ -176,17 +175,7 @@ def test_it_comes_back_from_disk_bit_for_bit(
 def test_scores_are_the_models(
     synth_log: ClickLog, made: Artifact, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine == "torch":
-        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
-    scorer = Scorer.open(made.folder)
-    assert scorer.engine.startswith(engine)
-    piece = synth_log.pieces("test")[0]
-    rows = next(synth_log.read(piece)).slice(0, 64)
-    batch = next(iter(in_order(synth_log, made.features, [piece], 64)))
-    with torch.no_grad():
-        wanted = torch.sigmoid(made.model()(batch.dense, batch.sparse)).numpy()
-    assert wanted.std() > 1e-3
-    np.testing.assert_allclose(scorer.score(rows), wanted, rtol=0, atol=1e-6)
+    assert scored_alike(synth_log, made, engine, monkeypatch).std() > 1e-3
 
 
 def test_an_old_plan_is_carried_out_on_new_weights(

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from embedcomp import recipes
 from embedcomp.artifact import Artifact
 from embedcomp.compress.tune import TuneSettings
-from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.scorer import Scorer
 from embedcomp.served.tiers import Tiers
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource
 from embedcomp.train.settings import TrainSettings
+from tests.artifacts import scored_alike
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 16, "hidden": [8], "cross_layers": 1})
 TUNE = TuneSettings(epochs=1, batch_rows=512, learning_rate=0.01, table_learning_rate=0.01)
@@ -75,14 +73,4 @@ def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
 def test_scores_are_the_models(
     synth_log: ClickLog, made: Artifact, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine == "torch":
-        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
-    scorer = Scorer.open(made.folder)
-    assert scorer.engine.startswith(engine)
-    piece = synth_log.pieces("test")[0]
-    rows = next(synth_log.read(piece)).slice(0, 64)
-    batch = next(iter(in_order(synth_log, made.features, [piece], 64)))
-    with torch.no_grad():
-        wanted = torch.sigmoid(made.model()(batch.dense, batch.sparse)).numpy()
-    np.testing.assert_allclose(scorer.score(rows), wanted, rtol=0, atol=1e-6)
-    assert wanted.std() > 1e-6
+    assert scored_alike(synth_log, made, engine, monkeypatch).std() > 1e-6

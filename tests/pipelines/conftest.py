@@ -30,7 +30,6 @@ checkpoint_rows = 1024
 
 [compress]
 budget = "2x"
-methods = ["half", "low_rank", "column_quantized"]
 tune = {{ epochs = 1, batch_rows = 512 }}
 """
 

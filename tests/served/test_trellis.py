@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from embedcomp.compress.contract import TableSpec
 from embedcomp.errors import BadSettings
+from embedcomp.methods import trellis_coded
 from embedcomp.scoring import native
 from embedcomp.served.tiers import TieredRows
 from embedcomp.served.trellis import TrellisRows
@@ -81,6 +83,24 @@ def test_torch_finds_codes_as_good_as_the_engines(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
     found.append(left(filled(values, 11), values))
     assert found[0] == pytest.approx(found[1], rel=1e-3)  # the engine sees 64 steps beyond a block
+
+
+@needs_engine
+def test_plans_leave_it_out_where_the_engine_was_not_built(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted, other = (
+        TableSpec(name="t", rows=100, dim=4, pooling="sum", by_count=by_count)
+        for by_count in (True, False)
+    )
+    assert len(trellis_coded.candidates(counted)) > 10 and not trellis_coded.candidates(other)
+    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    assert not trellis_coded.candidates(other) and not caplog.messages
+    assert not trellis_coded.candidates(counted)
+    (told,) = caplog.messages
+    assert told.startswith(
+        "t: trellis_coded is left out: the compiled engine was not built; install"
+    )
 
 
 def test_what_is_stored_is_encoded_the_same_again() -> None:
