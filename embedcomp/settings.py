@@ -164,7 +164,7 @@ def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise BadSettings(f"{where}: {first_problem(error)}") from error
+        raise BadSettings(f"{where}: {first_problem(error, kind)}") from error
 
 
 def _changed(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from embedcomp import models
 from embedcomp.errors import BadModel
 from embedcomp.log.features import Features
-from embedcomp.log.schema import first_problem
+from embedcomp.log.schema import first_problem, unknown_setting
 from embedcomp.train.checkpoint import read
 
 
@@ -48,12 +48,9 @@ class ModelSource(BaseModel):
         return model
 
     def _model_settings(self, settings: type[Any]) -> Any:
-        known = inspect.signature(settings).parameters
-        unknown = sorted(set(self.settings) - set(known))
+        unknown = unknown_setting(settings, self.settings)
         if unknown:
-            raise BadModel(
-                f"{self.model} has no setting {unknown[0]!r}; it has: {', '.join(known)}"
-            )
+            raise BadModel(f"{self.model} has {unknown}")
         try:
             return TypeAdapter(settings).validate_python(self.settings)
         except ValidationError as error:

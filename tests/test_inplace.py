@@ -253,6 +253,7 @@ WRONG = [
     ({"nothing*": "row_int8"}, "no layer's name fits 'nothing\\*'"),
     ({TABLES: "row_int9"}, "there is no method 'row_int9'"),
     ({TABLES: {"method": "low_rank", "rank": DIM + 1}}, "has ranks from 0 to 8, so 9"),
+    ({TABLES: {"method": "low_rank", "rank": 1, "storag": "half"}}, "has no setting 'storag'; it"),
     ({TABLES: {"method": "low_rank"}}, "low_rank for .*rank"),
     ({TABLES: {"rank": 3}}, "name no method"),
 ]

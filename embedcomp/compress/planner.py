@@ -47,7 +47,7 @@ from embedcomp.errors import (
     LatencyTooSmall,
     LimitsTooSmall,
 )
-from embedcomp.log.schema import first_problem
+from embedcomp.log.schema import first_problem, unknown_setting
 from embedcomp.served.embedded import readers
 
 
@@ -229,6 +229,9 @@ def _written_down(spec: Spec, wanted: str | Mapping[str, Any]) -> Choice:
     method = methods.get(name)
     if not method.candidates(spec):
         raise BadSettings(f"{name} cannot take {spec.name}; `embedcomp.explain` lists what can")
+    unknown = unknown_setting(method.Settings, values)
+    if unknown:
+        raise BadSettings(f"{name} for {spec.name} has {unknown}")
     try:
         settings = TypeAdapter(method.Settings).validate_python(values)
     except ValidationError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -69,10 +71,27 @@ def parse_schema(text: str, where: str) -> Schema:
         raise BadSchema(f"{where}: {first_problem(error)}") from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as one sentence with the number of the others."""
+def unknown_setting(kind: type[Any], values: Iterable[str]) -> str | None:
+    """What a dataclass has not, of these names, and what it has; None: it has all."""
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    return f"no setting {unknown[0]!r}; it has: {', '.join(known)}" if unknown else None
+
+
+def first_problem(error: ValidationError, kind: type[Any] | None = None) -> str:
+    """The first of pydantic's complaints, as one sentence with the number of the others.
+
+    Args:
+        kind: the dataclass that was validated, to say what there is in place of an unknown name.
+    """
     problem, *others = error.errors()
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "unexpected_keyword_argument":
+        for part in problem["loc"][:-1]:
+            kind = kind and get_type_hints(kind).get(str(part))
+        if is_dataclass(kind):
+            names = ", ".join(field.name for field in fields(kind))
+            message = f"there is no such setting; there are {names}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{place}: {message}{more}" if place else f"{message}{more}"
