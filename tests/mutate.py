@@ -1,0 +1,116 @@
+"""Changes formulas of the program one after the other and sees that a test fails for each.
+
+`python -m tests.mutate [AREA ...]` reads tests/mutations/AREA.toml (all of them without an
+argument), applies each change to a copy of the tree and runs the tests named beside it. A change
+that no test notices says that the formula has no test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).parent.parent
+CHANGES = Path(__file__).parent / "mutations"
+COMPILED = {".cpp", ".h", ".inc"}
+FAILED = 1  # pytest's exit code where tests ran and some of them failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change of a file, and the tests of which at least one has to fail.
+
+    before: text that stands in the file exactly once; after: what replaces it.
+    tests: as pytest is given them.
+    """
+
+    what: str
+    file: str
+    before: str
+    after: str
+    tests: list[str]
+
+    def applied(self, text: str) -> str:
+        found = text.count(self.before)
+        assert found == 1, f"{self.what}: the text stands {found} times in {self.file}"
+        return text.replace(self.before, self.after)
+
+
+def changes(areas: Sequence[str] = ()) -> list[Change]:
+    """The changes of some areas, or of all."""
+    files = [CHANGES / f"{a}.toml" for a in areas] or sorted(CHANGES.glob("*.toml"))
+    return [Change(**c) for file in files for c in tomllib.loads(file.read_text())["change"]]
+
+
+def copy_of_the_tree(to: Path) -> None:
+    """The files that git does not ignore, and what is built beside them."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=TOP, capture_output=True, text=True, check=True)
+    built = [*TOP.glob("embedcomp/**/*.so"), *TOP.glob("serving/wire/**/*.py")]
+    for name in [*files.stdout.splitlines(), *(str(b.relative_to(TOP)) for b in built)]:
+        if (TOP / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(TOP / name, to / name)
+    if (TOP / "../shared").is_dir():  # logs that some tests want lie beside the tree
+        (to / "../shared").symlink_to((TOP / "../shared").resolve())
+
+
+def run(change: Change, tree: Path) -> int:
+    """Exit code of the tests with the change in place; the tree is as before afterwards."""
+    file = tree / change.file
+    was = file.read_text()
+    try:
+        file.write_text(change.applied(was))
+        _build(change, tree)
+        return _pytest(change.tests, tree)
+    finally:
+        file.write_text(was)
+        _build(change, tree)
+
+
+def _build(change: Change, tree: Path) -> None:
+    if Path(change.file).suffix in COMPILED:
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+        subprocess.run(build, cwd=tree, check=True, capture_output=True)
+
+
+def _pytest(tests: Sequence[str], tree: Path) -> int:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False)
+    return found.returncode
+
+
+def results(chosen: Sequence[Change]) -> Iterator[tuple[Change, str]]:
+    """Each change, and "noticed" or what was found instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        tree.mkdir()
+        copy_of_the_tree(tree)
+        tests = sorted({test for change in chosen for test in change.tests})
+        code = _pytest(tests, tree)
+        assert not code, f"the tests do not pass without a change (exit code {code})"
+        for change in chosen:
+            code = run(change, tree)
+            said = {0: "NOT NOTICED", FAILED: "noticed"}
+            yield change, said.get(code, f"pytest ended with {code}")
+
+
+def main(areas: Sequence[str]) -> int:
+    missed, chosen = 0, changes(areas)
+    for change, found in results(chosen):
+        missed += found != "noticed"
+        print(f"| {change.file} | {change.what} | {' '.join(change.tests)} | {found} |", flush=True)
+    print(f"{len(chosen) - missed} passed, {missed} failed")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
