@@ -32,7 +32,7 @@ def measure(log: ClickLog, checking: CheckSettings, models: Path, seed: int) -> 
     cell = Cell(model=MODEL, seed=seed, method=ORIGINAL)
     with shown("training") as watch:
         original = Trained(log, settings, cell, models).original(cell, watch)
-    batches = recipes.check_batches(original, log, checking)
+    batches = recipes.rows_of(original, log, checking.split, checking.rows)
     read, whole = sum(map(len, batches)), CompressSettings(budget="100%")
     measured = recipes.measure(original, log, whole)
     with steps("layers whose candidates are made") as counted:

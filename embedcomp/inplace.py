@@ -17,15 +17,16 @@ from embedcomp import artifact
 from embedcomp.artifact import Artifact
 from embedcomp.compress import planner, swap
 from embedcomp.compress.auc import Noisy
+from embedcomp.compress.bound import smallest_within
 from embedcomp.compress.contract import Layer
+from embedcomp.compress.heldout import HeldOut
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
-from embedcomp.compress.statistics import Score, measure
+from embedcomp.compress.statistics import Score, Statistics, measure
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import get as get_method
 from embedcomp.methods import names as method_names
-from embedcomp.metrics import Quality
 from embedcomp.scoring.alone import stand_alone
 from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.served.layout import build, share
@@ -59,14 +60,16 @@ def plan(
 
     Args:
         model: left as it is.
-        batches: (inputs, labels); a few ten thousand rows are enough. The labels are not read where
-            there is a budget: the loss is predicted from the model's own probabilities.
+        batches: (inputs, labels), kept in memory while planning; a few ten thousand rows are
+            enough. Where there is a budget the labels are only for the plan's `outcome`: the loss
+            is predicted from the model's own probabilities. The last bias is fitted on these rows
+            so that the mean score stays.
         budget: bytes of the whole model, or "5x", "20%", "4MiB".
         score: (model, inputs) -> logits [B].
         methods: that may be used; None: all.
-        max_auc_loss: instead of a budget: the fewest bytes for which the predicted AUC on the
+        max_auc_loss: instead of a budget: the fewest bytes for which the AUC measured on the
             batches (0 or 1 as labels; best of rows that the model was not trained on) is lower by
-            at most this.
+            at most this, its error taken in.
         solver: exact, highs, greedy, or the baselines welore and farms.
 
     Raises:
@@ -77,32 +80,38 @@ def plan(
     _refuse_swapped(model)
     if (budget is None) == (max_auc_loss is None):
         raise BadSettings("a plan needs either a budget or max_auc_loss, and not both")
-    found, scores = find(model, {}), Quality()
-    counted = partial(_scored, score, scores, max_auc_loss is not None)
-    measured = measure(model, batches, found, counted, count_ids=True)
-    if not measured.samples:
-        raise BadModel("there was no row to measure the model on; give at least one batch")
+    found, pairs = find(model, {}), list(batches)
+    held = HeldOut.of(model, pairs, score, "given")
+    measured = measure(model, held.inputs, found, score, count_ids=True)
     names = method_names() if methods is None else methods
-    made = partial(planner.plan, model, found, measured, names=names, solver=solver)
+    made = partial(planner.plan, model, found, measured, solver=solver)
+    carried_out = partial(_carried_out, model, held, measured)
     if max_auc_loss is None:
         assert budget is not None
         limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
-        return replace(made(budget=limit), measured=measured)
-    noisy = Noisy.of(scores)
-    smallest = made(budget=None, most_loss=noisy.log_loss(max_auc_loss))
+        return carried_out(made(limit, names))
+    noisy = Noisy.of(held.quality)
+    held.refuse_one_kind()
+    smallest = smallest_within(
+        max_auc_loss,
+        noisy.log_loss(max_auc_loss),
+        lambda loss: made(None, names, most_loss=loss),
+        carried_out,
+        lambda: made(None, ("keep",), most_loss=0.0),
+    )
     told = noisy.auc_loss(smallest.loss)
-    return replace(smallest, measured=measured, max_auc_loss=max_auc_loss, auc_loss=told)
+    return replace(smallest, max_auc_loss=max_auc_loss, auc_loss=told)
 
 
-def _scored(
-    score: Score, scores: Quality, count: bool, model: nn.Module, batch: tuple[Any, Tensor]
-) -> Tensor:
-    """Logits [B] of one batch, counted with its labels if asked."""
-    inputs, labels = batch
-    logits = score(model, inputs)
-    if count:
-        scores.add(logits.detach().float().view(-1).numpy(), labels.view(-1).numpy())
-    return logits
+def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Plan) -> Plan:
+    """The plan with its statistics, and with what it does to the model, which is left as it was."""
+    whole = replace(made, measured=measured)
+    swap_(model, whole)
+    try:
+        outcome, _ = held.keep_mean_(model)
+    finally:
+        restore_(model)
+    return replace(whole, outcome=outcome)
 
 
 def swap_(model: nn.Module, plan: Plan | Written) -> Plan:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,22 +23,22 @@ from embedcomp import artifact, methods
 from embedcomp.artifact import Artifact
 from embedcomp.compress import checked, planner, statistics, swap, tune
 from embedcomp.compress.auc import Noisy
+from embedcomp.compress.bound import smallest_within
 from embedcomp.compress.checked import Checked, CheckSettings, Counted
 from embedcomp.compress.choices import choices
+from embedcomp.compress.heldout import HeldOut
 from embedcomp.compress.latency import LatencyBudget, Timing
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.search import Known
 from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.spread import Option, spread
-from embedcomp.compress.statistics import Statistics
+from embedcomp.compress.statistics import Statistics, score_batch
 from embedcomp.errors import BadArtifact, BadModel
-from embedcomp.evaluate import quality
 from embedcomp.files import remove
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
 from embedcomp.scoring import calibrate
 from embedcomp.scoring.alone import StandsAlone, as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
@@ -53,7 +54,7 @@ from embedcomp.train.fit import Data, Watch, fit
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
-VALID = "valid"  # the split that bounds on the AUC are read off
+TRAIN, VALID = "train", "valid"
 MEASURE_BATCH_ROWS = 2048
 CHECK_BATCH_ROWS = 8192
 WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
@@ -140,66 +141,82 @@ def total(parts: Iterable[Statistics]) -> Statistics:
     return first
 
 
-def validation_scores(
-    original: Artifact, log: ClickLog, settings: CompressSettings
-) -> Quality | None:
-    """The original's scores on about `measure_rows` rows spread over the validation split.
+def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> HeldOut:
+    """About `measure_rows` rows that compressed models are held against the original on.
 
-    Not on the training split, which a model fits better than what it has not seen. On one thread,
-    so that they are the same to the last bit wherever this runs.
+    They are of the validation split, which the model was not fitted to, and where there is none of
+    the training split. On one thread, so that scores are the same to the last bit wherever this
+    runs.
 
-    Returns:
-        None: there is no such split, and only a bound on the AUC needs it.
+    Raises:
+        BadLog: there is a bound on the AUC, but no validation split.
     """
-    if settings.max_auc_loss is None and VALID not in log.schema.splits:
-        return None
-    pieces, found = log.pieces(VALID), Quality()
-    share = measure_share(pieces, settings)
+    bounded = settings.max_auc_loss is not None
+    split = VALID if bounded or VALID in log.schema.splits else TRAIN
+    batches = rows_of(original, log, split, settings.measure_rows)
     with _one_thread(), fast_tables(original.model()) as model:
-        for piece in pieces:
-            rows = max(1, round(piece.rows * share))
-            found += quality(model, log, original.features, [piece], rows)
-    return found
+        pairs = ((batch, batch.labels) for batch in batches)
+        return HeldOut.of(model, pairs, score_batch, split)
 
 
 class Planning:
     """Plans of one model, for any budget and methods: what one finds out serves the next.
 
     Args:
-        scores: of the original (`validation_scores`). A bound on the AUC is read off them; under a
-            budget they add the predicted AUC to the plan.
+        held: rows that a bound on the AUC has to hold on; under a budget they add the predicted
+            loss of AUC to the plan.
     """
 
-    def __init__(self, original: Artifact, measured: Statistics, scores: Quality | None = None):
+    def __init__(self, original: Artifact, measured: Statistics, held: HeldOut | None = None):
         self._original, self.model = original, original.model()
         self.found = measured.measured(layers_of(original, self.model))
         self._single = {f.name for f in original.features.single}
-        self._scores = scores
+        self._held = held
         self._known: Known = {}
 
     def plan(self, settings: CompressSettings) -> Plan:
-        """The best choices within the budgets or the loss of AUC; nothing is compressed yet.
+        """The best choices within the budgets or the loss of AUC.
+
+        For a bound on the AUC plans are carried out and measured until one holds. Otherwise nothing
+        is compressed yet.
 
         Raises:
-            BadLog: the scores have no AUC that could be lost.
+            BadLog: the held-out rows have no AUC that could be lost.
             BadModel: there is a latency budget, but the engine does not run the model.
             BadSettings: max_auc_loss is none that noise on the scores can bring about, or the cost
                 model cannot be read.
             LimitsTooSmall: no choices keep to them.
         """
-        noisy = None if self._scores is None else _noisy(self._scores, settings)
-        budget, most_loss = None, None
-        if settings.budget:
-            budget = parse_budget(settings.budget, model_bytes(self.model)["total"])
-        elif settings.max_auc_loss is not None:
-            assert noisy is not None, "a bound on the AUC is read off the original's scores"
-            most_loss = noisy.log_loss(settings.max_auc_loss)
+        bound, names = settings.max_auc_loss, settings.methods or tuple(methods.names())
+        if bound is None:
+            whole = model_bytes(self.model)["total"]
+            budget = parse_budget(settings.budget, whole) if settings.budget else None
+            return self._within(settings, names, budget, None)
+        assert self._held is not None, "a bound on the AUC is held against held-out rows"
+        first = Noisy.of(self._held.quality).log_loss(bound)
+        self._held.refuse_one_kind()
+        found = smallest_within(
+            bound,
+            first,
+            partial(self._within, settings, names, None),
+            self._carried_out,
+            partial(self._within, settings, ("keep",), None, first),
+        )
+        return replace(found, max_auc_loss=bound)
+
+    def _within(
+        self,
+        settings: CompressSettings,
+        names: Sequence[str],
+        budget: int | None,
+        most_loss: float | None,
+    ) -> Plan:
         made = planner.plan(
             self.model,
             self.found,
             Statistics(),  # the layers have theirs
             budget,
-            settings.methods or tuple(methods.names()),
+            names,
             self._single,
             most_loss=most_loss,
             solver=settings.solver,
@@ -207,8 +224,21 @@ class Planning:
             known=self._known,
             timing=self._timing(settings) if settings.latency_budget else None,
         )
-        auc_loss = None if noisy is None else noisy.auc_loss(made.loss)
-        return replace(made, max_auc_loss=settings.max_auc_loss, auc_loss=auc_loss)
+        noisy = self._noisy
+        return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))
+
+    @cached_property
+    def _noisy(self) -> Noisy | None:
+        """None: there are no held-out rows, or only clicked ones, or none of them."""
+        held = self._held
+        return None if held is None or math.isnan(held.quality.auc) else Noisy.of(held.quality)
+
+    def _carried_out(self, plan: Plan) -> Plan:
+        """The plan with what it does to the held-out rows."""
+        assert self._held is not None
+        made = swap.apply(self.model, plan, self.found, Statistics())
+        with _one_thread(), fast_tables(made):
+            return replace(plan, outcome=self._held.compared(made)[0])
 
     def _timing(self, settings: CompressSettings) -> Timing:
         return timing(self._original, self.model, self.found, settings)
@@ -218,10 +248,10 @@ def plan(
     original: Artifact,
     measured: Statistics,
     settings: CompressSettings,
-    scores: Quality | None = None,
+    held: HeldOut | None = None,
 ) -> Plan:
     """One plan; the arguments are those of Planning."""
-    return Planning(original, measured, scores).plan(settings)
+    return Planning(original, measured, held).plan(settings)
 
 
 def timing(
@@ -261,11 +291,6 @@ def timing(
     )
 
 
-def _noisy(scores: Quality, settings: CompressSettings) -> Noisy | None:
-    """None: there is no AUC, and no bound on it either."""
-    return Noisy.of(scores) if settings.max_auc_loss or not math.isnan(scores.auc) else None
-
-
 def options(
     original: Artifact,
     measured: Statistics,
@@ -296,10 +321,10 @@ def options(
     return chosen
 
 
-def check_batches(original: Artifact, log: ClickLog, checking: CheckSettings) -> list[Batch]:
-    """About `rows` rows spread over the pieces of the split, kept in memory."""
-    pieces = log.pieces(checking.split)
-    share = min(1.0, checking.rows / sum(piece.rows for piece in pieces))
+def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Batch]:
+    """About so many rows spread over the pieces of a split, kept in memory."""
+    pieces = log.pieces(split)
+    share = min(1.0, rows / sum(piece.rows for piece in pieces))
     return [
         batch
         for piece in pieces
@@ -334,9 +359,17 @@ def compress(
     settings: CompressSettings,
     out: Path,
     *,
+    held: HeldOut | None = None,
     watch: Watch = quiet,
 ) -> Artifact:
-    """Carry out a plan, tune the result if asked, and write it to `out`."""
+    """Carry out a plan, tune the result if asked, and write it to `out`.
+
+    The mean score on the held-out rows is brought back to the original's, and what the model loses
+    there is written into its plan.
+
+    Args:
+        held: what `held_out` gives, where it is known already.
+    """
     model = original.model()
     tuned = settings.tune.epochs > 0
     with keeping_unrounded() if tuned else nullcontext():  # tuning learns which way to round
@@ -345,6 +378,10 @@ def compress(
     if tuned:
         data = Data(log, original.features)
         history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
+    held = held_out(original, log, settings) if held is None else held
+    with _one_thread(), fast_tables(compressed):
+        outcome, _ = held.keep_mean_(compressed)
+    plan = replace(plan, outcome=outcome)
     training = {"settings": asdict(settings), "history": history}
     return _saved(out, compressed, original.features, original.source, training, plan)
 

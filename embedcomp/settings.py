@@ -31,8 +31,8 @@ class CompressSettings:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     budget: str = ""  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
-    max_auc_loss: float | None = None  # instead of a budget: the smallest model whose predicted AUC
-    # on the validation split is lower by at most this
+    max_auc_loss: float | None = None  # instead of a budget: the smallest model found whose AUC on
+    # the validation split is measured to be lower by at most this, its error taken in
     latency_budget: str = ""  # beside a budget or instead of one: predicted time of a call on one
     # thread and its rows, "200us@64", or "2x@64" for half the original's; a bag of several ids is
     # taken to hold three

@@ -246,9 +246,9 @@ def _compress(
 ) -> Artifact:
     opened = Artifact.open(original)
     measured = Statistics.from_tensors(load_file(statistics / STATISTICS))
-    scores = recipes.validation_scores(opened, log, settings)
-    plan = recipes.plan(opened, measured, settings, scores)
-    return recipes.compress(opened, log, measured, plan, settings, out, watch=watch)
+    held = recipes.held_out(opened, log, settings)
+    plan = recipes.plan(opened, measured, settings, held)
+    return recipes.compress(opened, log, measured, plan, settings, out, held=held, watch=watch)
 
 
 def _untrained(recipe: Makes) -> Path:

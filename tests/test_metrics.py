@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.metrics import Quality
+from embedcomp.metrics import Quality, auc_fall
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
@@ -48,3 +48,35 @@ def test_an_auc_without_clicks_is_not_a_number() -> None:
     found = Quality()
     found.add(np.zeros(3), np.zeros(3))
     assert np.isnan(found.auc) and np.isnan(found.calibration)
+
+
+def two_scores(seed: int, rows: int, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, and scores before and after noise; both have ties."""
+    rng = np.random.default_rng(seed)
+    before = rng.normal(size=rows).round(1)
+    labels = (rng.random(rows) < 1 / (1 + np.exp(-before))).astype(np.float32)
+    return labels, before, (before + noise * rng.normal(size=rows)).round(1)
+
+
+def test_the_fall_of_an_auc_is_that_of_scikit_learn() -> None:
+    labels, before, after = two_scores(0, 3_000, 1.0)
+    fall = auc_fall(labels, before, after)
+    exact = roc_auc_score(labels, before) - roc_auc_score(labels, after)
+    assert fall.value == pytest.approx(exact, abs=1e-12) and fall.value > 0.01
+
+
+def test_the_error_of_a_fall_is_its_spread_over_logs() -> None:
+    falls = [auc_fall(*two_scores(seed, 400, 0.5)) for seed in range(400)]
+    spread = np.std([fall.value for fall in falls])
+    assert np.mean([fall.error for fall in falls]) == pytest.approx(spread, rel=0.1)
+
+
+def test_equal_scores_fall_by_nothing_for_certain() -> None:
+    labels, before, _ = two_scores(0, 100, 0.0)
+    assert auc_fall(labels, before, 2 * before) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("clicked", [0, 1, 9, 10])
+def test_a_fall_needs_two_rows_of_each_kind(clicked: int) -> None:
+    labels = np.float32([1] * clicked + [0] * (10 - clicked))
+    assert np.isnan(auc_fall(labels, np.arange(10.0), np.arange(10.0)).value)

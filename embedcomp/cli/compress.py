@@ -18,7 +18,7 @@ def compress(
     budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")] = "",
     max_auc_loss: Annotated[
         float | None,
-        typer.Option(help="Instead of a budget: as small as a predicted loss of AUC allows."),
+        typer.Option(help="Instead of a budget: as small as a measured loss of AUC allows."),
     ] = None,
     latency_budget: Annotated[
         str,
@@ -96,14 +96,17 @@ def compress(
     settings = validated(CompressSettings, given, "--set")
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)
-    scores = recipes.validation_scores(original, clicks, settings)
-    plan = recipes.plan(original, measured, settings, scores)
+    held = recipes.held_out(original, clicks, settings)
+    plan = recipes.plan(original, measured, settings, held)
     if dry_run:
         show(plan.to_dict(), [render(plan)], json)
         return
     with shown("tuning") as watch:
-        made = recipes.compress(original, clicks, measured, plan, settings, out, watch=watch)
+        made = recipes.compress(
+            original, clicks, measured, plan, settings, out, held=held, watch=watch
+        )
     if control is not None:
         with shown("control") as watch:
             recipes.control(original, clicks, settings, control, watch=watch)
-    show(recipes.summary(made), [render(plan), recipes.summary_line(made)], json)
+    assert made.plan is not None
+    show(recipes.summary(made), [render(made.plan), recipes.summary_line(made)], json)

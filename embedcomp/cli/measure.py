@@ -36,7 +36,7 @@ def measure(
     settings = changed(CompressSettings(budget="100%", methods=names), changes or [])
     checking = CheckSettings(options=options, rows=rows, split=split, least=least, seed=seed)
     original, clicks = Artifact.open(model), ClickLog(log)
-    batches = recipes.check_batches(original, clicks, checking)
+    batches = recipes.rows_of(original, clicks, checking.split, checking.rows)
     read = sum(map(len, batches))
     measured = recipes.measure(original, clicks, settings)
     with steps("layers whose candidates are made") as watch:

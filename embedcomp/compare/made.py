@@ -13,6 +13,7 @@ from embedcomp import methods, recipes
 from embedcomp.artifact import Artifact
 from embedcomp.compare.cells import digest
 from embedcomp.compress.choices import candidates
+from embedcomp.compress.heldout import HeldOut
 from embedcomp.compress.plan import Plan
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import LimitsTooSmall
@@ -68,11 +69,13 @@ class Original:
     log: ClickLog
     measured: Statistics
     planning: recipes.Planning
+    held: HeldOut | None = None
 
     @classmethod
     def measure(cls, artifact: Artifact, log: ClickLog, settings: CompressSettings) -> Original:
         measured = recipes.measure(artifact, log, settings)
-        return cls(artifact, log, measured, recipes.Planning(artifact, measured))
+        held = recipes.held_out(artifact, log, settings)
+        return cls(artifact, log, measured, recipes.Planning(artifact, measured, held), held)
 
     def plan(self, settings: CompressSettings) -> Plan | str:
         """The plan, or why there is none."""
@@ -91,7 +94,14 @@ class Original:
         """The artifact, or why the plan cannot be carried out."""
         try:
             return recipes.compress(
-                self.artifact, self.log, self.measured, plan, settings, out, watch=watch
+                self.artifact,
+                self.log,
+                self.measured,
+                plan,
+                settings,
+                out,
+                held=self.held,
+                watch=watch,
             )
         except CannotStore as error:
             return str(error)

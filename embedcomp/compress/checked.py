@@ -24,8 +24,10 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress.contract import Layer, Served, TableSpec
+from embedcomp.compress.heldout import logits
 from embedcomp.compress.plan import told
 from embedcomp.compress.spread import Option
+from embedcomp.compress.statistics import score_batch
 from embedcomp.errors import BadModel, BadSettings
 from embedcomp.log.batches import Batch
 from embedcomp.train.tables import fast_tables
@@ -111,14 +113,15 @@ def check(
     labels = np.concatenate([batch.labels.numpy() for batch in batches] or [np.empty(0)])
     if len(labels) < 2:
         raise BadModel(f"an increase cannot be measured on {len(labels)} rows; give at least 2")
-    before = _logits(model, batches)
+    with fast_tables(model):
+        before = logits(model, score_batch, batches)
     found = []
     for done, option in enumerate(options):
         watch(done, len(options))
         layer, choice = layers[option.layer], option.choice
         served = methods.get(choice.method).compress(layer, choice.settings)
-        with _swapped(model, option.layer, served):
-            after = _logits(model, batches)
+        with _swapped(model, option.layer, served), fast_tables(model):
+            after = logits(model, score_batch, batches)
         found.append(_checked(option, layer, before, after, labels))
     watch(len(options), len(options))
     return found
@@ -132,16 +135,6 @@ def _swapped(model: nn.Module, name: str, served: Served) -> Iterator[None]:
         yield
     finally:
         model.set_submodule(name, own)
-
-
-def _logits(model: nn.Module, batches: Sequence[Batch]) -> np.ndarray:
-    """Logits of all rows in evaluation mode, float64 [rows]."""
-    was_training = model.training
-    model.eval()
-    with fast_tables(model):
-        parts = [model(batch.dense, batch.sparse).view(-1).numpy() for batch in batches]
-    model.train(was_training)
-    return np.concatenate(parts).astype(np.float64)
 
 
 def _checked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -32,6 +33,40 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was found on held-out rows when a plan was carried out."""
+
+    rows: int
+    where: str  # the rows' split
+    auc_loss: float  # decrease of the AUC
+    auc_error: float  # standard error of that
+    bias: str = ""  # parameter that is added to every logit; "": there is none
+    shift: float = 0.0  # added to it, so that the mean score is the original's
+    score_error: float | None = None  # standard error of the mean score on other rows, relative to
+    # the mean score; None: it was not looked at
+
+    def __str__(self) -> str:
+        told = (
+            "AUC not measured"
+            if math.isnan(self.auc_loss)
+            else (
+                f"measured AUC {-self.auc_loss:+.2e} (standard error {self.auc_error:.1e}) "
+                f"on {self.rows:,} {self.where} rows"
+            )
+        )
+        if self.score_error is None:
+            return told
+        if not self.bias:
+            return f"{told}, mean score not kept: the model has no bias that is in every logit"
+        return f"{told}, mean score kept by {self.bias} {self.shift:+.4f} ({self._calibration})"
+
+    @property
+    def _calibration(self) -> str:
+        assert self.score_error is not None
+        return f"on other rows to {2 * self.score_error:.2%}, two standard errors"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is done with every layer of a model."""
 
@@ -44,6 +79,7 @@ class Plan:
     solver: str = "exact"  # that chose
     max_auc_loss: float | None = None  # that was asked for in the place of a budget
     auc_loss: float | None = None  # predicted decrease of the AUC; None: scores were not at hand
+    outcome: Outcome | None = None  # once it was carried out
     latency_budget: str = ""  # of a call, as it was asked for
     microseconds: float | None = None  # predicted, of such a call; None: nobody asked
     microseconds_before: float | None = None  # the same of the original
@@ -72,7 +108,13 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         layers = tuple(_planned(**layer) for layer in values["layers"])
-        return cls(**{**values, "layers": layers, "single_valued": tuple(values["single_valued"])})
+        outcome = values.get("outcome")
+        told = {
+            "layers": layers,
+            "single_valued": tuple(values["single_valued"]),
+            "outcome": None if outcome is None else Outcome(**outcome),
+        }
+        return cls(**{**values, **told})
 
 
 RENAMED = {"float16": "half"}  # methods, since a plan was stored
@@ -117,7 +159,8 @@ def _title(plan: Plan) -> str:
         asked = f"AUC loss at most {plan.max_auc_loss:g}"
     told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
     auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
-    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}"
+    found = "" if plan.outcome is None else f"; {plan.outcome}"
+    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}{found}"
 
 
 def _latency(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from embedcomp import methods
 from embedcomp.compress.choices import empty_on_meta
 from embedcomp.compress.contract import Layer, Served
 from embedcomp.compress.folding import narrowed
+from embedcomp.compress.lastbias import add_to_bias
 from embedcomp.compress.layers import Found, find
 from embedcomp.compress.plan import Plan, Planned
 from embedcomp.compress.sharing import groups, in_groups, share_decoders
@@ -46,6 +47,7 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
         layers: with their statistics.
 
     Raises:
+        BadModel: the plan moves a bias that the model does not have.
         CannotStore: as for `apply`; the model may be half swapped.
     """
     compressing = Compressing(model, plan, layers)
@@ -54,6 +56,8 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
         return compressing.served(planned)[1]
 
     _swap(model, plan, make)
+    if plan.outcome is not None and plan.outcome.bias:
+        add_to_bias(model, plan.outcome.bias, plan.outcome.shift)
 
 
 class Compressing:
