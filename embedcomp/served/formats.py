@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NewType, Protocol, get_args
 
@@ -403,23 +404,41 @@ def _errors_at(bits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
 
 
 def shared_out(total: int, errors: Tensor, least: int) -> Tensor:
-    """Bits of each column, float32 [width]: each goes where it lowers the error most.
+    """Bits of each column, float32 [width]: they go where they lower the error most.
 
     Args:
         total: bits of a row.
         errors: [MOST_BITS + 1, width], of each column with 0, 1, 2, ... bits.
         least: bits that every column has.
     """
-    gains = (errors[:-1] - errors[1:]).T.tolist()  # by column: of the 1st, 2nd, ... bit
-    bits = [least] * len(gains)
-    waiting = [(-gain[least], column) for column, gain in enumerate(gains)]
+    gains = (errors[least:-1] - errors[least + 1 :]).T.tolist()  # by column: of each further bit
+    steps = [falling(column) for column in gains]
+    bits, room = [least] * len(steps), total - least * len(steps)
+    waiting = [(-found[0][0], column, 0) for column, found in enumerate(steps)]
     heapq.heapify(waiting)
-    for _ in range(min(total, MOST_BITS * len(bits)) - sum(bits)):
-        _, column = heapq.heappop(waiting)
-        bits[column] += 1
-        if bits[column] < MOST_BITS:
-            heapq.heappush(waiting, (-gains[column][bits[column]], column))
+    while waiting and room:
+        _, column, place = heapq.heappop(waiting)
+        size = steps[column][place][1]
+        if size > room:
+            continue  # a smaller step of another column may fit
+        bits[column], room = bits[column] + size, room - size
+        if place + 1 < len(steps[column]):
+            heapq.heappush(waiting, (-steps[column][place + 1][0], column, place + 1))
     return torch.tensor(bits, dtype=torch.float32)
+
+
+def falling(gains: Sequence[float]) -> list[tuple[float, int]]:
+    """Gains of one bit after another as steps: the gain a bit, which never rises, and the bits.
+
+    A bit that brings less than those after it, or nothing at all, is worth taking with them only.
+    """
+    steps: list[tuple[float, int]] = []
+    for gain in gains:
+        steps.append((gain, 1))
+        while len(steps) > 1 and steps[-2][0] < steps[-1][0]:
+            (after, more), (before, taken) = steps.pop(), steps.pop()
+            steps.append(((before * taken + after * more) / (taken + more), taken + more))
+    return steps
 
 
 def refuse_beyond(most: float, values: Tensor, storage: str) -> None:
