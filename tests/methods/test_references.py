@@ -7,9 +7,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcomp import methods
+from embedcomp.compress import build
 from embedcomp.compress.contract import (
     Layer,
     LinearSpec,
@@ -17,8 +18,11 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.compress.factors import fill_linear, output_basis, pooled_basis
+from embedcomp.compress.folding import narrowed
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.rotation import WORDS, rotation
+from embedcomp.served.embedded import Block, Reader, ReadsEmbedded
 from embedcomp.served.kmeans import nearest, words_of
 from embedcomp.served.pursuit import dictionary_of, pursued, summed
 from embedcomp.served.rows import StoredRows
@@ -320,3 +324,116 @@ def test_a_rotation_undoes_the_turn_that_mixes_two_groups(seed, noise):
     found = mixed @ rotation(mixed, weights, [0, 2, 4])
     errors = [float(weights @ (quantized(x, weights) - x).square().sum(1)) for x in (found, mixed)]
     assert errors[0] < 0.01 * errors[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_loss", [True, False])
+def test_a_shared_decoder_is_for_the_tables_that_matter(by_loss):
+    """Rows of two tables around their means in one direction each; one table matters more."""
+    directions = felt_direction()
+    tables = []
+    for direction, weight in zip(directions, (1.0, 0.03), strict=True):
+        layer = table(weight=normal(ROWS, 1, seed=1) * direction + 7)
+        gradient = weight * torch.eye(DIM).double() if by_loss else None
+        counts = layer.counts if by_loss else weight * layer.counts
+        tables.append(replace(layer, statistics=TableStatistics(counts, gradient)))
+    weighting = "loss" if by_loss else "output"
+    for order in (tables, tables[::-1]):
+        found = pooled_basis([replace(t, _shared={}) for t in order], weighting).decoder[0]
+        assert abs(float(found @ directions[0])) > 0.99
+
+
+@torch.no_grad()
+def test_no_fewer_numbers_say_better_what_is_left_of_a_table():
+    """Of the rows that are stored, and as often as what they stand for is looked up."""
+    gradient = metric(DIM, 1)
+    layer = table(gradient)
+    served = made("drop_rare", layer, share=0.5, rank=2, storage="float32")
+    kept = torch.argsort(layer.counts, descending=True)
+    rest, kept = kept[ROWS // 2 :], kept[: ROWS // 2]
+    shares = layer.counts / layer.counts.sum()
+    rare = shares[rest] @ layer.weight[rest].double() / shares[rest].sum()
+    stored = torch.cat([layer.weight[kept].double(), rare[None]])
+    weights = torch.cat([shares[kept], shares[rest].sum()[None]])
+    centred = stored - weights @ stored
+    lost = (
+        centred
+        - cut(weights.sqrt()[:, None] * centred @ root(gradient), 2)
+        @ torch.linalg.inv(root(gradient))
+        / weights.sqrt()[:, None]
+    )
+    best = float(weights @ (lost @ gradient * lost).sum(1))
+    off = served.to_float().double()[[*kept.tolist(), int(rest[0])]] - stored
+    assert float(weights @ (off @ gradient * off).sum(1)) == pytest.approx(best, rel=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("felt_by", ["outputs", "inputs"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("column_quantized", {"storage": "column_mixed2"}),
+        ("eora", {"rank": 2, "storage": "column_mixed3"}),
+    ],
+)
+def test_rounding_is_finest_where_the_loss_feels_it(name, settings, felt_by):
+    layer = with_signals(3, felt_by)
+    even = LinearStatistics(layer.inputs.mean, torch.eye(INPUTS).double())
+    blind = replace(layer, statistics=even, _shared={})
+    found, plain = (cost(layer, made(name, of, **settings).to_float()[0]) for of in (layer, blind))
+    assert found < 0.7 * plain
+
+
+@torch.no_grad()
+def test_the_factors_of_a_layer_are_rounded_by_what_their_errors_cost():
+    """Both factors have rows that cost nothing, ten times as large as the others."""
+    rows = torch.arange(INPUTS) % 2 == 0, torch.arange(OUTPUTS) % 2 == 0
+    first, second = (
+        normal(len(felt), 3, seed=seed) * torch.where(felt, 1.0, 10.0)[:, None]
+        for seed, felt in enumerate(rows)
+    )
+    covariance, gradient = (torch.where(felt, 1.0, 1e-9).double().diag() for felt in rows)
+    spec = LinearSpec(name="l", inputs=INPUTS, outputs=OUTPUTS, bias=False)
+    statistics = LinearStatistics(torch.zeros(INPUTS).double(), covariance, gradient)
+    layer = Layer(spec, (second @ first.T).float(), None, statistics)
+    found = made("low_rank", layer, rank=3, storage="column_int4").to_float()[0]
+    assert cost(layer, found) < 0.02 * cost(layer, torch.zeros_like(layer.weight))
+
+
+@torch.no_grad()
+def test_the_second_factor_makes_up_for_rounding_the_first():
+    layer = linear()
+    layer = replace(layer, weight=best_product(layer, layer.weight.double(), 4).float())
+    basis = output_basis(layer, "loss")
+    costs = []
+    for refit in (True, False):
+        served = build.low_rank(layer.spec, 4, "column_mixed3")
+        fill_linear(served, layer, basis, 4, refit=refit)
+        costs.append(cost(layer, served.to_float()[0]))
+    found = made("low_rank", layer, rank=4, storage="column_mixed3")
+    assert cost(layer, found.to_float()[0]) == pytest.approx(costs[0])
+    assert costs[0] < 0.95 * costs[1]
+
+
+@torch.no_grad()
+def test_a_reader_of_codes_knows_the_statistics_of_the_codes():
+    """The same as of what is looked up, row by row, once a decoder is folded into it."""
+    of_table, dense = table(), normal(ROWS, 2, seed=8)
+    bag = made("low_rank", of_table, rank=2, storage="float32")
+    shares = of_table.counts / of_table.counts.sum()
+
+    def statistics(x: Tensor) -> LinearStatistics:
+        return LinearStatistics(shares @ x, (x * shares[:, None]).T @ x)
+
+    spec = LinearSpec(name="l", inputs=DIM + 2, outputs=3, bias=True)
+    rows = torch.cat([of_table.weight.double(), dense], 1)
+    weight, bias = normal(3, DIM + 2, seed=1).float(), torch.ones(3)
+    reader = Reader(ReadsEmbedded(nn.Linear(DIM + 2, 3)), (Block("t", ("f",), DIM),))
+    layer = Layer(spec, weight, bias, statistics(rows))
+    found = narrowed(layer, reader, {"t": (of_table, bag)}, {"f"})
+    codes = torch.cat([bag.codes_of_rows().double(), dense], 1)
+    served = torch.cat([bag.to_float().double(), dense], 1)
+    wanted = served @ weight.T.double() + bias
+    assert torch.allclose(codes @ found.weight.T.double() + found.bias, wanted, atol=1e-4)
+    assert torch.allclose(found.inputs.mean, statistics(codes).mean, atol=1e-5)
+    assert torch.allclose(found.inputs.second, statistics(codes).second, atol=1e-4)
