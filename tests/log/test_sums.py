@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcomp.errors import BadRequest
@@ -35,6 +35,7 @@ def lists_of(found: Bag) -> list[list[int]]:
 
 
 @given(lists, st.data())
+@settings(deadline=None)
 def test_bags_are_taken_cut_and_joined_as_lists_are(
     values: list[list[int]], data: st.DataObject
 ) -> None:
@@ -54,6 +55,7 @@ def test_bags_are_taken_cut_and_joined_as_lists_are(
 
 
 @given(lists, st.data())
+@settings(deadline=None)
 def test_rows_stay_together_however_they_are_taken(
     values: list[list[int]], data: st.DataObject
 ) -> None:

@@ -21,6 +21,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def stored(storage: str, weight: Tensor, *weights: Tensor | None) -> StoredRows:
     made = StoredRows(*weight.shape, storage)
     made.fill(weight, *weights)
@@ -29,7 +33,7 @@ def stored(storage: str, weight: Tensor, *weights: Tensor | None) -> StoredRows:
 
 def test_errors_of_columns_are_foreseen_for_any_number_of_bits() -> None:
     """Also where many rows become a histogram, and few of them count."""
-    weight = torch.rand(ROWS, 2, generator=torch.Generator().manual_seed(0)) * 8 - 3
+    weight = uniform(ROWS, 2) * 8 - 3
     counts = torch.where(torch.arange(ROWS) % 3 == 0, 5.0, 1e-3)
     weight[counts < 1] += 2
     found = code_errors(weight, counts)
@@ -69,7 +73,7 @@ def test_tiers_are_fitted_to_the_rows_and_columns_that_matter() -> None:
 
 
 def test_no_other_bits_of_columns_leave_a_smaller_error() -> None:
-    errors = torch.rand(MOST_BITS + 1, 3, generator=torch.Generator().manual_seed(0))
+    errors = uniform(MOST_BITS + 1, 3)
     errors = errors.double().sort(0, descending=True).values
     falls = errors.diff(dim=0).sort(0).values  # each bit brings less than the one before
     errors = torch.cat([errors[:1], errors[:1] + falls.cumsum(0)])
@@ -115,7 +119,7 @@ def test_a_symmetric_byte_is_off_by_half_a_step_at_most() -> None:
 
 
 def test_codewords_are_the_means_of_the_rows_nearest_to_them() -> None:
-    rows, weights = normal(ROWS, 4), torch.rand(ROWS).double() ** 4
+    rows, weights = normal(ROWS, 4), uniform(ROWS, seed=1).double() ** 4
     words = words_of(rows, weights, 32).double()
     apart = torch.cdist(rows.double(), words).square()
     owner, before = apart.argmin(1), float(weights @ apart.amin(1))
@@ -128,7 +132,7 @@ def test_codewords_are_the_means_of_the_rows_nearest_to_them() -> None:
 
 
 def test_a_sample_weighs_as_much_as_all_the_rows() -> None:
-    weights = torch.rand(2 * SAMPLED, generator=torch.Generator().manual_seed(0)).double() ** 3
+    weights = uniform(2 * SAMPLED).double() ** 3
     values = torch.arange(2 * SAMPLED)[:, None].float()
     rows, sampled = seen(values, weights, SAMPLED)
     assert len(rows) <= SAMPLED
@@ -138,7 +142,11 @@ def test_a_sample_weighs_as_much_as_all_the_rows() -> None:
 
 
 def test_atoms_are_the_weighted_least_squares_of_their_coefficients() -> None:
-    rows, atoms, weights = normal(200, 5).double(), normal(10, 5, seed=1), torch.rand(200).double()
+    rows, atoms, weights = (
+        normal(200, 5).double(),
+        normal(10, 5, seed=1),
+        uniform(200, seed=2).double(),
+    )
     which, by = pursued(rows, atoms[:8], 2, rounded=False)  # nobody has the last two
     found = _refitted(rows, weights, atoms.double(), which, by)
     made_of = torch.zeros(200, 8).double().scatter_add_(1, which, by)
