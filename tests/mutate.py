@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.build_engine import QUICKLY, build
+
 TOP = Path(__file__).parent.parent
 CHANGES = Path(__file__).parent / "mutations"
 COMPILED = {".cpp", ".h", ".inc"}
@@ -65,20 +67,15 @@ def copy_of_the_tree(to: Path) -> None:
 def run(change: Change, tree: Path) -> int:
     """Exit code of the tests with the change in place; the tree is as before afterwards."""
     file = tree / change.file
-    was = file.read_text()
+    was = {f: f.read_bytes() for f in (file, *tree.glob("embedcomp/**/*.so"))}
     try:
-        file.write_text(change.applied(was))
-        _build(change, tree)
+        file.write_text(change.applied(file.read_text()))
+        if file.suffix in COMPILED:
+            build(tree, QUICKLY)
         return _pytest(change.tests, tree)
     finally:
-        file.write_text(was)
-        _build(change, tree)
-
-
-def _build(change: Change, tree: Path) -> None:
-    if Path(change.file).suffix in COMPILED:
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
-        subprocess.run(build, cwd=tree, check=True, capture_output=True)
+        for kept, content in was.items():
+            kept.write_bytes(content)
 
 
 def _pytest(tests: Sequence[str], tree: Path) -> int:

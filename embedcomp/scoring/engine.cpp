@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -501,9 +502,9 @@ class Checked {
       bool fits = true;
       if (group.lengths != nullptr) {
         int64_t sum = at[0] = 0;
-        for (int64_t i = 0; i < bags; ++i) {
-          fits &= group.lengths[i] >= 0 && group.lengths[i] <= group.total;
-          at[i + 1] = sum += group.lengths[i];
+        for (int64_t i = 0; i < bags && fits; ++i) {  // no further: sums would overflow
+          fits = group.lengths[i] >= 0 && group.lengths[i] <= group.total - sum;
+          at[i + 1] = sum += fits ? group.lengths[i] : 0;
         }
         fits &= sum == group.total;
         group.offsets = at;

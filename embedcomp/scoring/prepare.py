@@ -126,9 +126,13 @@ def _jagged(value: Any, leaf: Leaf) -> Ids:
         raise BadRequest(
             "inputs", f"{leaf.name} must come {'with' if leaf.weighted else 'without'} weights"
         )
-    values, lengths, offsets = (_int64(t) for t in (values, lengths, offsets))
+    values = _numbers(values, f"values of {leaf.name}", "int64")
+    lengths, offsets = (
+        None if t is None else _numbers(t, f"{what} of {leaf.name}", "int64")
+        for what, t in (("lengths", lengths), ("offsets", offsets))
+    )
     if weights is not None:
-        weights = weights.float().contiguous()
+        weights = _numbers(weights, f"weights of {leaf.name}", "float32")
         if weights.numel() != values.numel():
             raise BadRequest("inputs", f"{leaf.name} has not as many weights as ids")
     stride = value.stride()
@@ -148,20 +152,30 @@ def _jagged(value: Any, leaf: Leaf) -> Ids:
     )
 
 
-def _int64(tensor: Any) -> Any:
-    return None if tensor is None else tensor.long().contiguous()
-
-
 def _matrix(value: Any, leaf: Leaf) -> Tensor:
     shape = () if leaf.width is None else (leaf.width,)
     what = "float32" if leaf.kind == "dense" else "int64"
     given = getattr(value, "shape", None)
-    if given is None or tuple(given[1:]) != shape or not len(given):
-        raise BadRequest("inputs", f"{leaf.name} must be {what} {['B', *shape]}")
-    floating = value.is_floating_point()
-    if floating != (leaf.kind == "dense"):
-        raise BadRequest("inputs", f"{leaf.name} must be {what}, but is {value.dtype}")
-    tensor: Tensor = (value.float() if floating else value.long()).contiguous()
+    if not hasattr(value, "data_ptr") or not given or tuple(given[1:]) != shape:
+        raise BadRequest("inputs", f"{leaf.name} must be {what} {['B', *shape]}, a tensor")
+    return _numbers(value, leaf.name, what)
+
+
+def _numbers(value: Any, name: str, what: str) -> Tensor:
+    """A tensor as float32 or int64, one number after the other in memory.
+
+    Raises:
+        BadRequest: it has other numbers, which would be rounded, or is not where a CPU reads it.
+    """
+    floats = what == "float32"
+    if value.is_floating_point() != floats or value.is_complex():
+        raise BadRequest("inputs", f"{name} must be {what}, but is {value.dtype}")
+    if not value.is_cpu or str(value.layout) != "torch.strided":
+        raise BadRequest(
+            "inputs",
+            f"{name} is {value.layout} on {value.device}; give a dense tensor on the CPU",
+        )
+    tensor: Tensor = (value.float() if floats else value.long()).contiguous()
     return tensor
 
 
@@ -193,6 +207,8 @@ def _differs(sparse: Any, user: set[str]) -> str | None:
     lengths, values = sparse.lengths().numpy().reshape(len(keys), -1), sparse.values().numpy()
     weights = sparse.weights_or_none()
     ends = lengths.sum(1).cumsum()
+    if (lengths < 0).any() or ends[-1] != len(values):
+        return None  # the engine refuses them
     for place, key in enumerate(keys):
         if key not in user:
             continue
