@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-all check bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# What `make test` runs, and what scores once more under AddressSanitizer and UBSan.
+test-all: test
+	$(BIN)/python -m tests.sanitized
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -209,7 +209,8 @@ def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:
             rows=module.num_embeddings,
             dim=module.embedding_dim,
             pooling=pooling,
-            padding_idx=module.padding_idx,
+            # which nn.Embedding reads as any other row: it only keeps it from being trained
+            padding_idx=None if isinstance(module, nn.Embedding) else module.padding_idx,
             last_offset=last,
             stored=compressed,
             decodes=_decodes(module.decode) if compressed else "",

@@ -299,6 +299,27 @@ def test_what_is_easily_traced_wrongly(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, probabilities(case, inputs), atol=CLOSE)
 
 
+class Padded(Branching):
+    """Has a row for padding that is not zero, as one that is filled after it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, DIM, padding_idx=3)
+        nn.init.normal_(self.table.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.table(ids)).squeeze(1)
+
+
+def test_a_row_for_padding_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = Case(Padded().eval(), lambda s: torch.arange(B) % ROWS, lambda m, x: m(x))
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("compiled engine")
+    ids = torch.arange(ROWS)
+    np.testing.assert_allclose(scorer.score(ids), probabilities(case, ids), atol=CLOSE)
+
+
 class Attends(nn.Module):
     """Softmaxes of large numbers, of several dimensions, and products of batches of matrices."""
 

@@ -85,6 +85,27 @@ def test_linear(kernels: None, rows: int, inputs: int, outputs: int, precision: 
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=off)
 
 
+def test_a_layer_that_others_read_too_is_not_rectified() -> None:
+    x, w = numbers(7, 5), numbers(4, 5, seed=1)
+    layer = Node(op="linear", at=5, width=4, x=((0, 5),), name="w", inputs=5, outputs=4)
+    relu = Node(op="unary", name="relu", at=9, width=4, x=((5, 4),))
+    both = Node(op="binary", name="add", at=13, width=4, x=((9, 4),), y=((5, 4),))
+    found = run(summed(dense(5), layer, relu, both), {"w": w}, x)
+    made = x @ w.T
+    np.testing.assert_allclose(found, (np.maximum(made, 0) + made).sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_without_weights_is_its_bias(kernels: None) -> None:
+    """In bytes too, where a step of its weights would be 0."""
+    x, w = numbers(7, 64), np.zeros((64, 64), np.float32)
+    bias = np.arange(64, dtype=np.float32)
+    layer = Node(
+        op="linear", at=64, width=64, x=((0, 64),), name="w", bias="b", inputs=64, outputs=64
+    )
+    found = run(summed(dense(64), layer), {"w": w, "b": bias}, x, precision="int8")
+    assert (found == bias.sum()).all()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("n", "m", "width"), [(3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5)])
 def test_dots(kernels: None, n: int, m: int, width: int, precision: str) -> None:
