@@ -202,6 +202,7 @@ BEYOND = (1 << 63) - 1
         [BEYOND, BEYOND - 1],
         [-BEYOND - 1, -BEYOND - 1],
         [3, BEYOND],
+        [1 << 62, 1 << 62, 1 << 62, 1 << 62, 3],  # 3, in 64 bits
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(lengths: list[int]) -> None:
