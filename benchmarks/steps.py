@@ -23,8 +23,8 @@ class Steps:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder = folder
-        found = self.run("settings", lambda: dict(settings))
         wanted = json.loads(json.dumps(settings))
+        found = self.run("settings", lambda: wanted)
         differing = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
         if differing:
             key = differing[0]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from embedcomp import artifact, methods
+from embedcomp import artifact, in_time, methods
 from embedcomp.artifact import Artifact
 from embedcomp.compress import checked, planner, statistics, swap, tune
 from embedcomp.compress.auc import Noisy
@@ -36,6 +36,7 @@ from embedcomp.compress.spread import Option, spread
 from embedcomp.compress.statistics import Statistics, score_batch
 from embedcomp.errors import BadArtifact, BadModel
 from embedcomp.files import remove
+from embedcomp.in_time import Measured
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
@@ -177,8 +178,8 @@ class Planning:
     def plan(self, settings: CompressSettings) -> Plan:
         """The best choices within the budgets or the loss of AUC.
 
-        For a bound on the AUC plans are carried out and measured until one holds. Otherwise nothing
-        is compressed yet.
+        For a bound on the AUC plans are carried out and measured until one holds, and so they are
+        for a latency of this machine (in_time.py). Otherwise nothing is compressed yet.
 
         Raises:
             BadLog: the held-out rows have no AUC that could be lost.
@@ -189,9 +190,7 @@ class Planning:
         """
         bound, names = settings.max_auc_loss, settings.methods or tuple(methods.names())
         if bound is None:
-            whole = model_bytes(self.model)["total"]
-            budget = parse_budget(settings.budget, whole) if settings.budget else None
-            return self._within(settings, names, budget, None)
+            return in_time.best(self.tried(settings))
         assert self._held is not None, "a bound on the AUC is held against held-out rows"
         first = Noisy.of(self._held.quality).log_loss(bound)
         self._held.refuse_one_kind()
@@ -204,12 +203,33 @@ class Planning:
         )
         return replace(found, max_auc_loss=bound)
 
+    def tried(self, settings: CompressSettings) -> list[Plan]:
+        """The plans without a bound on the AUC that are made on the way to the best one."""
+        names, whole = settings.methods or tuple(methods.names()), model_bytes(self.model)["total"]
+        budget = parse_budget(settings.budget, whole) if settings.budget else None
+        if not settings.latency_budget:
+            return [self._within(settings, names, budget, None)]
+        times = timing(self._original, self.model, self.found, settings)
+        make = partial(self._within, settings, names, budget, None, times)
+        if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
+            return [make()]
+        return in_time.tried(make, partial(self._time, times.rows), times)
+
+    def _time(self, rows: int, plan: Plan) -> Measured:
+        """Carry a plan out and time it against the original."""
+        original = self._original
+        assert original.standalone is not None, "its time was predicted"
+        made = swap.apply(self.model, plan, self.found, Statistics())
+        before = in_time.calls(original.standalone, original.tensors(), original.features, rows)
+        return in_time.measure(before, made, original.features, rows)
+
     def _within(
         self,
         settings: CompressSettings,
         names: Sequence[str],
         budget: int | None,
         most_loss: float | None,
+        timing: Timing | None = None,
     ) -> Plan:
         made = planner.plan(
             self.model,
@@ -222,7 +242,7 @@ class Planning:
             solver=settings.solver,
             rest=settings.rest,
             known=self._known,
-            timing=self._timing(settings) if settings.latency_budget else None,
+            timing=timing,
         )
         noisy = self._noisy
         return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))
@@ -239,9 +259,6 @@ class Planning:
         made = swap.apply(self.model, plan, self.found, Statistics())
         with _one_thread(), fast_tables(made):
             return replace(plan, outcome=self._held.compared(made)[0])
-
-    def _timing(self, settings: CompressSettings) -> Timing:
-        return timing(self._original, self.model, self.found, settings)
 
 
 def plan(

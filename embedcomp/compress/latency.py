@@ -69,6 +69,14 @@ class LatencyBudget:
             return int(original / self.amount)
         return round(self.amount * _UNITS[self.unit])
 
+    def share(self, before: float, after: float) -> float:
+        """The part of the allowed time that a call takes.
+
+        Args:
+            before, after: microseconds of a call of the original and of what has to be as fast.
+        """
+        return 1000 * after / self.nanoseconds(round(1000 * before))
+
 
 class _Part(NamedTuple):
     """Columns that an operation reads: so many of feature `feature`, or of something else."""
@@ -132,6 +140,7 @@ class Timing:
                     if part.feature is not None and part.whole:
                         of_table = self._reads.setdefault(self._tables[part.feature], {})
                         of_table.setdefault(name, []).append((place, part))
+        self.slower = 1.0  # calls than predicted, as far as somebody measured
         self._known: dict[object, int] = {}
         self._shapes: dict[object, _Shape] = {}
 
@@ -139,6 +148,10 @@ class Timing:
     def fixed(self) -> int:
         """Nanoseconds of what no choice changes."""
         return _nanoseconds(self.model.of(self.fixed_work))
+
+    def allowed(self, original: int) -> int:
+        """Predicted nanoseconds that keep to the budget, where the original's are `original`."""
+        return int(self.budget.nanoseconds(original) / self.slower)
 
     def timed(self, options: Mapping[str, Menu], beside: Chosen) -> dict[str, Menu]:
         """The choices with their nanoseconds beside those that were made for the other layers.

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from embedcomp import methods
+from embedcomp.compress.latency import LatencyBudget
 from embedcomp.compress.statistics import Statistics
 
 
@@ -83,6 +84,9 @@ class Plan:
     latency_budget: str = ""  # of a call, as it was asked for
     microseconds: float | None = None  # predicted, of such a call; None: nobody asked
     microseconds_before: float | None = None  # the same of the original
+    measured_microseconds: float | None = None  # of such a call, once the plan was carried out
+    measured_microseconds_before: float | None = None  # of the original, in turns with it
+    measured_error: float | None = None  # of the ratio of these two, relative
     measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
     # was made of, where it is carried out in the same process; not stored with the plan
 
@@ -98,6 +102,32 @@ class Plan:
     def loss(self) -> float:
         """Predicted increase of the mean log loss."""
         return sum(planned.loss for planned in self.layers)
+
+    @property
+    def times_allowed(self) -> float | None:
+        """The measured time over that of the latency budget; None: it was not measured."""
+        if self.measured_microseconds is None or self.measured_microseconds_before is None:
+            return None
+        asked = LatencyBudget.parse(self.latency_budget)
+        return asked.share(self.measured_microseconds_before, self.measured_microseconds)
+
+    @property
+    def in_time(self) -> bool:
+        """The latency budget is not missed by more than what the measurement is off by."""
+        times = self.times_allowed
+        return times is None or times <= 1 + (self.measured_error or 0.0)
+
+    @property
+    def missed(self) -> str:
+        """A sentence that says by how much the latency budget is missed; empty: it is kept."""
+        if self.in_time:
+            return ""
+        return (
+            f"the latency budget {self.latency_budget} is missed: a call is measured at "
+            f"{self.measured_microseconds:,.1f} us, {self.times_allowed:.2f} times what that "
+            "allows, and no plan that was tried is nearer to it; raise the budget or allow more "
+            "methods"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -127,7 +157,7 @@ def _planned(method: str, shape: Sequence[int], **values: Any) -> Planned:
 
 def render(plan: Plan) -> Table:
     """The plan as a table for a person."""
-    table = Table(title=_title(plan))
+    table = Table(title=_title(plan), caption=plan.missed or None)
     table.add_column("layer", overflow="fold")
     for column in ("shape", "method", "settings"):
         table.add_column(column)
@@ -167,4 +197,11 @@ def _latency(plan: Plan) -> str:
     if plan.microseconds is None:
         return ""
     before = f"{plan.microseconds_before:,.1f} to " if plan.microseconds_before else ""
-    return f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget})"
+    told = f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget}"
+    if plan.measured_microseconds is None or plan.measured_microseconds_before is None:
+        return f"{told})"
+    times = plan.measured_microseconds_before / plan.measured_microseconds
+    return (
+        f"{told}; measured {plan.measured_microseconds_before:,.1f} to "
+        f"{plan.measured_microseconds:,.1f} us, {times:.2f}x ± {plan.measured_error:.0%})"
+    )

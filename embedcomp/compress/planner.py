@@ -123,7 +123,7 @@ def _goal(most_bytes: int | None, most_loss: float | None, search: Search) -> Go
     timing = search.timing
     if timing is not None:
         assert most_loss is None, "one of the two is limited, the other one small"
-        most = timing.budget.nanoseconds(_original_time(search, timing)) - timing.fixed
+        most = timing.allowed(_original_time(search, timing)) - timing.fixed
         return LeastLossInTime(most, math.inf if most_bytes is None else most_bytes)
     if most_bytes is not None:
         assert most_loss is None, "one of the two is limited, the other one small"
@@ -142,7 +142,7 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     timing = search.timing
     assert timing is not None, "no loss is too small for a plan that keeps every layer"
     asked = timing.budget
-    most = asked.nanoseconds(_original_time(search, timing))
+    most = timing.allowed(_original_time(search, timing))
     fastest = timing.fixed + total_nanoseconds(search.fastest())
     if fastest > most:
         told = (n / 1000 for n in (most, fastest, timing.fixed))

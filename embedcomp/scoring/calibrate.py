@@ -1,16 +1,17 @@
 """Finds out what a machine takes for a unit of each kind of work, by timing the real engine.
 
-Small programs of every kind of operation are timed on one thread in turns; the coefficients are the
-non-negative least squares of their relative errors (Lawson and Hanson).
+Small programs of every kind of operation are timed on one thread in turns (clock.py), as plans are
+that were carried out; the coefficients are the non-negative least squares of their relative errors
+(Lawson and Hanson).
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import torch
 from scipy.optimize import nnls
 
 from embedcomp.files import cache_folder, sha256
-from embedcomp.scoring import cost, native
+from embedcomp.scoring import clock, cost, native
 from embedcomp.scoring.alone import as_array
 from embedcomp.scoring.cost import CostModel
 from embedcomp.scoring.engine import Engine, Ids, Inputs, address
@@ -35,9 +36,8 @@ from embedcomp.served.tiers import TieredRows
 
 BATCHES = (1, 16, 64, 150)  # rows of a call
 TYPICAL = 64  # of what hardly depends on the batch
-ROUNDS, CALLS = 9, 3  # that each program is timed, and times a round
-QUANTILE = 0.3  # of the times, since other processes make calls longer and never shorter
-DIFFERENT = 4  # inputs of a program
+ROUNDS = 9  # turns of each program
+DIFFERENT = 4  # inputs of a program, scored in a turn
 FEATURES = 24  # of a program of lookups
 TABLE_ROWS = 256  # of its tables, which stay near the core
 FAR_BYTES = (1 << 22, 1 << 23, 1 << 27)  # of tables that do not
@@ -74,17 +74,28 @@ def calibrated() -> CostModel:
         NotBuilt: the engine is missing.
     """
     native.needed()
-    return CostModel(microseconds=fit(timed()), machine=cpu())
+    return modelled(timed())
+
+
+def modelled(found: Sequence[Timed]) -> CostModel:
+    """The cost model of this machine by what programs took on it."""
+    return CostModel(microseconds=fit(found), machine=cpu())
 
 
 def cpu() -> str:
-    """What /proc/cpuinfo calls the CPU, or the nearest to it."""
+    """What /proc/cpuinfo calls the CPU, or the nearest to it.
+
+    Several generations may have one name, so the numbers of the CPU's design follow it.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+        first = ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    told = {name.strip(): value.strip() for name, _, value in pairs}
+    named = told.get("model name", platform.processor() or platform.machine())
+    numbers = [told[name] for name in ("cpu family", "model", "stepping") if name in told]
+    return f"{named} ({'.'.join(numbers)})" if numbers else named
 
 
 def _key() -> str:
@@ -108,26 +119,17 @@ class _Case:
 
     def __init__(self, graph: Graph, tensors: Tensors, rows: int, precision: str = "float32"):
         self.program: Program = lower(graph, tensors, precision=precision)
-        self._engine = Engine(graph, self.program)
-        self._inputs = [_inputs(graph, tensors, rows, seed) for seed in range(DIFFERENT)]
+        engine = Engine(graph, self.program)
+        inputs = [_inputs(graph, tensors, rows, seed) for seed in range(DIFFERENT)]
         self.counts = cost.operations(self.program.ops, rows)
-        self.taken: list[float] = []
-
-    def round(self) -> None:
-        for place in range(CALLS + 1):
-            start = time.perf_counter()
-            self._engine.score(self._inputs[place % DIFFERENT], logits=True)
-            if place:  # the first call brings weights near
-                self.taken.append(time.perf_counter() - start)
+        self.calls = [partial(engine.score, read, logits=True) for read in inputs]
 
 
 def timed() -> list[Timed]:
     """Time all programs; takes a few seconds."""
     cases = list(_cases())
-    for _ in range(ROUNDS):
-        for case in cases:
-            case.round()
-    return [Timed(case.counts, 1e6 * float(np.quantile(case.taken, QUANTILE))) for case in cases]
+    taken = clock.in_turns([case.calls for case in cases], 0, ROUNDS)
+    return [Timed(case.counts, clock.low(its)) for case, its in zip(cases, taken.T, strict=True)]
 
 
 def fit(found: Sequence[Timed]) -> dict[str, float]:

@@ -121,6 +121,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
 ) -> None:
     monkeypatch.chdir(made)
     monkeypatch.setattr("embedcomp.scoring.calibrate.ROUNDS", 1)
+    monkeypatch.setattr("embedcomp.in_time.SECONDS", 0.1)
     assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
     assert "machine.json: the cost of" in capsys.readouterr().out
     given = ["compress", "model", "--log", "log", "--methods", "half,low_rank"]
@@ -133,13 +134,19 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     budget = f"{0.9 * slow['microseconds']:.1f}us@64"
     limits = ["--latency-budget", budget, "--budget", "3x"]
     assert run(monkeypatch, *given, *limits, "--out", "quick") == 0
-    assert f"us a call (budget {budget})" in " ".join(capsys.readouterr().out.split())
+    assert f"us a call (budget {budget}; measured" in " ".join(capsys.readouterr().out.split())
     from embedcomp.artifact import Artifact
+    from embedcomp.scoring import calibrate
 
     plan = Artifact.open("quick").plan
     assert plan is not None and plan.microseconds is not None
     assert plan.latency_budget == budget and plan.microseconds <= 0.9 * slow["microseconds"] + 0.1
     assert plan.bytes_after <= plan.budget_bytes == plan.bytes_before // 3
+    assert plan.measured_microseconds and plan.measured_microseconds_before
+    of_another = Path("machine.json").read_text().replace(calibrate.cpu(), "another machine")
+    Path("machine.json").write_text(of_another)
+    assert run(monkeypatch, *dry, "--latency-budget", budget) == 0
+    assert json.loads(capsys.readouterr().out)["measured_microseconds"] is None
     assert run(monkeypatch, *dry, "--latency-budget", "1ns@64") == 2
     told = capsys.readouterr().err
     assert "the latency budget is 0.0 us a call of 64 rows, but the fastest plan found" in told

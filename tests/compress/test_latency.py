@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from embedcomp import methods
+from embedcomp import in_time, methods
 from embedcomp.compress import swap
 from embedcomp.compress.choices import Choice, Menu, empty_bytes, empty_on_meta
 from embedcomp.compress.contract import TableSpec
@@ -21,6 +21,7 @@ from embedcomp.compress.plan import Plan, render
 from embedcomp.compress.planner import _planned, plan
 from embedcomp.compress.solvers import highs
 from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall, LimitsTooSmall
+from embedcomp.in_time import Measured
 from embedcomp.scoring import calibrate, cost, native
 from embedcomp.scoring.alone import as_array, stand_alone
 from embedcomp.scoring.cost import CostModel, Counts
@@ -66,10 +67,7 @@ def timing(model=None, budget="1ms@64"):
 @pytest.fixture(scope="module")
 def kinds():
     """Every kind of work that is calibrated."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "ROUNDS", 1)
-        patch.setattr(calibrate, "CALLS", 1)
-        return tuple(calibrate.calibrated().microseconds)
+    return tuple({kind for case in calibrate._cases() for kind in case.counts})
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def costing(kinds):
     return lambda dear: CostModel(microseconds={**dict.fromkeys(kinds, 0.0), **dear})
 
 
-def planned(model, budget, share=None, names=QUICK):
+def planned(model, budget, share=None, names=QUICK, times=None):
     small_one, found, measured = small.measured()
     whole = sum(p.nbytes for p in small_one.parameters())
     most = None if share is None else int(share * whole)
@@ -89,7 +87,7 @@ def planned(model, budget, share=None, names=QUICK):
         most,
         names,
         small.SINGLE,
-        timing=timing(model, budget),
+        timing=times or timing(model, budget),
         known=KNOWN,
     )
 
@@ -275,13 +273,109 @@ def test_the_best_within_both_limits_is_found(seed):
         assert sum(c.loss for c in found.values()) == pytest.approx(wanted, rel=2 * highs.GAP)
 
 
+def tried(model, budget, longer, names=QUICK, original=1.0, error=0.02):
+    """Plans that are measured to take `longer` than predicted, and the original as well."""
+    times = timing(model, budget)
+
+    def measured(made):
+        after, before = longer * made.microseconds, original * made.microseconds_before
+        return Measured(before, after, error)
+
+    return in_time.tried(lambda: planned(model, budget, names=names, times=times), measured, times)
+
+
+DEAR = {"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05, "calls": 5.0}
+
+
+def test_a_plan_that_is_measured_within_its_budget_is_taken(costing):
+    model = costing(DEAR)
+    (found,) = tried(model, "60us@64", 1.0)
+    plan = planned(model, "60us@64")
+    assert found.layers == plan.layers and found.in_time and not found.missed
+    assert found.measured_microseconds == found.microseconds == plan.microseconds
+    assert found.measured_microseconds_before == plan.microseconds_before
+    (found,) = tried(model, "60us@64", 60 / plan.microseconds * 1.019)  # within the error
+    assert found.in_time and not found.missed
+
+
+@pytest.mark.parametrize("longer", [1.35, 1.5])
+def test_a_plan_that_takes_longer_than_predicted_is_made_again(costing, longer):
+    model = costing(DEAR)
+    found = tried(model, "60us@64", longer)
+    first, last = found[0], found[-1]
+    assert len(found) == 2 and first.layers == planned(model, "60us@64").layers
+    assert first.measured_microseconds > 60 * 1.02 and not first.in_time
+    assert last.measured_microseconds <= 60 and last.in_time
+    # no better plan is predicted to take what can be measured to take as long as is allowed
+    assert last.loss == planned(model, f"{60 / longer}us@64").loss
+    assert in_time.best(found) is last
+
+
+def test_a_share_of_the_originals_time_is_one_of_its_measured_time(costing):
+    model = costing(DEAR)
+    (found,) = tried(model, "1.6x@64", 1.5, original=1.5)  # all is slower by as much
+    assert found.in_time and found.times_allowed == pytest.approx(
+        1.6 * found.microseconds / found.microseconds_before, rel=1e-4
+    )
+    first, last = tried(model, "1.6x@64", 1.7, original=1.2)
+    assert not first.in_time and last.in_time
+    assert last.measured_microseconds <= last.measured_microseconds_before / 1.6
+    assert last.loss == planned(model, f"{1.6 * 1.7 / 1.2}x@64").loss
+
+
+def test_a_budget_that_is_missed_is_said_to_be(costing):
+    model = costing({"float32 rows": 1.0, "float16 rows": 0.25, "calls": 5.0})
+    found = tried(model, "100us@64", 1.25, names=("half",))  # the fastest is predicted to take 85
+    assert len(found) == 1 and found[0].microseconds == 85
+    assert found[0].missed == (
+        "the latency budget 100us@64 is missed: a call is measured at 106.2 us, 1.06 times what "
+        "that allows, and no plan that was tried is nearer to it; raise the budget or allow more "
+        "methods"
+    )
+    assert str(render(found[0]).caption) == found[0].missed
+    with pytest.raises(LatencyTooSmall):
+        tried(model, "20us@64", 1.0, names=("half",))
+
+
+def test_the_nearest_plan_is_taken_after_some_rounds(costing, monkeypatch):
+    monkeypatch.setattr(in_time, "ROUNDS", 2)
+    model, longer = costing(DEAR), iter([1.3, 1.8])
+    times = timing(model, "60us@64")
+    found = in_time.tried(
+        lambda: planned(model, "60us@64", times=times),
+        lambda made: Measured(500.0, next(longer) * made.microseconds, 0.01),
+        times,
+    )
+    assert len(found) == 2 and not any(plan.in_time for plan in found)
+    assert found[0].measured_microseconds < found[1].measured_microseconds
+    assert in_time.best(found) is found[0]
+
+
+def test_times_are_compared_turn_by_turn():
+    before = np.array([1.0, 1.0, 2.0, 3.0, 1.0, 4.0, 1.0])
+    times = np.array([0.5, 0.5, 0.5, 0.5, 0.45, 0.6, 0.4])
+    found = Measured.of(1e-6 * np.stack([before, before * times], 1))
+    assert found.before == pytest.approx(1.0)  # what slowed the machine down counts for nothing
+    assert found.after == pytest.approx(np.quantile(before * times, 0.2))
+    assert found.error == pytest.approx((0.5 - 0.475) / 2 / 0.5)
+
+
+def test_a_plan_says_what_was_measured(costing):
+    (made,) = tried(costing(DEAR), "60us@64", 1.0)
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    times = made.microseconds_before / made.microseconds
+    told = f"{made.microseconds_before:,.1f} to {made.microseconds:,.1f} us"
+    wanted = f", {told} a call (budget 60us@64; measured {told}, {times:.2f}x ± 2%)"
+    assert str(render(made).title).endswith(wanted) and render(made).caption is None
+
+
 def test_a_plan_keeps_what_it_was_planned_for(costing):
     made = planned(costing({"float32 rows": 1.0}), "100us@64", 0.5)
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).microseconds == made.microseconds
     title = str(render(made).title)
     assert f"320.0 to {made.microseconds:,.1f} us a call (budget 100us@64)" in title
     old = made.to_dict()
-    for name in ("latency_budget", "microseconds", "microseconds_before"):
+    for name in [name for name in old if name == "latency_budget" or "micro" in name]:
         del old[name]
     assert Plan.from_dict(old).microseconds is None
 
