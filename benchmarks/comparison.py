@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
+from benchmarks.steps import Steps
 from embedcomp import models
 from embedcomp.compare import results
 from embedcomp.compare.report import report, tables
@@ -86,7 +86,7 @@ def main() -> None:
     for table in tables(sections(records)):
         console.print(table)
     report(out)
-    file = result.write(
+    file = Steps(out, {}).record(
         f"comparison-{options.log}",
         data=records[0].data,
         settings={"parts": options.part, "setups": setups(records)},

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import child, result
+from benchmarks import child
 from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp.log.click_log import ClickLog
@@ -152,7 +152,7 @@ def main() -> None:
     chain = Chain(log=log, steps=Steps(options.work / "globo", settings), options=options)
     found = chain.run()
     console.print(render(found))
-    file = result.write(
+    file = chain.steps.record(
         "globo",
         data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
         settings=settings,

@@ -222,7 +222,7 @@ def main() -> None:
     by_seed = [Seed(seed, log, steps, options).figures(wanted) for seed in options.seeds]
     found = summary(by_seed)
     console.print(render(found, f"{options.model} on {options.log}, {len(by_seed)} seeds"))
-    file = result.write(
+    file = steps.record(
         f"quality-{options.log}",
         data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
         settings={**settings, "budgets": options.budgets},

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.child import ROOT, ChildFailed
-from benchmarks.result import RESULTS
+from benchmarks.result import RESULTS, source
 from embedcomp.errors import BadLog, EmbedcompError
 from embedcomp.log.click_log import ClickLog
 
 DATA = ROOT / ".." / "shared" / "data"
-WORK = ROOT / "build" / "benchmarks"
+WORK = ROOT / "build" / "benchmarks" / source().name  # what is done by one program
 
 console = Console(stderr=True, width=120, highlight=False)
 

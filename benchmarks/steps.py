@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import result
 from embedcomp.errors import BadSettings
 from embedcomp.files import replacing
 
@@ -43,3 +45,12 @@ class Steps:
         with replacing(file) as fresh:
             fresh.write_text(json.dumps(made, indent=1) + "\n")
         return made
+
+    def record(self, name: str, **content: Any) -> Path:
+        """Write the record of a run (`result.write`), unless these very results have one already.
+
+        So the same command, started again when all is done, makes no second record of one run.
+        """
+        written = json.dumps([name, content], default=str).encode()
+        step = f"records/{hashlib.sha256(written).hexdigest()[:12]}"
+        return Path(self.run(step, lambda: {"file": str(result.write(name, **content))})["file"])

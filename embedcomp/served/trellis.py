@@ -8,7 +8,7 @@ code name its number, so any row is read by itself, with 8 bits before it.
 Source: trellis-coded quantization (Marcellin and Fischer 1990) in the bit-shift form of QTIP (arXiv
 2406.11235). Of normal values it leaves 0.282, 0.077, 0.021 and 0.0058 of the variance in 1 to 4
 bits, where single steps leave 0.364, 0.119, 0.038 and 0.0119, and nothing less than 0.25, 0.063,
-0.016 and 0.0039 (benchmarks/results/trellis.json).
+0.016 and 0.0039 (benchmarks/results/trellis).
 """
 
 from __future__ import annotations
