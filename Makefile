@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench bench-tiny clean
 
 setup: $(STAMP)
 
@@ -35,21 +35,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The runs behind docs/results.md: hours on two cores, each resumable; DATA is the folder of click logs.
+# The runs behind docs/results.md, hours on two cores (benchmarks/README.md has the list); the same
+# command goes on where it was stopped. DATA is the folder of click logs.
 DATA ?= ../shared/data
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.quality --log movielens_1m --data $(DATA)
-	$(BIN)/python -m benchmarks.quality --log kuairand --data $(DATA)
-	$(BIN)/python -m benchmarks.comparison --log movielens_1m --tune-batch 1024 --data $(DATA)
-	$(BIN)/python -m benchmarks.comparison --log kuairand --data $(DATA)
-	$(BIN)/python -m benchmarks.prediction --log movielens_1m --data $(DATA)
-	$(BIN)/python -m benchmarks.prediction --log kuairand --data $(DATA)
-	$(BIN)/python -m benchmarks.globo --epochs 10 --control --data $(DATA)
-	$(BIN)/python -m benchmarks.training_speed --data $(DATA)
-	$(BIN)/python -m benchmarks.low_rank_speed
-	$(BIN)/python -m benchmarks.solvers
-	$(BIN)/python -m benchmarks.trellis
-	$(BIN)/python -m benchmarks.scoring --data $(DATA)
+	$(BIN)/python -m benchmarks.runs --data $(DATA)
+
+bench-tiny: $(STAMP)
+	$(BIN)/python -m benchmarks.runs --tiny
 
 clean:
 	rm -rf $(VENV) demo_out build/lib *.egg-info

@@ -3,9 +3,10 @@
     python -m benchmarks.comparison --log kuairand --part methods budgets tuned models
 
 `methods` compares all methods at 10x for one seed, untuned and after one tuning epoch. `budgets`
-compares them untuned at every budget for several seeds, and `tuned` the planned mix with one tuning
-epoch against its control. `models` does 5x on each CTR model, and `fast` 5x and half the original's
-time. It goes on where it was stopped; the result file holds all that the work folder has.
+compares the best of them untuned at every budget for several seeds, and `tuned` the planned mix
+with one tuning epoch against its control. `models` does 5x on each CTR model for one seed, and
+`fast` 5x and half the original's time. It goes on where it was stopped; the record holds all that
+the work folder has.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from embedcomp.settings import CompareSettings
 
 BUDGETS = ("5x", "10x", "20x", "50x", "100x")
 MODEL = "dcnv2"
+BEST = ("fisher_svd", "frequency_tiers", "low_rank", "low_rank_vq", "product_quantization", "svd")
+BEST += ("trellis_coded",)
 LEFT_OUT = {"key", "data", "settings", "versions", "machine"}  # of a record: said once for a setup
 
 
@@ -40,7 +43,6 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
         models=tuple(options.models),
         budgets=("5x",),
         alone=("low_rank",),
-        seeds=seeds,
         tune_epochs=(options.tune_epochs,),
         split="test",
     )
@@ -49,7 +51,9 @@ def parts(options: argparse.Namespace) -> dict[str, CompareSettings]:
         "methods": CompareSettings(
             **one, budgets=("10x",), tune_epochs=(0, 1), alone=options.alone
         ),
-        "budgets": CompareSettings(**one, budgets=budgets, seeds=seeds, alone=options.alone),
+        "budgets": CompareSettings(
+            **one, budgets=budgets, seeds=seeds, alone=options.alone or BEST
+        ),
         "tuned": CompareSettings(
             **one, budgets=budgets, seeds=seeds, tune_epochs=(1,), alone=(), tune=tune
         ),
@@ -110,8 +114,8 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--tune-batch", type=int, default=TuneSettings.batch_rows, help="rows, of the part tuned"
     )
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--alone", nargs="*", help="methods of the first two parts; without, all")
+    options.add_argument("--seeds", type=int, default=3, help="of the parts budgets and tuned")
+    options.add_argument("--alone", nargs="*", help="methods of the first two parts; see above")
     options.add_argument("--work", type=Path, default=WORK, help="folder for the parts' results")
     return options.parse_args()
 

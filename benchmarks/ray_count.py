@@ -1,21 +1,20 @@
-"""Counting a log by plain Ray tasks and by Ray Data: `python -m benchmarks.ray_count LOG`.
+"""Counting a log by plain Ray tasks and by Ray Data: `python -m benchmarks.ray_count`.
 
 Both end with the same value counts of every categorical column. The job uses the faster one.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import pyarrow as pa
 import ray
 
 from benchmarks.result import spread, write
+from benchmarks.script import command, open_log, parser
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import IdCounts, LogCounts, count
 from pipelines import shards
@@ -70,9 +69,10 @@ def timed(count_all: Callable[[ClickLog, list[Piece]], Totals], log: ClickLog) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", help="folder of a click log")
-    log = ClickLog(str(Path(parser.parse_args().log).absolute()))
+    options = parser(__doc__)
+    options.add_argument("--log", default="movielens_1m", help="folder in --data")
+    given = options.parse_args()
+    log = open_log(given.data, given.log)
     pieces = log.pieces("train")
     with connected():
         assert by_tasks(log, pieces) == by_ray_data(log, pieces)  # which also warms the file cache
@@ -80,14 +80,15 @@ def main() -> None:
     for name, seconds in found.items():
         print(f"{name}: {median(seconds):.2f} s (runs {seconds})")
     written = write(
-        f"ray_count_{Path(log.path).name}",
-        data={"log": Path(log.path).name, "rows": log.rows("train"), "pieces": len(pieces)},
+        f"ray_count_{given.log}",
+        data={"log": given.log, "rows": log.rows("train"), "pieces": len(pieces)},
         settings={"runs": 3, "ray": ray.__version__},
         seeds=[],
         results={name: {"seconds": spread(seconds)} for name, seconds in found.items()},
+        folder=given.results,
     )
     print(written)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,12 +20,14 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
+from time import perf_counter
 from typing import Any
 
 from embedcomp.compare.provenance import PACKAGES, machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 TOP = Path(__file__).parents[1]
+_BEGAN = perf_counter()
 # What does not run makes no difference to figures.
 PROGRAM = (".", ":!benchmarks/results", ":!docs", ":!tests", ":!*.md")
 
@@ -80,6 +82,7 @@ def write(
         "date": now.isoformat(timespec="seconds"),
         "commit": ran.commit,
         "dirty": _is_dirty(ran),
+        "process_seconds": perf_counter() - _BEGAN,  # a run that was stopped took longer
         "data": data,
         "settings": settings,
         "seeds": seeds,

@@ -172,7 +172,7 @@ def _render(name: str, found: dict[str, Any]) -> Table:
 def _options() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    options.add_argument("--rounds", type=int, default=5, help="turns of each tool")
+    options.add_argument("--rounds", type=int, default=3, help="turns of each tool")
     options.add_argument("--threads", type=int, default=2, help="and cores")
     options.add_argument("--steps", type=int, help="timed steps, for a quick look: no warm-up")
     options.add_argument("--peers", type=Path, default=child.ROOT / "build" / "peers")

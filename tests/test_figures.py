@@ -71,6 +71,8 @@ def test_figures_are_written_as_the_record_has_them_rounded_as_before():
         ("<!-- given: 3 -->\n3 rounds give 3.5x.", "3.5x: name the record"),
         ("<!-- figures: training_speed.speeds training_speed/2026 -->\n3", "there is no record"),
         ("<!-- figures: training_speed.other -->\n3", "has no training_speed.other"),
+        (f"<!-- figures: {SPEEDS} trellis/2026-11-27T01-05-24-3f16cf1+ -->\n3", "does not fit"),
+        ("<!-- table: globo.steps trellis/2026-11-27T01-05-24-3f16cf1+ -->\n3", "does not fit"),
         ("<!-- table: other.speeds -->\n| 3 |", "has no other.speeds"),
     ],
 )

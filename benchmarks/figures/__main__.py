@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.figures import record
 from benchmarks.figures.page import Block, blocks
-from benchmarks.figures.record import NotSo, Record
+from benchmarks.figures.record import NotSo
 from benchmarks.result import TOP
 
 # In these every number is measured or said to be given; in others, what a comment stands above.
@@ -46,9 +47,9 @@ def renamed(page: str, names: Sequence[str]) -> str:
 
 def _written(block: Block, strict: bool) -> str:
     if block.kind == "table":
-        return "\n".join(_function(block)(*_records(block)))
+        return "\n".join(_of_records(block))
     if block.kind == "figures":
-        values = list(_function(block)(*_records(block)))
+        values = _of_records(block)
         if len(values) != len(block.figures):
             said = ", ".join(number[0] for number in block.figures)
             has = ", ".join(f"{value:.6g}" for value in values)
@@ -60,17 +61,24 @@ def _written(block: Block, strict: bool) -> str:
     return block.text
 
 
-def _function(block: Block) -> Callable[..., Any]:
-    module, _, name = block.source.partition(".")
+def _of_records(block: Block) -> list[Any]:
+    """What a block's function gives, lines or figures."""
+    records = [record.read(name) for name in block.records]
+    function = _function(block.source)
     try:
-        found: Callable[..., Any] = getattr(import_module(f"benchmarks.figures.{module}"), name)
-    except (ModuleNotFoundError, AttributeError) as missing:
-        raise NotSo(f"benchmarks/figures has no {block.source}") from missing
-    return found
+        return list(function(*records))
+    except (LookupError, TypeError, ValueError) as error:  # they are of another benchmark or part
+        raise NotSo(f"{block.source} does not fit the records named: {error!r}") from error
 
 
-def _records(block: Block) -> list[Record]:
-    return [record.read(name) for name in block.records]
+def _function(source: str) -> Callable[..., Any]:
+    module, _, name = source.partition(".")
+    place = f"benchmarks.figures.{module}"
+    found = getattr(import_module(place), name, None) if module and find_spec(place) else None
+    if found is None:
+        raise NotSo(f"benchmarks/figures has no {source}")
+    function: Callable[..., Any] = found
+    return function
 
 
 def _beginning(block: Block) -> str:

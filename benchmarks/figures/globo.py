@@ -25,7 +25,11 @@ def steps(record: Record) -> list[str]:
     head = ["step", "seconds", "peak memory", "test AUC", "log loss", "bytes"]
     made = record["results"]
     rows = [
-        [words, *_taken(made.get(step)), *_scored(made.get(f"evaluate_{model}"))]
+        [
+            words,
+            *(_taken(made[step]) if step else ["", ""]),
+            *(_scored(made[f"evaluate_{model}"]) if model else ["", "", ""]),
+        ]
         for (step, model), words in STEPS.items()
     ]
     return table(head, rows)
@@ -45,13 +49,9 @@ def losses(record: Record) -> Iterator[float]:
     yield from (auc["control"] - auc[f"control_{budget}"] for budget in ("10x", "30x"))
 
 
-def _taken(step: dict[str, Any] | None) -> list[str]:
-    if step is None:
-        return ["", ""]
+def _taken(step: dict[str, Any]) -> list[str]:
     return [f"{step['seconds']:.1f}", f"{step['peak_bytes'] / MIB:,.0f} MiB"]
 
 
-def _scored(made: dict[str, Any] | None) -> list[str]:
-    if made is None:
-        return ["", "", ""]
+def _scored(made: dict[str, Any]) -> list[str]:
     return [f"{made['auc']:.5f}", f"{made['logloss']:.5f}", f"{made['bytes']['total']:,}"]

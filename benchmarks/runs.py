@@ -1,0 +1,160 @@
+"""All runs behind the documents' figures, one after the other: `python -m benchmarks.runs`.
+
+Each is a process of its own, and one that fails does not stop the others. The same command goes on
+where it was stopped: what has a record of this commit is not run again. `--tiny` sees that every
+script starts and ends, on small made-up logs in the place of the real ones; it leaves no records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import child
+from benchmarks.result import RESULTS, source
+from benchmarks.script import DATA, WORK, console
+from embedcomp.log.synth import synth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One command.
+
+    record: folder of its records.
+    arguments: {data} is the folder of click logs, {work} that of what is done.
+    minutes: on two cores with nothing else on them, estimated from earlier runs.
+    tiny: what makes it short, behind the other arguments.
+    """
+
+    script: str
+    record: str
+    arguments: str = ""
+    minutes: int
+    tiny: str = ""
+
+    def command(self, data: Path, work: Path, results: Path, tiny: bool) -> list[str]:
+        """What follows `python -m`."""
+        words = [*self.arguments.split(), *(self.tiny.split() if tiny else [])]
+        filled = [word.format(data=data, work=work) for word in words]
+        return [f"benchmarks.{self.script}", *filled, "--results", str(results)]
+
+
+def _on(log: str, script: str, more: str = "", *, minutes: int, tiny: str) -> Run:
+    """A run on one click log."""
+    told = f"--log {log} {more} --data {{data}} --work {{work}}".replace("  ", " ")
+    return Run(script=script, record=f"{script}-{log}", arguments=told, minutes=minutes, tiny=tiny)
+
+
+MOVIES, VIDEOS, CLICKS = "movielens_1m", "kuairand", "globo_clicks"
+QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
+COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
+RUNS = (
+    _on(MOVIES, "quality", minutes=25, tiny=f"{QUALITY} --budgets 5x"),
+    _on(VIDEOS, "quality", minutes=50, tiny=QUALITY),
+    _on(MOVIES, "comparison", "--tune-batch 1024 --models fibinet", minutes=150, tiny=COMPARED),
+    _on(VIDEOS, "comparison", "--models dlrm deepfm nfm autoint", minutes=240, tiny=COMPARED),
+    _on(MOVIES, "prediction", minutes=3, tiny="--options 6"),
+    _on(VIDEOS, "prediction", minutes=10, tiny="--options 6"),
+    Run(
+        script="globo",
+        record="globo",
+        arguments="--epochs 10 --control --data {data} --work {work}",
+        minutes=50,
+        tiny="--epochs 1",
+    ),
+    Run(
+        script="training_speed",
+        record="training_speed",
+        arguments="--data {data}",
+        minutes=15,
+        tiny="--rounds 1 --steps 2",
+    ),
+    Run(
+        script="scoring",
+        record="scoring",
+        arguments="--models {work}/quality/kuairand/0/models --data {data}",
+        minutes=15,
+        tiny="--ranks 16 --seconds 0.02",
+    ),
+    Run(
+        script="latency",
+        record="latency",
+        arguments="{work}/quality/movielens_1m/0/models/original --data {data}",
+        minutes=5,
+    ),
+    Run(
+        script="low_rank_speed",
+        record="low_rank_speed",
+        minutes=4,
+        tiny="--rows 10000 --rounds 1",
+    ),
+    Run(script="solvers", record="solvers", minutes=2, tiny="--layers 20 --seeds 0"),
+    Run(script="trellis", record="trellis", minutes=2, tiny="--seeds 0"),
+    Run(
+        script="ray_count",
+        record="ray_count_movielens_1m",
+        arguments="--log movielens_1m --data {data}",
+        minutes=2,
+    ),
+)
+
+
+def run(chosen: Sequence[Run], data: Path, work: Path, results: Path, tiny: bool) -> list[str]:
+    """Run what has no record of this commit yet; those that failed, and why."""
+    failed = []
+    for one in chosen:
+        if _has_record(one, results):
+            console.print(f"{one.record}: has a record of {source().name}")
+            continue
+        console.print(f"{one.record}: about {one.minutes} minutes")
+        try:
+            done = child.run(one.command(data, work, results, tiny), shown=not tiny)
+            console.print(f"{one.record}: {done.seconds / 60:.1f} minutes")
+        except child.ChildFailed as error:
+            failed.append(f"{one.record}: {error}")
+        else:
+            if not _has_record(one, results):
+                failed.append(f"{one.record}: it ended without a record of that name")
+    return failed
+
+
+def _has_record(one: Run, results: Path) -> bool:
+    """Whether it has one of this commit."""
+    return any((results / one.record).glob(f"*-{source().name}.json"))
+
+
+def tiny_logs(folder: Path) -> None:
+    """Made-up logs under the real ones' names."""
+    for name in (MOVIES, VIDEOS, CLICKS):
+        synth(folder / name, rows=3000)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    names = [one.record for one in RUNS]
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
+    options.add_argument("--data", type=Path, default=DATA, help="folder with the click logs")
+    options.add_argument("--tiny", action="store_true", help="on small made-up logs")
+    given = options.parse_args()
+    unknown = sorted(set(given.names) - set(names))
+    if unknown:
+        options.error(f"there is no run {unknown[0]!r}; there are {', '.join(names)}")
+    chosen = [one for one in RUNS if one.record in (given.names or names)]
+    if given.tiny:
+        with TemporaryDirectory() as scratch:
+            tiny_logs(Path(scratch) / "data")
+            places = (Path(scratch) / part for part in ("data", "work", "results"))
+            failed = run(chosen, *places, tiny=True)
+    else:
+        failed = run(chosen, given.data, WORK, RESULTS, tiny=False)
+    for reason in failed:
+        console.print(f"failed: {reason}")
+    sys.exit(min(len(failed), 1))
+
+
+if __name__ == "__main__":
+    main()
