@@ -141,9 +141,9 @@ def result(method, auc, **others):
 
 
 def compared(*results):
-    settings = {
-        "setups": {"s v": {"settings": {}}, "fast v": {"settings": {"latency_budget": "2x@64"}}}
-    }
+    fast = {"latency_budget": "2x@64"}
+    setups = {name: {"settings": {}} for name in ("s v", "other v")}
+    settings = {"setups": {**setups, "fast v": {"settings": fast}}}
     return {"data": {"name": "log"}, "settings": settings, "results": list(results)}
 
 
@@ -167,9 +167,9 @@ def test_results_of_another_limit_tuning_budget_or_model_are_other_results():
 def test_a_tuned_mix_is_held_against_the_control_that_was_tuned_as_it_was():
     control = {"budget": "", "tune_epochs": 1}
     record = compared(
-        result("control", 0.9, setup="fast", **control),
-        result("planned", 0.7, tune_epochs=1),
         result("control", 0.8, **control),
+        result("planned", 0.7, tune_epochs=1),
+        result("control", 0.9, setup="other", **control),
     )
     (log,) = comparison.logs([record])
     ((made, held),) = comparison.against_control(log, "10x")
