@@ -121,7 +121,7 @@ def main() -> None:
         found[f"{bound:g}"] = steps.run(f"bound-{bound:g}", work)
         console.print(rendered(found))
     file = result.write(
-        f"auc-bound-{options.log}",
+        f"auc_bound-{options.log}",
         data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
         settings=settings,
         seeds=[0],

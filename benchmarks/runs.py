@@ -52,6 +52,7 @@ def _on(log: str, script: str, more: str = "", *, minutes: int, tiny: str) -> Ru
 MOVIES, VIDEOS, CLICKS = "movielens_1m", "kuairand", "globo_clicks"
 QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
 COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
+BOUNDS = "--bounds 0.01"
 RUNS = (
     _on(MOVIES, "quality", minutes=25, tiny=f"{QUALITY} --budgets 5x"),
     _on(VIDEOS, "quality", minutes=50, tiny=QUALITY),
@@ -83,14 +84,22 @@ RUNS = (
     Run(
         script="latency",
         record="latency",
-        arguments="{work}/quality/movielens_1m/0/models/original --data {data}",
-        minutes=5,
+        arguments="--data {data} --work {work}/latency",
+        minutes=15,
+        tiny="--logs synth",
     ),
     Run(
         script="low_rank_speed",
         record="low_rank_speed",
         minutes=4,
         tiny="--rows 10000 --rounds 1",
+    ),
+    _on(MOVIES, "auc_bound", minutes=10, tiny=BOUNDS),
+    _on(VIDEOS, "auc_bound", minutes=20, tiny=BOUNDS),
+    _on("criteo_14k", "auc_bound", minutes=10, tiny=BOUNDS),
+    _on("avazu_10k", "auc_bound", minutes=10, tiny=BOUNDS),
+    _on(
+        CLICKS, "auc_bound", "--model deepfm --min-count 10 --set epochs=3", minutes=40, tiny=BOUNDS
     ),
     Run(script="solvers", record="solvers", minutes=2, tiny="--layers 20 --seeds 0"),
     Run(script="trellis", record="trellis", minutes=2, tiny="--seeds 0"),
@@ -129,7 +138,7 @@ def _has_record(one: Run, results: Path) -> bool:
 
 def tiny_logs(folder: Path) -> None:
     """Made-up logs under the real ones' names."""
-    for name in (MOVIES, VIDEOS, CLICKS):
+    for name in (MOVIES, VIDEOS, CLICKS, "criteo_14k", "avazu_10k"):
         synth(folder / name, rows=3000)
 
 
