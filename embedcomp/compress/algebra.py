@@ -63,6 +63,8 @@ def leading(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """
     values, vectors = torch.linalg.eigh(symmetric)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    if not len(values):  # there is no largest entry of nothing
+        return values, vectors
     peaks = vectors.abs().argmax(0, keepdim=True)
     return values, vectors * vectors.gather(0, peaks).sign()
 

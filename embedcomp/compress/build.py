@@ -52,11 +52,16 @@ def table(
 
 
 def plain(spec: Spec, storage: AnyStorage) -> Served:
-    """The layer's own matrix in another storage."""
+    """The layer's own matrix in another storage.
+
+    A linear layer that reads nothing, since the decoders folded into it left no codes, is its bias:
+    its matrix has no column that a scale could be of.
+    """
     if isinstance(spec, TableSpec):
         return table(spec, StoredRows(spec.rows, spec.dim, storage), None)
     bias = of_bias(spec.outputs, spec.bias, storage)
-    return CompressedLinear(spec.inputs, spec.outputs, bias, storage)
+    of_weight = storage if spec.inputs else "float32"
+    return CompressedLinear(spec.inputs, spec.outputs, bias, of_weight)
 
 
 def low_rank(
