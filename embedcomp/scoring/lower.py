@@ -268,7 +268,8 @@ class _Lowering:
         self._place(node.at, node.width, out)
 
     def _weight(self, node: Node) -> None:
-        if any(_overlaps(other, node) for other in self.graph.nodes):  # else it is read by name
+        is_score = node.at <= self.graph.out < node.at + node.width
+        if is_score or any(_overlaps(n, node) for n in self.graph.nodes):  # else it's read by name
             constant = np.ascontiguousarray(self.tensors.weight(node.name), np.float32).reshape(-1)
             self._place(node.at, node.width, self._buffer(node.width, USER, constant))
 

@@ -277,11 +277,13 @@ class Tracer:
     def _linear(self, x: Any, weight: Any, bias: Any) -> Rows:
         if not isinstance(x, Rows) or not isinstance(weight, Fixed):
             raise CannotTrace("a product with a weight that differs from row to row")
-        name, form = self._whole(weight)
         outputs, inputs = weight.value.shape
         plain = bias is None or (isinstance(bias, Fixed) and bias.value.shape == (outputs,))
         if not plain:
             raise CannotTrace("a bias that differs from row to row")
+        if not inputs:  # what is left is the bias, the same for every row
+            return Rows(self._columns(bias).expand(*x.shape[:-1], outputs))
+        name, form = self._whole(weight)
         times = x.of_a_row.numel() // inputs
         made = self._new(
             (*x.shape[:-1], outputs),

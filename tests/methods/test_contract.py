@@ -34,6 +34,7 @@ LINEARS = [
     LinearSpec(name="wide", inputs=13, outputs=9, bias=True, activation="relu"),
     LinearSpec(name="plain", inputs=5, outputs=12, bias=False),
     LinearSpec(name="single", inputs=10, outputs=1, bias=True),
+    LinearSpec(name="nothing", inputs=0, outputs=6, bias=True, activation="relu"),
 ]
 
 
