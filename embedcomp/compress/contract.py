@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from embedcomp.compress.sketch import MOST_EXACT, Moment, Sketched
 from embedcomp.served.kmeans import sampled
 from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
@@ -95,27 +96,32 @@ class TableStatistics:
 class LinearStatistics:
     """Of a linear layer over the log.
 
-    mean, second: float64 [inputs] and [inputs, inputs], E[x] and E[x x^T].
+    mean, second: float64 [inputs] and [inputs, inputs], E[x] and E[x x^T]; of many inputs the
+        second is a sketch, which is multiplied and has a diagonal like a matrix.
     gradient: float64 [outputs, outputs], as in TableStatistics, for the layer's output.
     fisher: float64 [outputs], the same as TableStatistics' of the weight's rows.
     spread: E[(largest - smallest)^2] of the numbers of an input and 0; None: not measured.
     """
 
     mean: Tensor
-    second: Tensor
+    second: Moment
     gradient: Tensor | None = None
     fisher: Tensor | None = None
     spread: float | None = None
 
     @cached_property
-    def covariance(self) -> Tensor:
+    def covariance(self) -> Moment:
+        if isinstance(self.second, Sketched):
+            return self.second.centred
         return self.second - self.mean.outer(self.mean)
 
     @classmethod
     def unmeasured(cls, inputs: int) -> LinearStatistics:
         """Inputs of mean zero and unit covariance."""
-        eye = torch.eye(inputs, dtype=torch.float64)
-        return cls(torch.zeros(inputs, dtype=torch.float64), eye)
+        zeros = torch.zeros(inputs, dtype=torch.float64)
+        if inputs > MOST_EXACT:
+            return cls(zeros, Sketched(zeros, zeros[:, None][:, :0], torch.ones_like(zeros)))
+        return cls(zeros, torch.eye(inputs, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class Layer:
         return self.statistics
 
     @property
-    def error_moment(self) -> Tensor:
+    def error_moment(self) -> Moment:
         """What weighs errors of a linear layer's weight, float64 [inputs, inputs].
 
         The inputs' covariance where a bias makes up for what the mean output loses.

@@ -38,7 +38,7 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
         if isinstance(layer.spec, TableSpec):
             return basis(layer_moments(layer)[1], metric)
         weight = layer.weight.double()
-        return basis(weight @ layer.inputs.covariance @ weight.T, metric)
+        return basis(weight @ (layer.inputs.covariance @ weight.T), metric)
 
     return layer.shared(f"output basis, {weighting}", make)
 

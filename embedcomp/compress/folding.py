@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from embedcomp.compress.contract import Layer, LinearSpec, LinearStatistics
 from embedcomp.compress.factors import fit_affine
+from embedcomp.compress.sketch import Sketched
 from embedcomp.served.embedded import Decoder, Reader, can_fold, fold_weight
 from embedcomp.served.table import CompressedBag
 
@@ -57,29 +58,41 @@ def _moved(layer: Layer, parts: Sequence[Codes | int]) -> Layer:
     decoders = [part if isinstance(part, int) else part.decoder for part in parts]
     weight, bias = fold_weight(layer.weight, layer.bias, decoders)
     spec = replace(layer.spec, inputs=weight.shape[1], bias=True)
-    encoder, shift = _encoder(parts, layer.spec.inputs)
-    return Layer(spec, weight, bias, _encoded(layer.inputs, encoder, shift))
+    return Layer(spec, weight, bias, _encoded(layer.inputs, parts))
 
 
-def _encoder(parts: Sequence[Codes | int], inputs: int) -> tuple[Tensor, Tensor]:
-    """The map from all the reader's inputs to its new ones: [inputs, new] and [new]."""
-    matrices, shifts = [], []
-    for part in parts:
-        matrix, shift = _unchanged(part) if isinstance(part, int) else part[:2]
-        matrices.append(matrix)
-        shifts.append(shift)
-    matrix, shift = _unchanged(inputs - sum(len(matrix) for matrix in matrices))  # dense features
-    encoder = torch.block_diag(*matrices, matrix)
-    return encoder, torch.cat([*shifts, shift])
-
-
-def _unchanged(width: int) -> tuple[Tensor, Tensor]:
-    return torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-
-
-def _encoded(inputs: LinearStatistics, encoder: Tensor, shift: Tensor) -> LinearStatistics:
-    moved = inputs.mean @ encoder
+def _encoded(inputs: LinearStatistics, parts: Sequence[Codes | int]) -> LinearStatistics:
+    """Statistics of the codes; they are as long as what they encode, so the spread stays."""
+    dense = len(inputs.mean) - sum(_width(part) for part in parts)
+    shifts = [torch.zeros(p).double() if isinstance(p, int) else p.shift for p in (*parts, dense)]
+    moved, shift = _along(inputs.mean[:, None], parts)[:, 0], torch.cat(shifts)
+    mean = moved + shift
+    if isinstance(inputs.second, Sketched):
+        along = _along(inputs.second.root, parts)
+        rest = _along(inputs.second.rest[:, None], parts, squared=True)[:, 0]
+        return replace(inputs, mean=mean, second=Sketched(mean, along, rest))
     cross = moved.outer(shift)
-    second = encoder.T @ inputs.second @ encoder + cross + cross.T + shift.outer(shift)
-    # codes are as long as what they encode, so the spread stays about the same
-    return replace(inputs, mean=moved + shift, second=second)
+    second = _along(_along(inputs.second, parts).T, parts)
+    return replace(inputs, mean=mean, second=second + cross + cross.T + shift.outer(shift))
+
+
+def _along(values: Tensor, parts: Sequence[Codes | int], *, squared: bool = False) -> Tensor:
+    """Values [inputs, n] through the encoders, a block at a time: [new inputs, n].
+
+    Args:
+        squared: through the squares of the encoders' numbers, as variances go.
+    """
+    moved, start = [], 0
+    for part in parts:
+        block = values[start : start + _width(part)]
+        start += len(block)
+        if not isinstance(part, int):
+            encoder = part.encoder.square() if squared else part.encoder
+            block = encoder.T @ block
+        moved.append(block)
+    return torch.cat([*moved, values[start:]])  # and the dense features
+
+
+def _width(part: Codes | int) -> int:
+    """Inputs that it stands for."""
+    return part if isinstance(part, int) else len(part.encoder)

@@ -39,7 +39,6 @@ _ACTIVATIONS = {
 }
 _PASSED_OVER = (nn.Dropout, nn.Identity)
 _TABLES = (nn.EmbeddingBag, nn.Embedding)
-MOST_INPUTS = 8192  # of a linear layer: their second moments are 0.5 GB and minutes to decompose
 
 
 @dataclass(frozen=True)
@@ -199,11 +198,6 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
         return "takes the maximum of its rows, which does not commute with decoding"
     if weight.is_meta:
         return None
-    if isinstance(module, nn.Linear) and module.in_features > MOST_INPUTS:
-        return (
-            f"reads {module.in_features:,} numbers, and second moments are gathered of "
-            f"{MOST_INPUTS:,} at most; put a narrower layer before it"
-        )
     if not bool(torch.isfinite(weight).all()):
         return "holds values that are not finite"
     if isinstance(module, nn.Embedding) and _padding_shows(module):

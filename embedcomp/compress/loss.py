@@ -7,6 +7,7 @@ from torch import Tensor
 
 from embedcomp.compress.algebra import root
 from embedcomp.compress.contract import Layer, Served
+from embedcomp.compress.sketch import Root, root_of
 from embedcomp.served.linear import ROUNDED, CompressedLinear
 from embedcomp.served.table import CompressedTable
 
@@ -46,17 +47,17 @@ def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:
     centre = off.double() @ mean + shift  # mean error [outputs]
     moved = centre if layer.gradient is None else layer.gradient @ centre
     by_inputs, by_outputs = layer.shared("roots of the error", lambda: _roots(layer))
-    spread = off @ by_inputs  # [outputs, directions of the inputs]
+    spread = by_inputs.seen_by(off)  # [outputs, directions of the inputs]
     spread = spread if by_outputs is None else by_outputs @ spread
     return max(float(spread.square().sum(dtype=torch.float64) + moved @ centre), 0.0)
 
 
-def _roots(layer: Layer) -> tuple[Tensor, Tensor | None]:
-    """Float32 roots of the inputs' covariance, [inputs, k], and of G, [l, outputs].
+def _roots(layer: Layer) -> tuple[Root, Tensor | None]:
+    """Float32 roots of the inputs' covariance and of G, [l, outputs].
 
     E[e^T G e] of a centred error is then a sum of squares, which float32 does not cancel.
     """
-    by_inputs = root(layer.inputs.covariance).float()
+    by_inputs = root_of(layer.inputs.covariance).float()
     return by_inputs, None if layer.gradient is None else root(layer.gradient).T.float()
 
 

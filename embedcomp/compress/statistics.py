@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from embedcomp.compress.contract import Layer, LinearStatistics, TableSpec, TableStatistics
 from embedcomp.compress.layers import Found
+from embedcomp.compress.sketch import MOST_EXACT, Moment, Sketched, directions
 from embedcomp.log.batches import Batch
 from embedcomp.served.table import bag_bounds, kept, pooled_weights
 
@@ -26,10 +27,11 @@ class Statistics:
     """Sums over a log in float64, by "layer|what".
 
     For a linear layer: `rows` (of its input), `x` [i], `xx` [i, i] and `spread`, of the squared
-    distance between an input's smallest and largest number. For every layer: `gradient` [o, o], the
-    sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log loss, z the
-    logit and p the probability; for a pooled table it is scaled so that independent errors of the
-    rows in a bag add up), and `fisher`, the same for its weight, summed over a row: [rows] of a
+    distance between an input's smallest and largest number; of many inputs `squares` [i] and
+    `sketch` [i, directions] (sketch.py) in the place of `xx`. For every layer: `gradient` [o, o],
+    the sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log loss, z
+    the logit and p the probability; for a pooled table it is scaled so that independent errors of
+    the rows in a bag add up), and `fisher`, the same for its weight, summed over a row: [rows] of a
     table, [outputs] of a linear layer. Where ids were counted, a table also has `counts` [rows].
     `samples` counts the log's rows.
     """
@@ -78,12 +80,19 @@ class Statistics:
         rows, spread = self.sums[f"{name}|rows"], self._mean(f"{name}|spread")
         linear = LinearStatistics(
             mean=self.sums[f"{name}|x"] / rows,
-            second=self.sums[f"{name}|xx"] / rows,
+            second=self._second(name),
             gradient=gradient,
             fisher=fisher,
             spread=None if spread is None else float(spread * self.samples / rows),
         )
         return replace(layer, statistics=linear, _shared={})
+
+    def _second(self, name: str) -> Moment:
+        """E[x x^T] of a linear layer's inputs."""
+        if f"{name}|xx" in self.sums:
+            return self.sums[f"{name}|xx"] / self.sums[f"{name}|rows"]
+        sums = (self.sums[f"{name}|{what}"] for what in ("rows", "x", "squares", "sketch"))
+        return Sketched.of_sums(*sums)
 
     def _mean(self, name: str) -> Tensor | None:
         """Of the log's rows; None: statistics of an older version, without it."""
@@ -175,7 +184,11 @@ class _Watch:
     def _add_input(self, x: Tensor) -> None:
         self.statistics.add(f"{self.name}|rows", torch.tensor(len(x)))
         self.statistics.add(f"{self.name}|x", x.sum(0))
-        self.statistics.add(f"{self.name}|xx", x.T @ x)
+        if x.shape[1] > MOST_EXACT:
+            self.statistics.add(f"{self.name}|squares", x.square().sum(0))
+            self.statistics.add(f"{self.name}|sketch", x.T @ (x @ directions(x.shape[1])))
+        else:
+            self.statistics.add(f"{self.name}|xx", x.T @ x)
         spread = x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)
         self.statistics.add(f"{self.name}|spread", spread.square().sum())
 

@@ -51,7 +51,9 @@ def compress(layer: Layer, settings: Settings) -> Served:
     lost = layer.weight.double() - served.stored.to_float().double()
     found = layer.shared(
         f"eora {settings.storage} {settings.weighting}",
-        lambda: basis(lost @ layer.error_moment @ lost.T, metric_roots(layer, settings.weighting)),
+        lambda: basis(
+            lost @ (layer.error_moment @ lost.T), metric_roots(layer, settings.weighting)
+        ),
     )
     served.first.fill(lost.T @ found.encoder[:, :rank])
     served.second.fill(found.decoder[:rank].T)

@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 
 from embedcomp.compress import build
-from embedcomp.compress.algebra import leading_few, root
+from embedcomp.compress.algebra import leading_few
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
 from embedcomp.compress.factors import layer_moments, metric_roots, output_basis
 from embedcomp.compress.loss import predicted_loss
+from embedcomp.compress.sketch import root_of
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import CorrectedLinear
 from embedcomp.served.table import CompressedTable
@@ -57,17 +58,18 @@ def compress(layer: Layer, settings: Settings) -> Served:
 def _linear(layer: Layer, settings: Settings) -> Served:
     weight, rank = layer.weight.double(), settings.rank
     metric = metric_roots(layer, "loss")
-    spread = layer.shared("root of the error moment", lambda: root(layer.error_moment))
+    moment = layer.error_moment
+    spread = layer.shared("root of the error moment", lambda: root_of(moment))
     best, least, rest = empty(layer.spec, settings), float("inf"), torch.zeros_like(weight)
     for _ in range(TURNS):
         served = empty(layer.spec, settings)
         assert isinstance(served, CorrectedLinear)
         missing = weight - rest
-        encoder, decoder = leading_few(missing @ spread, metric, rank)
+        encoder, decoder = leading_few(spread.seen_by(missing), metric, rank)
         served.first.fill((missing.T @ encoder).float())
         served.second.fill(decoder.T.float())
         product = served.second.to_float() @ served.first.to_float().T
-        served.stored.fill(layer.weight - product, layer.output_weights, spread.square().sum(1))
+        served.stored.fill(layer.weight - product, layer.output_weights, moment.diagonal())
         build.keep_mean(served, layer)
         rest = served.stored.to_float().double()
         loss = predicted_loss(layer, served)
