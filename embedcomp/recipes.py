@@ -173,7 +173,7 @@ class Planning:
         self.found = measured.measured(layers_of(original, self.model))
         self._single = {f.name for f in original.features.single}
         self._held = held
-        self._known: Known = {}
+        self._known: dict[bool, Known] = {}  # without tuning, and with
 
     def plan(self, settings: CompressSettings) -> Plan:
         """The best choices within the budgets or the loss of AUC.
@@ -231,6 +231,7 @@ class Planning:
         most_loss: float | None,
         timing: Timing | None = None,
     ) -> Plan:
+        tuned = settings.tune.epochs > 0
         made = planner.plan(
             self.model,
             self.found,
@@ -241,8 +242,9 @@ class Planning:
             most_loss=most_loss,
             solver=settings.solver,
             rest=settings.rest,
-            known=self._known,
+            known=self._known.setdefault(tuned, {}),
             timing=timing,
+            tuned=tuned,
         )
         noisy = self._noisy
         return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))

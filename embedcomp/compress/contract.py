@@ -21,12 +21,14 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from embedcomp.compress.sketch import MOST_EXACT, Moment, Sketched
+from embedcomp.compress.sketch import MOST_EXACT, Moment, Sketched, root_of
 from embedcomp.served.kmeans import sampled
 from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
 
 T = TypeVar("T")
+
+DRAWN_INPUTS = 1024  # of a linear layer, where an expectation has no formula
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class LinearSpec:
     outputs: int
     bias: bool
     activation: str | None = None  # that follows it, if it is known
+    tuned: bool = False  # afterwards, so that what only pays then is worth trying
 
 
 Spec = TableSpec | LinearSpec
@@ -114,6 +117,21 @@ class LinearStatistics:
         if isinstance(self.second, Sketched):
             return self.second.centred
         return self.second - self.mean.outer(self.mean)
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """Normal inputs of this mean and covariance, float32 [DRAWN_INPUTS, inputs].
+
+        Always the same, in pairs on either side of the mean, so that theirs is exact.
+        """
+        root, generator = root_of(self.covariance).float(), torch.Generator().manual_seed(0)
+        sizes = [root.along.shape[1], 0 if root.alone is None else len(root.alone)]
+        numbers = torch.randn(DRAWN_INPUTS // 2, sum(sizes), generator=generator)
+        along, alone = numbers.split(sizes, 1)
+        off = along @ root.along.T
+        if root.alone is not None:
+            off += alone * root.alone
+        return torch.cat([off, -off]) + self.mean.float()
 
     @classmethod
     def unmeasured(cls, inputs: int) -> LinearStatistics:

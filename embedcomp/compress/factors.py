@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedcomp.compress.algebra import (
@@ -155,19 +156,30 @@ def fill_linear(served: nn.Module, layer: Layer, basis: Basis, rank: int, *, ref
         served.set_bias(layer.bias)
 
 
-def centre_linear(served: nn.Module, layer: Layer, encoder: Tensor) -> None:
-    """Biases that keep the mean of the output.
-
-    Args:
-        encoder: [outputs, rank], of the output. The codes of the layer's own bias go where the
-            activation between the factors can see them.
-    """
+def centre_linear(served: nn.Module, layer: Layer) -> None:
+    """The bias that keeps the mean of the output."""
     assert isinstance(served, LowRankLinear)
     bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    lost = (layer.weight - served.to_float()[0]).double() @ layer.inputs.mean
+    served.set_bias(bias + lost)
+
+
+@torch.no_grad()
+def fit_activated(served: nn.Module, layer: Layer, encoder: Tensor) -> None:
+    """What is around the activation between two factors, of which the first is filled.
+
+    Codes of the layer's own bias go where the activation can see them; the second factor and the
+    bias are fitted to what it gives, by least squares over inputs that are drawn.
+
+    Args:
+        encoder: [outputs, rank], of the output.
+    """
+    assert isinstance(served, LowRankLinear) and served.activation is not None
+    drawn = layer.inputs.drawn
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    served.middle = nn.Parameter((bias.double() @ encoder).float())
+    codes = served.codes(drawn)
+    second, _ = fit_affine(codes, F.linear(drawn, layer.weight, layer.bias), None)
+    served.second.fill(second.T, layer.output_weights, codes.double().square().mean(0))
     served.set_bias(torch.zeros(len(layer.weight)))
-    if served.middle is not None:
-        served.middle = nn.Parameter((bias.double() @ encoder).float())
-    product, own = served.to_float()
-    assert own is not None
-    lost = (layer.weight - product).double() @ layer.inputs.mean
-    served.set_bias(bias + lost - own)
+    served.set_bias((F.linear(drawn, layer.weight, layer.bias) - served(drawn)).mean(0))

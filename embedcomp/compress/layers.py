@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -79,6 +79,17 @@ def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
             assert isinstance(module, _TABLES)
             layers[name] = _table(name, module, features.get(name, ()), counts)
     return Found(layers, refused)
+
+
+def before_tuning(found: Found) -> Found:
+    """The same layers, which are tuned after they were compressed."""
+    layers = {
+        name: replace(layer, spec=replace(layer.spec, tuned=True))
+        if isinstance(layer.spec, LinearSpec)
+        else layer
+        for name, layer in found.layers.items()
+    }
+    return replace(found, layers=layers)
 
 
 def _linear(name: str, module: nn.Linear, activation: str | None) -> Layer:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from embedcomp.compress.algebra import root
 from embedcomp.compress.contract import Layer, Served
 from embedcomp.compress.sketch import Root, root_of
-from embedcomp.served.linear import ROUNDED, CompressedLinear
+from embedcomp.served.linear import ROUNDED, CompressedLinear, LowRankLinear, ServedLinear
 from embedcomp.served.table import CompressedTable
 
 
@@ -17,10 +18,13 @@ def predicted_loss(layer: Layer, served: Served) -> float:
     """Increase of the mean log loss by a served layer: 1/2 E[e^T G e], e the error of its output.
 
     For a linear layer, inputs and gradients are taken to be independent (as in K-FAC). Without
-    measured gradients G is the identity, and the figure is half the squared error.
+    measured gradients G is the identity, and the figure is half the squared error. A layer with an
+    activation inside is no matrix: its outputs are compared on inputs that are drawn.
     """
     if isinstance(served, CompressedTable):
         return 0.5 * _table_error(layer, served.to_float())
+    if isinstance(served, LowRankLinear) and served.activation is not None:
+        return 0.5 * _drawn_error(layer, served)
     return 0.5 * (_linear_error(layer, *served.to_float()) + _input_error(layer, served))
 
 
@@ -38,6 +42,13 @@ def row_errors(off: Tensor, gradient: Tensor | None) -> Tensor:
         off: float32 [rows, dim].
     """
     return (off.square() if gradient is None else (off @ gradient.float()) * off).sum(1)
+
+
+def _drawn_error(layer: Layer, served: ServedLinear) -> float:
+    """E[e^T G e] over normal inputs of the measured mean and covariance."""
+    drawn = layer.inputs.drawn
+    off = served(drawn) - F.linear(drawn, layer.weight, layer.bias)
+    return max(float(row_errors(off, layer.gradient).mean(dtype=torch.float64)), 0.0)
 
 
 def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:

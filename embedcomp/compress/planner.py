@@ -22,7 +22,7 @@ from embedcomp.compress.choices import (
 )
 from embedcomp.compress.contract import Layer, Spec, TableSpec
 from embedcomp.compress.latency import Timing
-from embedcomp.compress.layers import Found
+from embedcomp.compress.layers import Found, before_tuning
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.plan import Plan, Planned
 from embedcomp.compress.search import (
@@ -64,6 +64,7 @@ def plan(
     rest: Collection[str] = (),
     known: Known | None = None,
     timing: Timing | None = None,
+    tuned: bool = False,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
@@ -77,6 +78,7 @@ def plan(
         rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
         timing: of the layers' choices; the plan keeps to its budget too.
+        tuned: the compressed model will be, so what only pays then is tried as well.
 
     Raises:
         BadSettings: a method is none.
@@ -87,6 +89,8 @@ def plan(
     for name in (*names, *rest):
         methods.get(name)  # refuses a name that is none, even if no layer were to need it
     found = measured.measured(found)
+    if tuned:
+        found = before_tuning(found)
     before = module_bytes(model)
     fixed = before - sum(layer.bytes for layer in found.layers.values())
     search = Search(

@@ -5,12 +5,12 @@ covariance of a layer's output over the log give the affine map of rank k with t
 squared error, which is the sum of the eigenvalues left out. For a table the output is the rows that
 are looked up, so counts are all it takes. With measured gradients the error is weighed by what it
 costs in the loss, E[e^T G e]. Factors stored in few bits are followed by a refit of the second
-factor to what is left of the first.
+factor to what is left of the first; so is an activation between them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedcomp.compress import build
 from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
@@ -18,6 +18,7 @@ from embedcomp.compress.factors import (
     Weighting,
     centre_linear,
     fill_linear,
+    fit_activated,
     mimic_table,
     output_basis,
 )
@@ -31,17 +32,20 @@ class Settings:
     storage: FactorStorage = "float32"
     weighting: Weighting = "loss"  # "loss" without gradients is "output"
     activation: bool = False  # the one that follows a linear layer also between its factors:
-    # as published, not exact, so only worth it when tuned afterwards
+    # as published, not exact, so only worth it when tuned afterwards, and only then a candidate
 
 
 def candidates(spec: Spec) -> list[Settings]:
     storages = build.FACTOR_STORAGES
     only_bias = storages[:2] if isinstance(spec, LinearSpec) else storages[:1]
-    return [
+    found = [
         Settings(rank=k, storage=storage)
         for k in build.ranks(spec)
         for storage in (storages if k else only_bias)
     ]
+    if isinstance(spec, LinearSpec) and spec.tuned and spec.activation is not None:
+        found += [replace(settings, activation=True) for settings in found if settings.rank]
+    return found
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
@@ -58,7 +62,10 @@ def compress(layer: Layer, settings: Settings) -> Served:
     found = output_basis(layer, settings.weighting)
     refit = settings.storage.startswith("column") and not settings.activation
     fill_linear(served, layer, found, rank, refit=refit)
-    centre_linear(served, layer, found.encoder[:, :rank])
+    if settings.activation:
+        fit_activated(served, layer, found.encoder[:, :rank])
+    else:
+        centre_linear(served, layer)
     return served
 
 

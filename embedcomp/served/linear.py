@@ -124,10 +124,14 @@ class LowRankLinear(ServedLinear):
         self.register_parameter("middle", middle)
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = x @ self.first.to_float()  # [..., rank]
+        return F.linear(self.codes(x), self.second.to_float(), self.bias)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """What the second factor is given: [..., rank]."""
+        codes = x @ self.first.to_float()
         if self.activation is not None and self.middle is not None:
             codes = ACTIVATIONS[self.activation](codes + self.middle)
-        return F.linear(codes, self.second.to_float(), self.bias)
+        return codes
 
     def to_float(self) -> tuple[Tensor, Tensor | None]:
         """Weight [outputs, inputs] and bias [outputs], as if no activation stood in between."""

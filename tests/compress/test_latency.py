@@ -425,3 +425,13 @@ def test_every_operation_of_the_engine_is_calibrated(kinds):
     for kind in native.KINDS:
         rows = cost.Reads.of(kind, 9, 3, row_bytes=12, rows=5, nonzeros=7)
         assert {f"{rows.kind} {what}" for what in ("rows", "numbers", "vectors")} <= set(kinds)
+
+
+def test_what_no_choice_changes_is_within_the_latency_too(costing, kinds):
+    """Every kind of work costs, so that something is left to do whatever is chosen."""
+    model = costing(dict.fromkeys(kinds, 0.001))
+    whole = timing(model)
+    fastest = planned(model, "0.7x@64")
+    assert whole.fixed > 0
+    assert fastest.microseconds <= 0.7 * fastest.microseconds_before
+    assert fastest.microseconds > 0.6 * fastest.microseconds_before

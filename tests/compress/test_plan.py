@@ -16,7 +16,7 @@ from embedcomp.compress.choices import choices, empty_bytes, total_bytes, total_
 from embedcomp.compress.contract import TableSpec
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
-from embedcomp.compress.planner import plan
+from embedcomp.compress.planner import by_name, plan
 from embedcomp.compress.search import LeastBytes, LeastLoss, Search
 from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
 from embedcomp.compress.swap import apply, empty_like, freeze, on_meta, thaw
@@ -323,3 +323,19 @@ def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
         for settings in methods.get(name).candidates(spec):
             planned, loaded = (empty_bytes(name, s, settings) for s in (spec, layer.spec))
             assert planned == loaded, settings
+
+
+def test_a_method_that_cannot_take_a_layer_is_refused_by_name():
+    model = small.model()
+    with pytest.raises(BadSettings, match="drop_rare cannot take wide; `embedcomp.explain` lists"):
+        by_name(model, find(model, {}), {"wide": "drop_rare"})
+
+
+def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
+    model, found, measured = small.measured()
+    known = {False: {}, True: {}}
+    for tuned, menus in known.items():
+        budget = int(WHOLE * 0.3)
+        plan(model, found, measured, budget, ["low_rank"], known=menus, tuned=tuned)
+        offered = [c for menu in menus.values() for c in menu if c.method == "low_rank"]
+        assert tuned == any(c.settings.activation for c in offered)

@@ -136,3 +136,14 @@ def test_folded_statistics_are_those_of_the_codes(wide, monkeypatch):
     assert close(found.mean, y.mean(0), 1e-5)
     eye = torch.eye(y.shape[1], dtype=torch.float64)
     assert close(found.second @ eye, y.T @ y / ROWS, 1e-5)
+
+
+def test_folded_variances_go_through_the_squares(monkeypatch):
+    """Inputs that all vary by themselves: the codes' variances are sums of squares."""
+    zeros = torch.zeros(6, dtype=torch.float64)
+    variances = torch.arange(1.0, 7.0, dtype=torch.float64)
+    inputs = LinearStatistics(zeros, sketch.Sketched(zeros, zeros[:, None][:, :0], variances))
+    encoder = torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
+    codes = folding.Codes(encoder, zeros[:2], Decoder(torch.zeros(2, 2), torch.zeros(2)))
+    found = folding._encoded(inputs, [codes, 2])
+    assert found.covariance.diagonal().tolist() == [1 + 2 * 9, 4 + 2 * 0.25, 3, 4, 5, 6]

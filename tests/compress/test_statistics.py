@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.compress.layers import find
 from embedcomp.compress.statistics import Statistics, measure
@@ -57,6 +58,43 @@ def test_gradients_of_a_pooled_table_are_shared_among_its_rows():
             costs.append(float((0.5 * p * (1 - p) * off**2).mean()))
     predicted = 0.5 * float(layer.gradient.trace()) * 1e-6
     assert predicted == pytest.approx(sum(costs) / len(costs), rel=0.15)
+
+
+def distinct(rows=24):
+    """A batch in whose bags no id comes twice."""
+    generator = torch.manual_seed(7)
+    one, lengths = torch.ones(rows, dtype=torch.long), torch.arange(rows) % 4
+    bags = [3 * b + torch.arange(n) for b, n in enumerate(lengths.tolist())]
+    a, b = (torch.randint(0, n, (rows,), generator=generator) for n in (300, 40))
+    values, lengths = torch.cat([a, b, *bags]) % 40, torch.cat([one, one, lengths])
+    sparse = KeyedJaggedTensor(keys=list(small.ROWS), values=values, lengths=lengths, stride=rows)
+    dense = torch.randn(rows, small.DENSE, generator=generator)
+    return Batch(dense, sparse, torch.zeros(rows))
+
+
+def test_squared_gradients_of_rows_are_those_of_one_sample_after_the_other():
+    model, batch = small.model(), distinct()
+    found = find(model, {})
+    layers = measure(model, [batch], found).measured(found).layers
+    weights = {name: model.get_submodule(name).weight for name in layers}
+    wanted = {name: torch.zeros(len(w)).double() for name, w in weights.items()}
+    logits = model(batch.dense, batch.sparse)
+    for z in logits:
+        p = float(torch.sigmoid(z))
+        found = torch.autograd.grad(z, list(weights.values()), retain_graph=True)
+        for name, gradient in zip(weights, found, strict=True):
+            wanted[name] += p * (1 - p) * gradient.double().square().sum(1) / len(logits)
+    assert len(layers) == 7
+    for name, layer in layers.items():
+        assert float(wanted[name].max()) > 0 and close(layer.fisher, wanted[name]), name
+
+
+def test_the_spread_of_inputs_is_from_the_smallest_to_the_largest_with_zero():
+    model = nn.Sequential(nn.Linear(3, 1))
+    x = torch.tensor([[1.0, 2.0, 4.0], [-1.0, 3.0, 0.5], [-5.0, -2.0, -1.0]])
+    found = find(model, {})
+    layer = measure(model, [x], found, lambda m, x: m(x)).measured(found).layers["0"]
+    assert layer.inputs.spread == pytest.approx((4.0**2 + 4.0**2 + 5.0**2) / 3)
 
 
 def test_measuring_leaves_the_model_as_it_was():

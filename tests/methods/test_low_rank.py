@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from embedcomp.compress.contract import (
     TableSpec,
     TableStatistics,
 )
+from embedcomp.compress.factors import output_basis
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.errors import BadSettings
 from embedcomp.methods import low_rank, svd
@@ -173,9 +176,47 @@ def test_an_activation_between_the_factors_is_the_one_that_follows():
     served = low_rank.compress(layer, low_rank.Settings(rank=3, activation=True))
     codes = torch.relu(inputs @ served.first.to_float() + served.middle)
     assert torch.allclose(served(inputs), codes @ served.second.to_float().T + served.bias)
+    # what the activation sees is the output in its leading directions
+    encoder = output_basis(layer, "loss").encoder[:, :3].float()
+    output = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+    before = inputs @ served.first.to_float() + served.middle
+    assert torch.allclose(before, output @ encoder, atol=1e-4)
     layer, _ = linear()
     with pytest.raises(BadSettings, match="l has no known activation"):
         low_rank.compress(layer, low_rank.Settings(rank=3, activation=True))
+
+
+def test_an_activation_between_the_factors_is_offered_where_tuning_follows():
+    spec = linear(activation="relu")[0].spec
+    assert not any(settings.activation for settings in low_rank.candidates(spec))
+    offered = low_rank.candidates(replace(spec, tuned=True))
+    assert {s.rank for s in offered if s.activation} == {s.rank for s in offered} - {0}
+    unknown = replace(spec, tuned=True, activation=None)
+    assert not any(settings.activation for settings in low_rank.candidates(unknown))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("storage", ["float32", "column_int8"])
+def test_what_follows_the_activation_is_fitted_to_it(storage):
+    """No other second factor and bias are closer, over the inputs that it is fitted on."""
+    layer, _ = linear(activation="relu")
+    served = low_rank.compress(layer, low_rank.Settings(rank=3, storage=storage, activation=True))
+    inputs = layer.inputs.drawn
+    wanted = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+    known = torch.cat([served.codes(inputs), torch.ones(len(inputs), 1)], 1)
+    best = known @ torch.linalg.lstsq(known, wanted).solution
+    assert output_error(layer, served, inputs) < 1.01 * float(
+        (best - wanted).square().sum(1).mean()
+    )
+
+
+def test_drawn_inputs_have_the_moments_of_the_layers():
+    statistics = linear()[0].inputs
+    drawn = statistics.drawn.double()
+    assert torch.allclose(drawn.mean(0), statistics.mean, atol=1e-5)
+    covariance = torch.cov(drawn.T, correction=0)
+    assert (covariance - statistics.covariance).norm() < 0.1 * statistics.covariance.norm()
+    assert torch.equal(drawn, linear()[0].inputs.drawn.double())
 
 
 def test_a_large_mean_does_not_drown_a_small_covariance():
