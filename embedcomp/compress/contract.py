@@ -28,7 +28,7 @@ from embedcomp.served.table import CompressedTable
 
 T = TypeVar("T")
 
-DRAWN_INPUTS = 1024  # of a linear layer, where an expectation has no formula
+DRAWN_INPUTS = 2048  # of a linear layer, where an expectation has no formula
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from embedcomp.compress.algebra import root
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.methods import dense_int8, low_rank, svd
 from tests.methods.test_low_rank import OUTPUTS, linear, psd
@@ -46,8 +47,11 @@ def test_rounding_inputs_to_bytes_costs_what_their_errors_cost_the_loss():
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_an_activation_between_the_factors_is_predicted_from_what_is_served(activation, rank):
-    """The inputs of `linear` are normal, as those are on which it is predicted."""
-    layer, inputs = linear(psd(OUTPUTS, 5), activation)
+    """On other normal inputs than those on which it is predicted, and many of them."""
+    layer, _ = linear(psd(OUTPUTS, 5), activation)
+    half = root(layer.inputs.covariance).T
+    numbers = torch.randn(50_000, len(half), generator=torch.manual_seed(9)).double()
+    inputs = (layer.inputs.mean + numbers @ half).float()
     served = low_rank.compress(layer, low_rank.Settings(rank=rank, activation=True))
     found = predicted_loss(layer, served)
     assert found == pytest.approx(true_loss(layer, served, inputs), rel=0.25)

@@ -327,7 +327,7 @@ def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
 
 def test_a_method_that_cannot_take_a_layer_is_refused_by_name():
     model = small.model()
-    with pytest.raises(BadSettings, match="drop_rare cannot take wide; `embedcomp.explain` lists"):
+    with pytest.raises(BadSettings, match="drop_rare cannot take wide; "):
         by_name(model, find(model, {}), {"wide": "drop_rare"})
 
 
