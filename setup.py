@@ -1,8 +1,45 @@
 """The one compiled part is the scoring engine; where it cannot be built, torch scores."""
 
+import sys
+from pathlib import Path
+from textwrap import shorten
+
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+NOT_BUILT = """
+embedcomp: THE COMPILED ENGINE WAS NOT BUILT ({error}).
+embedcomp works without it, but torch scores, many times slower, and some methods are not offered.
+To have it, install a C++17 compiler (Debian: apt-get install g++; or name one in CXX) and run
+pip install again; `embedcomp inspect ARTIFACT` says what scores an artifact.
+"""
+
+
+class BuildEngine(build_ext):
+    """Says that the engine could not be built, and leaves none of other sources in its place.
+
+    pip shows what a build prints only with -v; embedcomp says it again when it first scores.
+    """
+
+    def run(self):
+        self.failed = False
+        super().run()
+        if self.failed and self.inplace:
+            for old in Path("embedcomp/scoring").glob("_engine*.so"):
+                old.unlink()
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except (BaseError, CCompilerError) as error:
+            self.failed = True
+            print(NOT_BUILT.format(error=shorten(str(error), 200)), file=sys.stderr)
+            raise  # setuptools goes on, since the extension is optional
+
 
 setup(
+    cmdclass={"build_ext": BuildEngine},
     ext_modules=[
         Extension(
             "embedcomp.scoring._engine",
@@ -12,5 +49,5 @@ setup(
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,
         )
-    ]
+    ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -177,7 +178,7 @@ def file() -> Path | None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The engine's functions; None where they were not built."""
+    """The engine's functions; None where they were not built, which is told once a process."""
     built = file()
     if built is not None:
         found = ctypes.CDLL(str(built))
@@ -204,6 +205,7 @@ def library() -> ctypes.CDLL | None:
         found.embedcomp_multiply.restype = c_float
         found.embedcomp_multiply.argtypes = [c_int32, c_int64]
         return found
+    logging.getLogger(__name__).warning("%s; until then torch scores", NotBuilt())
     return None
 
 
