@@ -29,6 +29,7 @@ from embedcomp.errors import BadArtifact
 from embedcomp.files import replacing, sha256
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
+from embedcomp.proof import Proof
 from embedcomp.scoring.standalone import PROGRAM, Standalone
 from embedcomp.scoring.tensors import OTHER_NAMES, other_names
 
@@ -54,7 +55,8 @@ class Manifest(BaseModel):
     source: dict[str, Any] | None = None  # None: a model that only its owner's code can build
     plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
     training: dict[str, Any] = {}  # settings and history
-    metrics: dict[str, Any] = {}  # by split
+    metrics: dict[str, Any] = {}  # by split: a Proof's to_metrics
+    needs_code: str = ""  # why only the model's own code can score it; empty: it needs none
     bytes: dict[str, int]
     checksums: dict[str, str]  # sha256 by file
 
@@ -96,6 +98,12 @@ class Artifact:
         from embedcomp.compress.plan import Plan
 
         return Plan.from_dict(self.manifest.plan) if self.manifest.plan is not None else None
+
+    @property
+    def proof(self) -> Proof | None:
+        """What was measured of its quality; None: it was made before there were proofs, or is its
+        owner's."""
+        return Proof.from_metrics(self.manifest.metrics)
 
     @property
     def source(self) -> ModelSource:
@@ -175,16 +183,18 @@ def save(
     *,
     bytes: Mapping[str, int],
     alone: StandsAlone | None,
+    needs_code: str = "",
     features: Features | None = None,
     source: ModelSource | None = None,
     plan: Plan | None = None,
     training: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    proof: Proof | None = None,
 ) -> Artifact:
     """Write a new version of the model under `out`, whole or not at all.
 
     Args:
         alone: what it takes to score without the model's code.
+        needs_code: why there is no such thing.
     """
     import torch
     from safetensors.torch import save_file
@@ -208,7 +218,8 @@ def save(
             source=source.model_dump() if source is not None else None,
             plan=plan.to_dict() if plan is not None else None,
             training=dict(training or {}),
-            metrics=dict(metrics or {}),
+            metrics=proof.to_metrics() if proof is not None else {},
+            needs_code=needs_code,
             bytes=dict(bytes),
             checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
         )

@@ -35,11 +35,14 @@ from embedcomp.compress.sizes import model_bytes, parse_budget
 from embedcomp.compress.spread import Option, spread
 from embedcomp.compress.statistics import Statistics, score_batch
 from embedcomp.errors import BadArtifact, BadModel
+from embedcomp.evaluate import quality
 from embedcomp.files import remove
 from embedcomp.in_time import Measured
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
+from embedcomp.metrics import Quality
+from embedcomp.proof import MOST_ROWS, SPLIT, Figures, Proof, chosen
 from embedcomp.scoring import calibrate
 from embedcomp.scoring.alone import StandsAlone, as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
@@ -55,9 +58,10 @@ from embedcomp.train.fit import Data, Watch, fit
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
-TRAIN, VALID = "train", "valid"
+TRAIN = "train"
 MEASURE_BATCH_ROWS = 2048
 CHECK_BATCH_ROWS = 8192
+ONLY_BY_CODE = "only the model's own code can score it"
 WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
 
 
@@ -85,7 +89,10 @@ def train(
         load_weights(model, start)
     history = fit(model, Data(log, features), settings, _scratch(out), watch=watch)
     training = {"settings": asdict(settings), "history": history}
-    return _saved(out, model, features, source, training, None)
+    drawn = settings.epochs > 0 or start is None
+    seeds = {"train": settings.seed} if drawn else {}
+    proof = Proof.of(log, on_validation(model, log, features), seeds=seeds)
+    return _saved(out, model, features, source, training, None, proof)
 
 
 def layers_of(original: Artifact, model: nn.Module) -> Found:
@@ -153,11 +160,26 @@ def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> H
         BadLog: there is a bound on the AUC, but no validation split.
     """
     bounded = settings.max_auc_loss is not None
-    split = VALID if bounded or VALID in log.schema.splits else TRAIN
+    split = SPLIT if bounded or SPLIT in log.schema.splits else TRAIN
     batches = rows_of(original, log, split, settings.measure_rows)
     with _one_thread(), fast_tables(original.model()) as model:
         pairs = ((batch, batch.labels) for batch in batches)
         return HeldOut.of(model, pairs, score_batch, split)
+
+
+def on_validation(model: nn.Module, log: ClickLog, features: Features) -> Quality | None:
+    """A model's quality on the rows of a proof, of which workers share the pieces.
+
+    Returns:
+        None: there is no validation split.
+    """
+    if SPLIT not in log.schema.splits:
+        return None
+    found, pieces = Quality(), chosen(log, SPLIT, MOST_ROWS)
+    with fast_tables(model):
+        for piece, rows in pieces[workers.rank() :: workers.count()]:
+            found += quality(model, log, features, [piece], rows)
+    return workers.total(found)
 
 
 class Planning:
@@ -379,15 +401,17 @@ def compress(
     out: Path,
     *,
     held: HeldOut | None = None,
+    control: Artifact | None = None,
     watch: Watch = quiet,
 ) -> Artifact:
-    """Carry out a plan, tune the result if asked, and write it to `out`.
+    """Carry out a plan, tune the result if asked, and write it to `out` with its proof.
 
     The mean score on the held-out rows is brought back to the original's, and what the model loses
     there is written into its plan.
 
     Args:
         held: what `held_out` gives, where it is known already.
+        control: the original trained on, whose quality the proof is to record.
     """
     model = original.model()
     tuned = settings.tune.epochs > 0
@@ -402,7 +426,28 @@ def compress(
         outcome, _ = held.keep_mean_(compressed)
     plan = replace(plan, outcome=outcome)
     training = {"settings": asdict(settings), "history": history}
-    return _saved(out, compressed, original.features, original.source, training, plan)
+    proof = Proof.of(
+        log,
+        on_validation(compressed, log, original.features),
+        original=figures(original, log),
+        control=None if control is None else figures(control, log),
+        seeds=_seeds(original, {"tune": settings.tune.seed} if tuned else {}),
+    )
+    return _saved(out, compressed, original.features, original.source, training, plan, proof)
+
+
+def figures(made: Artifact, log: ClickLog) -> Figures | None:
+    """An artifact's quality on a proof's rows: as it recorded it of this log, or measured now."""
+    known = made.proof
+    if known is not None and known.most_rows == MOST_ROWS and known.is_of(log):
+        return known.model
+    found = on_validation(made.model(), log, made.features)
+    return None if found is None else Figures.of(found)
+
+
+def _seeds(original: Artifact, more: dict[str, int]) -> dict[str, int]:
+    known = original.proof
+    return {**(known.seeds if known is not None else {}), **more}
 
 
 @dataclass(frozen=True)
@@ -501,7 +546,13 @@ def control(
     model = original.model()
     history = tune.control(model, Data(log, original.features), settings.tune, _scratch(out), watch)
     training = {"settings": asdict(settings.tune), "history": history}
-    return _saved(out, model, original.features, original.source, training, None)
+    proof = Proof.of(
+        log,
+        on_validation(model, log, original.features),
+        original=figures(original, log),
+        seeds=_seeds(original, {"control": settings.tune.seed}),
+    )
+    return _saved(out, model, original.features, original.source, training, None, proof)
 
 
 def summary(made: Artifact) -> dict[str, Any]:
@@ -511,17 +562,17 @@ def summary(made: Artifact) -> dict[str, Any]:
         "path": str(made.folder),
         "bytes": manifest.bytes,
         "metrics": manifest.metrics,
+        "needs_code": manifest.needs_code,
         "history": manifest.training.get("history", []),
         "plan": manifest.plan,
     }
 
 
 def summary_line(made: Artifact) -> str:
-    found = made.manifest.metrics.get("valid")
-    quality = (
-        f", validation AUC {found['auc']:.5f}, log loss {found['logloss']:.5f}" if found else ""
-    )
-    return f"{made.folder}: {made.manifest.bytes['total']:,} bytes{quality}"
+    manifest, proof = made.manifest, made.proof
+    needs = f"; {ONLY_BY_CODE}: {manifest.needs_code}" if manifest.needs_code else ""
+    proved = f", {proof}" if proof is not None else ""
+    return f"{made.folder}: {manifest.bytes['total']:,} bytes{proved}{needs}"
 
 
 def _saved(
@@ -531,39 +582,35 @@ def _saved(
     source: ModelSource,
     training: dict[str, Any],
     plan: Plan | None,
+    proof: Proof,
 ) -> Artifact:
     """Write the model once, whatever the number of workers that trained it."""
     if workers.rank() == 0:
+        alone, needs_code = _alone(model, features)
         artifact.save(
             out,
             model,
             features=features,
             source=source,
-            alone=_alone(model, features),
+            alone=alone,
+            needs_code=needs_code,
             bytes=model_bytes(model),
             plan=plan,
             training=training,
-            metrics=_best(training["history"]),
+            proof=proof,
         )
         remove(_scratch(out))
     workers.wait()
     return Artifact.open(out)
 
 
-def _alone(model: nn.Module, features: Features) -> StandsAlone | None:
-    """What it takes to score without the model's code; a model that cannot be exported needs it."""
+def _alone(model: nn.Module, features: Features) -> tuple[StandsAlone | None, str]:
+    """What it takes to score without the model's code, or why there is no such thing."""
     try:
-        return stand_alone_from_log(model, features)
+        return stand_alone_from_log(model, features), ""
     except CannotExport as error:
-        logging.getLogger(__name__).warning("only the model's own code can score it: %s", error)
-        return None
-
-
-def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
-    if not history:
-        return {}
-    best = max(history, key=lambda entry: float(entry["auc"]))
-    return {"valid": {"auc": best["auc"], "logloss": best["logloss"]}}
+        logging.getLogger(__name__).warning("%s: %s", ONLY_BY_CODE, error)
+        return None, str(error)
 
 
 def _scratch(out: Path) -> Path:

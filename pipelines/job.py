@@ -1,10 +1,11 @@
-"""The steps of a compression job: count -> train -> measure -> compress, control -> evaluate.
+"""The steps of a compression job: count, train, measure, plan, control, compress, evaluate.
 
 out/count/            features: vocabularies and dense scales of the training split
 out/model/N/          the trained model
 out/statistics/       sums over the log that compression is planned from
-out/artifact/N/       the compressed model
+out/plan.json         what is done with each layer, and why nothing is with the others
 out/control/N/        the original, trained on as the compressed model was tuned
+out/artifact/N/       the compressed model
 out/evaluation.json   original, control and compressed on the test split
 out/.steps/           what each of these was made from
 """
@@ -12,16 +13,18 @@ out/.steps/           what each of these was made from
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from embedcomp import evaluate, recipes
 from embedcomp.artifact import Artifact
+from embedcomp.compress.plan import Plan, render
 from embedcomp.compress.sizes import model_bytes
 from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import BadSettings
@@ -37,12 +40,14 @@ from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 from pipelines import shards
 from pipelines.cluster import cpus_of_each
-from pipelines.records import Records
+from pipelines.records import Records, say
 from pipelines.shards import Shards
 from pipelines.training import Makes, on_workers
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 STATISTICS = "statistics.safetensors"
+
+R = TypeVar("R")
 
 
 def located(settings: JobSettings) -> JobSettings:
@@ -84,11 +89,16 @@ class Job:
         features = self.count()
         original = self.train(features)
         statistics = self.measure(original)
-        models = {"original": original}
+        planned = self.plan(original, statistics)
+        models, beside = {"original": original}, None
         if self.settings.compress.tune.epochs:
-            models["control"] = self.control(original)
-        models["compressed"] = self.compress(original, statistics)
-        return self.evaluate(models)
+            models["control"] = beside = self.control(original)
+        models["compressed"] = self.compress(original, statistics, planned, beside)
+        result = self.evaluate(models)
+        for name, found in result["models"].items():
+            if found.get("needs_code"):
+                say(f"{name}: {recipes.ONLY_BY_CODE}: {found['needs_code']}")
+        return result
 
     def count(self) -> Path:
         settings = self.settings
@@ -141,23 +151,41 @@ class Job:
 
         return self.records.step("measure", "statistics", inputs, make)
 
-    def compress(self, original: Path, statistics: Path) -> Path:
+    def plan(self, original: Path, statistics: Path) -> Path:
+        """Made in one place, whatever the number of workers that carry it out, and printed."""
+        settings = self.settings.compress
+        planning = {name: v for name, v in asdict(settings).items() if name != "tune"}
+        inputs = {
+            "log": self.log.stamp([VALID]),
+            "measure": self.records.made("measure"),
+            "compress": planning,
+        }
+
+        def make(place: Path) -> Path:
+            return self.once(partial(_plan, self.log, original, statistics, settings, place))
+
+        file = self.records.step("plan", "plan.json", inputs, make)
+        Console(stderr=True, width=160).print(render(_read_plan(file)))
+        return file
+
+    def compress(
+        self, original: Path, statistics: Path, planned: Path, control: Path | None = None
+    ) -> Path:
         settings = self.settings.compress
         inputs = {
             "log": self.log.stamp([TRAIN, VALID]),
-            "measure": self.records.made("measure"),
+            "plan": self.records.made("plan"),
+            "control": self.records.made("control") if control is not None else None,
             "compress": asdict(settings),
             "workers": self.settings.workers,
         }
 
         def make(place: Path) -> Path:
-            recipe = partial(_compress, self.log, original, statistics, settings, place)
+            given = (self.log, original, statistics, planned, control)
+            recipe = partial(_compress, *given, settings, place)
             if settings.tune.epochs:
                 return self.trained(recipe, "tuning")
-            retries = self.settings.retries
-            return shards.once(
-                partial(_untrained, recipe), num_cpus=cpus_of_each(1), retries=retries
-            )
+            return self.once(partial(_untrained, recipe))
 
         return self.records.step("compress", "artifact", inputs, make)
 
@@ -202,10 +230,12 @@ class Job:
             quality = shards.total(work, pieces, self.shards, Quality())
             found[name] = {"path": str(folder), **quality.to_dict()}
         for name, folder in models.items():
-            work_once = partial(_size_and_speed, self.log, folder)
-            retries = self.settings.retries
-            found[name] |= shards.once(work_once, num_cpus=cpus_of_each(1), retries=retries)
+            found[name] |= self.once(partial(_size_and_speed, self.log, folder))
         return found
+
+    def once(self, work: Callable[[], R]) -> R:
+        """`work` in one task that has a node's CPUs."""
+        return shards.once(work, num_cpus=cpus_of_each(1), retries=self.settings.retries)
 
     def trained(self, recipe: Makes, title: str) -> Path:
         settings, storage = self.settings, self.out / ".ray_train"
@@ -235,20 +265,46 @@ def _measure(
         yield recipes.measure_piece(opened, model, log, piece, share)
 
 
+def _plan(
+    log: ClickLog, original: Path, statistics: Path, settings: CompressSettings, out: Path
+) -> Path:
+    opened = Artifact.open(original)
+    held = recipes.held_out(opened, log, settings)
+    plan = recipes.plan(opened, _measured(statistics), settings, held)
+    with replacing(out) as fresh:
+        fresh.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+    return out
+
+
+def _read_plan(file: Path) -> Plan:
+    return Plan.from_dict(json.loads(file.read_text()))
+
+
+def _measured(statistics: Path) -> Statistics:
+    return Statistics.from_tensors(load_file(statistics / STATISTICS))
+
+
 def _compress(
     log: ClickLog,
     original: Path,
     statistics: Path,
+    planned: Path,
+    control: Path | None,
     settings: CompressSettings,
     out: Path,
     *,
     watch: Watch,
 ) -> Artifact:
-    opened = Artifact.open(original)
-    measured = Statistics.from_tensors(load_file(statistics / STATISTICS))
-    held = recipes.held_out(opened, log, settings)
-    plan = recipes.plan(opened, measured, settings, held)
-    return recipes.compress(opened, log, measured, plan, settings, out, held=held, watch=watch)
+    return recipes.compress(
+        Artifact.open(original),
+        log,
+        _measured(statistics),
+        _read_plan(planned),
+        settings,
+        out,
+        control=Artifact.open(control) if control is not None else None,
+        watch=watch,
+    )
 
 
 def _untrained(recipe: Makes) -> Path:
@@ -273,5 +329,6 @@ def _size_and_speed(log: ClickLog, folder: Path) -> dict[str, Any]:
     sizes = {**model_bytes(model), "disk": evaluate.disk_bytes(folder)}
     return {
         "bytes": sizes,
+        "needs_code": opened.manifest.needs_code,
         "rows_per_second": evaluate.speed(model, log, opened.features, TEST),
     }

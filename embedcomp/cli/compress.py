@@ -101,12 +101,21 @@ def compress(
     if dry_run:
         show(plan.to_dict(), [render(plan)], json)
         return
-    with shown("tuning") as watch:
-        made = recipes.compress(
-            original, clicks, measured, plan, settings, out, held=held, watch=watch
-        )
+    beside = None
     if control is not None:
         with shown("control") as watch:
-            recipes.control(original, clicks, settings, control, watch=watch)
+            beside = recipes.control(original, clicks, settings, control, watch=watch)
+    with shown("tuning") as watch:
+        made = recipes.compress(
+            original,
+            clicks,
+            measured,
+            plan,
+            settings,
+            out,
+            held=held,
+            control=beside,
+            watch=watch,
+        )
     assert made.plan is not None
     show(recipes.summary(made), [render(made.plan), recipes.summary_line(made)], json)

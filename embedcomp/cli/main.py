@@ -19,6 +19,7 @@ from embedcomp.cli import (
     serve,
     submit,
     train,
+    verify,
 )
 from embedcomp.errors import EmbedcompError
 
@@ -36,6 +37,7 @@ app.command()(compare.compare)
 app.command()(measure.measure)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.inspect)
+app.command()(verify.verify)
 app.command()(bench.bench)
 app.command()(build.build)
 app.command()(calibrate.calibrate)

@@ -131,7 +131,10 @@ class Frontier:
         if isinstance(plan, str):
             return _told({**point, "reason": plan}, {}, progress)
         settings, out = self._at(budget), self.out / budget.strip()
-        made = clock.time("compress", lambda: measured.compress(plan, settings, out, watch))
+        control = Artifact.open(self.control) if settings.tune.epochs else None
+        made = clock.time(
+            "compress", lambda: measured.compress(plan, settings, out, watch, control)
+        )
         if isinstance(made, str):
             return _told({**point, **of_plan(plan), "reason": made}, clock.seconds, progress)
         figures = clock.time("evaluate", lambda: score(made, self.log, self.split))

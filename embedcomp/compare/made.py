@@ -89,9 +89,14 @@ class Original:
             return str(error)
 
     def compress(
-        self, plan: Plan, settings: CompressSettings, out: Path, watch: Watch
+        self,
+        plan: Plan,
+        settings: CompressSettings,
+        out: Path,
+        watch: Watch,
+        control: Artifact | None = None,
     ) -> Artifact | str:
-        """The artifact, or why the plan cannot be carried out."""
+        """The artifact, or why the plan cannot be carried out; its proof records the control."""
         try:
             return recipes.compress(
                 self.artifact,
@@ -101,6 +106,7 @@ class Original:
                 settings,
                 out,
                 held=self.held,
+                control=control,
                 watch=watch,
             )
         except CannotStore as error:

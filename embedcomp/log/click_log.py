@@ -127,11 +127,12 @@ class ClickLog:
         text = json.dumps([self.schema.model_dump(), parts])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def fingerprint(self) -> str:
-        """Names what the log holds, by the schema and by the files' footers: rows, bytes and
-        statistics of every column. A copy elsewhere has the same, unlike its `stamp`.
+    def fingerprint(self, splits: Sequence[str] = ()) -> str:
+        """Names what the log (or some splits of it) holds, by the schema and by the files' footers:
+        rows, bytes and statistics of every column. A copy elsewhere has the same, unlike its
+        `stamp`.
         """
-        splits = sorted(self.schema.splits)
+        splits = sorted(splits or self.schema.splits)
         footers = {split: [self._footer(f) for f in self.files(split)] for split in splits}
         text = json.dumps([self.schema.model_dump(), footers], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

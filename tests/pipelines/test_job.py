@@ -86,9 +86,10 @@ def test_the_jobs_log_and_exit_code_are_streamed(
 ) -> None:
     assert submit(job_file, cluster, force=False, changes=[]) == 0
     out = capfd.readouterr().out
-    for step in ("count", "train", "measure", "control", "compress", "evaluate"):
+    for step in ("count", "train", "measure", "plan", "control", "compress", "evaluate"):
         assert f"{step}: nothing changed" in out
     assert "compressed" in out  # the table
+    assert "predicted log loss +" in out  # the plan
 
 
 def test_a_mistake_found_by_the_job_ends_with_2_and_its_sentence(
@@ -108,7 +109,11 @@ def test_a_changed_budget_compresses_and_evaluates_again_and_nothing_else(
     changed = replace(settings, compress=replace(settings.compress, budget="3x", tune=tune))
     again = Job(changed).run()
     after = made(settings)
-    assert {name for name in after if after[name] != before[name]} == {"compress", "evaluate"}
+    assert {name for name in after if after[name] != before[name]} == {
+        "plan",
+        "compress",
+        "evaluate",
+    }
     assert list(again["models"]) == ["original", "compressed"]
     sizes = {name: found["bytes"]["total"] for name, found in again["models"].items()}
     assert sizes["compressed"] <= sizes["original"] / 3

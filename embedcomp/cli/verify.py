@@ -1,0 +1,32 @@
+"""embedcomp verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcomp.cli.options import Json, show
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of AUC, log loss and calibration; not given: 0.00001.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Score the rows again that the artifact's quality was recorded on; ends with 0 if it holds."""
+    from embedcomp.artifact import Artifact
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.verify import TOLERANCE, render
+    from embedcomp.verify import verify as verified
+
+    found = verified(
+        Artifact.open(artifact), ClickLog(log), TOLERANCE if tolerance is None else tolerance
+    )
+    show(found.to_dict(), render(found), json)
+    if not found.holds:
+        raise typer.Exit(1)

@@ -1,0 +1,108 @@
+"""The plan of a job: made once, told, and carried out as it is by every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from embedcomp import recipes
+from embedcomp.artifact import Artifact
+from embedcomp.compress.plan import Plan
+from embedcomp.compress.tune import TuneSettings
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.settings import CompressSettings, JobSettings
+from embedcomp.source import ModelSource
+from embedcomp.train.settings import TrainSettings
+from pipelines import job
+from pipelines.job import STATISTICS, Job
+
+SOURCE = ModelSource(model="deepfm", settings={"width": 4, "hidden": [8]}).complete()
+WORKERS = 2
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks and workers run in this process, one after the other."""
+
+    def trained(self: Job, recipe: job.Makes, title: str) -> Path:
+        first, *_ = [recipe(watch=recipes.quiet) for _ in range(self.settings.workers)]
+        return first.folder
+
+    monkeypatch.setattr(Job, "once", lambda self, work: work())
+    monkeypatch.setattr(Job, "trained", trained)
+
+
+def test_a_plan_is_made_once_and_every_worker_carries_out_that_one(
+    here: None,
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    none = TrainSettings(epochs=0)
+    original = recipes.train(synth_log, synth_features, SOURCE, none, tmp_path / "model")
+    tune = TuneSettings(epochs=1, batch_rows=4096)
+    settings = CompressSettings(budget="60%", methods=("row_int8", "half"), tune=tune)
+    made = Job(
+        JobSettings(
+            log=synth_log.path, out=str(tmp_path / "out"), workers=WORKERS, compress=settings
+        )
+    )
+
+    def measured(place: Path) -> Path:
+        place.mkdir()
+        found = recipes.measure(original, synth_log, settings).to_tensors()
+        save_file(found, place / STATISTICS)
+        return place
+
+    statistics = made.records.step("measure", "statistics", {}, measured)
+    plans: list[Plan] = []
+    plan: Callable[..., Plan] = recipes.plan
+    monkeypatch.setattr(recipes, "plan", lambda *given: plans.append(plan(*given)) or plans[-1])
+    file = made.plan(original.folder, statistics)
+    told = capsys.readouterr().err
+    for layer in plans[0].layers:
+        assert layer.layer in told
+    assert "predicted log loss +" in told
+    made.compress(original.folder, statistics, file)
+    assert len(plans) == 1
+    versions = [Artifact.open(tmp_path / f"out/artifact/{n}") for n in (1, 2)]
+    assert all(a.plan == plans[0] for a in versions)
+    tensors = [version.tensors() for version in versions]
+    assert all(torch.equal(tensors[0][name], t) for name, t in tensors[1].items())
+
+
+def test_what_a_plan_leaves_untouched_is_told(
+    here: None,
+    tmp_path: Path,
+    synth_log: ClickLog,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = JobSettings(
+        log=synth_log.path, out=str(tmp_path), compress=CompressSettings(budget="2x")
+    )
+    plan = Plan(
+        budget_bytes=1,
+        bytes_before=2,
+        bytes_after=1,
+        layers=(),
+        untouched={"attention": "is of a kind that no method takes"},
+        single_valued=(),
+    )
+    made = Job(settings)
+    made.records.step("measure", "statistics", {}, lambda place: place.mkdir() or place)
+    monkeypatch.setattr(job, "_measured", lambda statistics: None)
+    monkeypatch.setattr(Artifact, "open", lambda path: None)
+    monkeypatch.setattr(recipes, "validation_scores", lambda *given: None)
+    monkeypatch.setattr(recipes, "plan", lambda *given: plan)
+    for _ in range(2):  # also where nothing changed
+        made.plan(tmp_path, tmp_path)
+        told = " ".join(capsys.readouterr().err.split())
+        assert "attention" in told and "is of a kind that no method takes" in told
