@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,7 @@ class _Original:
     rest: dict[str, Tensor]  # copies of all other parameters and buffers, which may be trained on
 
 
+log = logging.getLogger(__name__)
 _originals: WeakKeyDictionary[nn.Module, _Original] = WeakKeyDictionary()
 
 
@@ -226,6 +228,11 @@ def save(
     if precision not in PRECISIONS:
         raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
     alone = stand_alone(model, score, example, user=sorted(user), precision=precision)
+    if alone.standalone.graph is None and precision != "float32":
+        log.warning(
+            "%s is scored by torch, since %s; products are float32 and not %s, as it was saved",
+            *(path, alone.standalone.reason, precision),
+        )
     swapped = _originals.get(model)
     plan = None if swapped is None else swapped.plan
     return artifact.save(path, model, alone=alone, bytes=model_bytes(model), plan=plan)

@@ -11,6 +11,8 @@ from embedcomp.artifact import Artifact
 from embedcomp.compress.plan import render as render_plan
 from embedcomp.evaluate import disk_bytes
 from embedcomp.log.features import Features
+from embedcomp.scorer import Scorer
+from embedcomp.scoring.description import OWN_CODE
 from embedcomp.scoring.tensors import mapped
 
 
@@ -25,6 +27,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "model": manifest.source,
         "bytes": {**manifest.bytes, "disk": disk_bytes(artifact.folder)},
         "metrics": manifest.metrics,
+        "scored_by": _scored_by(artifact),
         "features": [
             {
                 "name": f.name,
@@ -58,9 +61,14 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
         f"{found['path']}: {model}, {sizes['total']:,} bytes resident "
         f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
     )
-    quality = [
-        f"{split}: AUC {m['auc']:.5f}, log loss {m['logloss']:.5f}"
-        for split, m in found["metrics"].items()
-    ]
+    proof = "quality not recorded" if artifact.proof is None else str(artifact.proof)
     last = render_plan(artifact.plan) if artifact.plan is not None else tensors
-    return [head, *quality, features, last]
+    return [head, proof, f"scored here by {found['scored_by']}", features, last]
+
+
+def _scored_by(artifact: Artifact) -> str:
+    """What would score it on this machine."""
+    if artifact.standalone is None:
+        why = artifact.manifest.needs_code or "the artifact holds no exported program"
+        return f"{OWN_CODE}, since {why}"
+    return Scorer(artifact).engine

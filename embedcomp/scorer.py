@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.log.features import Features
 from embedcomp.scoring import native
 from embedcomp.scoring.by_engine import ByEngine
+from embedcomp.scoring.description import Description
 from embedcomp.scoring.prepare import Part
 from embedcomp.scoring.program import Work
 from embedcomp.scoring.runs import Runs
@@ -43,8 +45,9 @@ class Scorer:
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None
         self.alone = artifact.standalone
-        self.precision = precision or (self.alone.precision if self.alone else "float32")
         self._runs = _opened(artifact, threads, precision)
+        if self.description.saved_for:
+            logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
 
     @classmethod
     def open(
@@ -70,9 +73,19 @@ class Scorer:
         return self._features is not None
 
     @property
-    def engine(self) -> str:
-        """What runs the model, and why not the compiled engine."""
+    def description(self) -> Description:
+        """What runs the model."""
         return self._runs.description
+
+    @property
+    def engine(self) -> str:
+        """What runs the model, and why not the compiled engine, for a person."""
+        return str(self.description)
+
+    @property
+    def precision(self) -> str:
+        """Of products, as they are computed."""
+        return self.description.precision
 
     @property
     def work(self) -> Work | None:

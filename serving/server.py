@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from embedcomp.errors import BadRequest, BadSettings
+from embedcomp.scoring.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
 from serving.convert import from_request
 from serving.errors import CannotListen, Refused
 from serving.wire.embedcomp.v1 import scoring_pb2 as wire
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Scoring"].full_name
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
+KINDS = {
+    COMPILED: wire.Engine.COMPILED,
+    MACHINE_CODE: wire.Engine.MACHINE_CODE,
+    TORCH: wire.Engine.TORCH,
+    OWN_CODE: wire.Engine.OWN_CODE,
+}
 
 M = TypeVar("M", bound=Message)
 
@@ -73,6 +80,8 @@ def serve(scorer: Scorer, settings: ServerSettings) -> None:
         with ScoringServer(scorer, settings) as server:
             where = f"{settings.host}:{server.port}"
             print(f"serving {scorer.name} version {scorer.version} on {where}", flush=True)
+            by = scorer.description
+            print(f"scored by {by}; threads of a large call: {by.threads}", flush=True)
             name = signal.Signals(asked_to_stop.get()).name
             print(f"{name}: finishing calls in flight", flush=True)
     finally:
@@ -198,9 +207,20 @@ class ScoringService:
 
 
 def describe(scorer: Scorer, max_rows: int) -> wire.MetadataResponse:
-    """What is served: name, version and the features in the model's order."""
+    """What is served: name, version, what scores, and the features in the model's order."""
     sides = {"user": wire.Feature.USER, "item": wire.Feature.ITEM}
-    found = wire.MetadataResponse(model=scorer.name, version=scorer.version, max_rows=max_rows)
+    by = scorer.description
+    found = wire.MetadataResponse(
+        model=scorer.name,
+        version=scorer.version,
+        max_rows=max_rows,
+        engine=wire.Engine(
+            kind=KINDS[by.name],
+            precision=by.precision,
+            threads=by.threads,
+            reason=f"{by.reason}{by.lost}",
+        ),
+    )
     for feature in scorer.features.ids:
         found.features.add(
             name=feature.name,

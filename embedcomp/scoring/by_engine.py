@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
+from embedcomp.scoring.description import COMPILED, Description
 from embedcomp.scoring.engine import Engine
 from embedcomp.scoring.lower import lower
 from embedcomp.scoring.prepare import Part, encoded, from_parts, prepared, refuse_several
@@ -41,7 +42,7 @@ class ByEngine:
         self.work: Work | None = program.work
         self.splits = program.splits
         self._engine = Engine(alone.graph, program, alone.user, threads)
-        self.description = f"compiled engine, {used}"
+        self.description = Description(name=COMPILED, threads=self._engine.threads, precision=used)
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
         ours = from_parts(items, self._alone.leaves)

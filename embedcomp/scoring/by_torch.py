@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from embedcomp.scoring import compiled, native
 from embedcomp.scoring.alone import as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
 from embedcomp.scoring.by_engine import ByEngine
+from embedcomp.scoring.description import MACHINE_CODE, OWN_CODE, TORCH, Description, cores
 from embedcomp.scoring.inputs import leaves
 from embedcomp.scoring.portable import Portable
 from embedcomp.scoring.prepare import Part, made_up, prepared, refuse_several
@@ -36,9 +38,9 @@ def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Ru
     """The artifact's program; an artifact without one is built by the model's own code."""
     if artifact.standalone is None:
         return in_memory(artifact.model(), artifact.features, threads, precision)
-    return _portable(
-        artifact.standalone, Portable.open(artifact.standalone, artifact.folder, artifact.tensors())
-    )
+    alone = artifact.standalone
+    portable = Portable.open(alone, artifact.folder, artifact.tensors())
+    return _portable(alone, portable, threads)
 
 
 def machine_code(artifact: Artifact) -> Path:
@@ -66,24 +68,48 @@ def in_memory(
         made = stand_alone_from_log(model, features)
     except CannotExport as error:
         logging.getLogger(__name__).warning("scored by the model's own code: %s", error)
-        return ByTorch(lambda inputs: model(*inputs).view(-1), None, "the model's own code")
+        own = Description(name=OWN_CODE, threads=cores(threads), reason=str(error))
+        return ByTorch(lambda inputs: model(*inputs).view(-1), None, own)
     alone = made.standalone
     if alone.graph is None or native.library() is None:
-        return _portable(alone, Portable(alone, made.program, made.held))
+        return _portable(alone, Portable(alone, made.program, made.held), threads)
     held = {name: as_array(tensor) for name, tensor in made.held.items()}
     return ByEngine(alone, held, threads, precision)
 
 
-def _portable(alone: Standalone, portable: Portable) -> ByTorch:
-    reason = alone.reason or "the compiled engine was not built"
-    how = "machine code of AOTInductor" if portable.compiled else "torch"
-    return ByTorch(portable.logits, alone, f"{how}, since {reason}")
+def _portable(alone: Standalone, portable: Portable, threads: int | None) -> ByTorch:
+    described = Description(
+        name=MACHINE_CODE if portable.compiled else TORCH,
+        threads=cores(threads),
+        reason=alone.reason or str(native.NotBuilt()),
+        saved_for=" and ".join(sorted(alone.precisions - {"float32"})),
+    )
+    return ByTorch(portable.logits, alone, described)
+
+
+@contextmanager
+def _on_threads(count: int) -> Iterator[None]:
+    """Within the block, so many threads for what this thread asks of torch; others have their own.
+
+    torch reads its own number the first time that a thread asks for it, so that comes first.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class ByTorch:
     """A function of a model's inputs to logits [B]."""
 
-    def __init__(self, logits: Callable[[Any], Tensor], alone: Standalone | None, description: str):
+    def __init__(
+        self,
+        logits: Callable[[Any], Tensor],
+        alone: Standalone | None,
+        description: Description,
+    ):
         self._logits, self._alone, self.description = logits, alone, description
         self.work: Work | None = None
         self.splits = False
@@ -93,13 +119,13 @@ class ByTorch:
         assert user is None, "the user's part is not computed apart"
         inputs = tuple(tensor_of(part) for part in items)
 
-        @torch.inference_mode()
-        def score() -> np.ndarray:
-            return torch.sigmoid(self._logits(inputs).float()).numpy()
-
-        return score
+        return lambda: self._probabilities(inputs)
 
     @torch.inference_mode()
+    def _probabilities(self, inputs: Any) -> np.ndarray:
+        with _on_threads(self.description.threads):
+            return torch.sigmoid(self._logits(inputs).float()).numpy()
+
     def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
         """Probabilities [B]; the user's part is computed for every row."""
         if self._alone is not None:
@@ -107,7 +133,7 @@ class ByTorch:
                 return np.empty(0, np.float32)
             if one_user:
                 refuse_several(inputs, self._alone)
-        scores: np.ndarray = torch.sigmoid(self._logits(inputs).float()).numpy()
+        scores = self._probabilities(inputs)
         if not np.isfinite(scores).all():
             raise BadRequest("score", "a row has none: its numbers are not finite")
         return scores

@@ -19,11 +19,12 @@ from embedcomp.files import cache_folder, replacing, sha256
 from embedcomp.scoring.standalone import PROGRAM
 
 Compiled = Callable[..., Any]  # called as the program is
+MADE = "for any number of threads"  # how; another text makes all machine code anew
 
 
 def cache_file(folder: Path) -> Path:
     """Where the machine code of an artifact's program is kept on this machine."""
-    what = (sha256(folder / PROGRAM), torch.__version__, platform.machine(), *_cpu_features())
+    what = (MADE, sha256(folder / PROGRAM), torch.__version__, platform.machine(), *_cpu_features())
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:32]
     return cache_folder() / f"{key}.pt2"
 
@@ -44,7 +45,8 @@ def build(folder: Path, example: tuple[Any, ...]) -> Path:
     program._example_inputs = example, {}  # it was saved without
     with replacing(file) as fresh:
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(fresh))
+            with torch._inductor.config.patch({"cpp.dynamic_threads": True}):  # of each call
+                torch._inductor.aoti_compile_and_package(program, package_path=str(fresh))
         except Exception as error:
             told = " ".join(str(error).split())
             raise BadModel(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ import numpy as np
 
 from embedcomp.errors import BadRequest, EmbedcompError
 from embedcomp.scoring import native
+from embedcomp.scoring.description import cores
 from embedcomp.scoring.graph import Graph
 from embedcomp.scoring.program import Program
 
@@ -85,7 +85,7 @@ class Engine:
         self._struct = ctypes.addressof(program.struct)
         self._layouts: dict[object, _Layout] = {}
         self._calls = threading.local()
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = cores(threads)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
+from embedcomp.scoring.description import Description
 from embedcomp.scoring.prepare import Part
 from embedcomp.scoring.program import Work
 
@@ -22,7 +23,7 @@ class Runs(Protocol):
     splits: the user's part of the model is computed once for all candidates.
     """
 
-    description: str
+    description: Description
     work: Work | None
     splits: bool
 

@@ -41,6 +41,12 @@ class Standalone:
     user_columns: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     precision: str = "float32"
 
+    @property
+    def precisions(self) -> set[str]:
+        """What the engine multiplies in: as the artifact says, and as layers are stored for."""
+        stored = self.tensors({})
+        return {self.precision, *filter(None, map(stored.multiplied_in, self.weights))}
+
     def tensors(self, held: Mapping[str, np.ndarray]) -> Tensors:
         return Tensors(held, self.stored, self.tables)
 

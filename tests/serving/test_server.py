@@ -17,14 +17,23 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from toy_scorer import FEATURES, ToyScorer
 
 from embedcomp.errors import BadSettings
+from embedcomp.scoring.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH, Description
 from serving.client import Client
 from serving.convert import to_request
-from serving.errors import CallFailed, CannotListen, Unreachable
-from serving.server import SERVICE, ScoringServer, ServerSettings
+from serving.errors import CallFailed, CannotListen, Refused, Unreachable
+from serving.server import (
+    KINDS,
+    SERVICE,
+    ScoringServer,
+    ScoringService,
+    ServerSettings,
+    describe,
+)
 from serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 pytestmark = pytest.mark.server
 CODE = grpc.StatusCode
+WAYS = (COMPILED, MACHINE_CODE, OWN_CODE, TORCH)
 Columns = dict[str, pa.Array]
 
 
@@ -205,6 +214,22 @@ def test_a_call_that_takes_too_long_ends_with_a_way_out(
     assert error.code == CODE.DEADLINE_EXCEEDED and "allow more time" in str(error)
 
 
+class GivenUp:
+    """The context of a call whose client has gone, or whose time is up."""
+
+    def is_active(self) -> bool:
+        return False
+
+
+def test_a_call_that_was_given_up_while_it_waited_is_not_scored(
+    scorer: ToyScorer, items: pa.RecordBatch
+) -> None:
+    service = ScoringService(scorer, ServerSettings())
+    with pytest.raises(Refused, match="cancelled or out of time") as caught:
+        service._predict(to_request(items).SerializeToString(), GivenUp())
+    assert caught.value.code == CODE.CANCELLED and not scorer.entered.is_set()
+
+
 def test_metadata_has_every_feature_in_order(client: Client) -> None:
     found = client.metadata()
     assert (found.model, found.version, found.max_rows) == ("toy", 7, 100)
@@ -224,6 +249,25 @@ def test_metadata_has_every_feature_in_order(client: Client) -> None:
         wire.Feature.USER,
     )
     assert found.features[1].type == wire.Feature.STRING
+
+
+def test_metadata_says_what_scores_and_why(scorer: ToyScorer, client: Client) -> None:
+    assert client.metadata().engine == wire.Engine(
+        kind=wire.Engine.COMPILED, precision="float32", threads=1
+    )
+    scorer.description = Description(
+        name=TORCH, threads=2, reason="there is no engine", saved_for="int8"
+    )
+    found = describe(scorer, max_rows=1).engine
+    assert (found.kind, found.precision, found.threads) == (wire.Engine.TORCH, "float32", 2)
+    assert found.reason == (
+        "there is no engine; products are float32 and not int8, as it was saved"
+    )
+
+
+def test_every_way_of_scoring_has_a_kind_of_its_own() -> None:
+    assert set(KINDS) == set(WAYS)
+    assert len({*KINDS.values(), wire.Engine.KIND_UNSPECIFIED}) == len(WAYS) + 1
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -262,6 +306,8 @@ def test_sigterm_finishes_calls_in_flight_reports_it_and_exits_with_0(
     scorer: ToyScorer,
 ) -> None:
     process, target = serve_slowly(2.0)
+    said = process.stdout.readline()
+    assert said == "scored by compiled engine, float32; threads of a large call: 1\n"
     watching = grpc.insecure_channel(target)
     statuses = health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest())
     assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING

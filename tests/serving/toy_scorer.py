@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from embedcomp.log.features import DenseFeature, Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
+from embedcomp.scoring.description import COMPILED, Description
 
 
 def _vocabulary(*values: int | str) -> Vocabulary:
@@ -38,6 +39,7 @@ class ToyScorer:
     """Has the interface of embedcomp.scorer.Scorer."""
 
     name, version, features = "toy", 7, FEATURES
+    description = Description(name=COMPILED, threads=1)
 
     def __init__(self, seconds: float = 0.0):
         self._seconds = seconds
