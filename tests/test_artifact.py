@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,32 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (fresh / "half").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_file_of_an_artifact_has_a_checksum_that_is_checked(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    source = ModelSource(model="deepfm", settings={"width": 4, "hidden": [8]}).complete()
+    nothing = TrainSettings(epochs=0)
+    made = recipes.train(synth_log, synth_features, source, nothing, tmp_path / "m")
+    names = {str(f.relative_to(made.folder)) for f in made.folder.rglob("*") if f.is_file()}
+    names.remove("manifest.json")
+    tables = {f"features/vocabulary.{feature.name}.parquet" for feature in synth_features.ids}
+    written = {"dense.pt2", "scoring.json", "model.safetensors", "features/features.json"}
+    assert names == written | tables
+    assert made.manifest.checksums == {
+        name: sha256((made.folder / name).read_bytes()).hexdigest() for name in names
+    }
+    for name in sorted(names):
+        file = made.folder / name
+        whole = file.read_bytes()
+        file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(BadArtifact, match=rf"{name} is not the file that was written"):
+            Artifact.open(made.folder)
+        file.unlink()
+        with pytest.raises(BadArtifact, match=rf"{name} is missing"):
+            Artifact.open(made.folder)
+        file.write_bytes(whole)
 
 
 def test_a_newer_format_is_refused(original: Artifact, tmp_path: Path) -> None:
