@@ -61,9 +61,18 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
         f"{found['path']}: {model}, {sizes['total']:,} bytes resident "
         f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
     )
-    proof = "quality not recorded" if artifact.proof is None else str(artifact.proof)
     last = render_plan(artifact.plan) if artifact.plan is not None else tensors
-    return [head, proof, f"scored here by {found['scored_by']}", features, last]
+    return [head, *_quality(artifact), f"scored here by {found['scored_by']}", features, last]
+
+
+def _quality(artifact: Artifact) -> list[str]:
+    """The proof; older artifacts have two figures, and those of one's own model none."""
+    if artifact.proof is not None:
+        return [str(artifact.proof)]
+    return [
+        f"{split} AUC {m['auc']:.5f}, log loss {m['logloss']:.5f}, with nothing to check them by"
+        for split, m in artifact.manifest.metrics.items()
+    ] or ["quality not recorded"]
 
 
 def _scored_by(artifact: Artifact) -> str:

@@ -35,8 +35,16 @@ class Figures:
 
     @classmethod
     def of(cls, quality: Quality) -> Figures:
-        found = {name: getattr(quality, name) for name in _NAMES}
-        return cls(**{name: None if math.isnan(v) else v for name, v in found.items()})
+        return cls(
+            auc=_known(quality.auc),
+            logloss=quality.logloss,
+            calibration=_known(quality.calibration),
+            rows=quality.rows,
+        )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 _NAMES = tuple(f.name for f in fields(Figures))

@@ -271,12 +271,17 @@ def test_verify_ends_with_0_or_1_and_a_table_or_json(
     assert "has no record of its quality; make it again" in capsys.readouterr().err
 
 
-def test_inspect_tells_the_proof(small: Artifact) -> None:
+def test_inspect_tells_the_proof_or_what_older_artifacts_have(
+    original: Artifact, small: Artifact, tmp_path: Path
+) -> None:
     told = [str(part) for part in render(describe(small), small)]
     assert small.proof is not None
     assert str(small.proof) in told and "control AUC" in str(small.proof)
     old = Artifact.open(Path(__file__).parent / "data/format_2")
     assert "quality not recorded" in [str(part) for part in render(describe(old), old)]
+    old = rewritten(original, tmp_path / "m", metrics={"valid": {"auc": 0.1, "logloss": 9.0}})
+    told = " ".join(str(part) for part in render(describe(old), old))
+    assert "valid AUC 0.10000, log loss 9.00000, with nothing to check them by" in told
 
 
 class Branches(nn.Module):

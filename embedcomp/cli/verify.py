@@ -14,7 +14,8 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
     tolerance: Annotated[
-        float | None, typer.Option(help="Of AUC, log loss and calibration; not given: 0.00001.")
+        float | None,
+        typer.Option(help="Of AUC, log loss and calibration; not given: what engines differ by."),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -20,6 +20,7 @@ from embedcomp.log.features import Features
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
+AFTER = ("evaluate", "inspect", "verify")
 QUICK = ["--set", "batch_rows=1024"]
 FEW = ["--methods", "low_rank,half,column_quantized"]  # the README's commands plan with all
 PLAN = ["compress", "model", "--log", "log", "--out", "o"]
@@ -50,7 +51,7 @@ def commands() -> list[list[str]]:
     """The README's one-by-one commands that need no server."""
     found = re.findall(r"^    embedcomp (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
     doable = ("log", "train clicks --model dcnv2", "compress model --log clicks --budget 5x")
-    return [shlex.split(c) for c in found if c.startswith((*doable, "evaluate", "inspect"))]
+    return [shlex.split(c) for c in found if c.startswith((*doable, *AFTER))]
 
 
 def test_the_readmes_commands_run(
@@ -58,7 +59,7 @@ def test_the_readmes_commands_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listed = commands()
-    assert [c[0] for c in listed] == ["log", "log", "train", "compress", "evaluate", "inspect"]
+    assert [c[0] for c in listed] == ["log", "log", "train", "compress", *AFTER]
     for command in listed:
         smaller = [part.replace("100000", "4000") for part in command]
         more = ["--epochs", "2", *QUICK] if command[0] == "train" else []

@@ -46,7 +46,7 @@ def test_a_plan_is_made_once_and_every_worker_carries_out_that_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     none = TrainSettings(epochs=0)
-    original = recipes.train(synth_log, synth_features, SOURCE, none, tmp_path / "model")
+    original = recipes.train(synth_log, synth_features, SOURCE, none, tmp_path / "out/model")
     tune = TuneSettings(epochs=1, batch_rows=4096)
     settings = CompressSettings(budget="60%", methods=("row_int8", "half"), tune=tune)
     made = Job(
@@ -61,6 +61,7 @@ def test_a_plan_is_made_once_and_every_worker_carries_out_that_one(
         save_file(found, place / STATISTICS)
         return place
 
+    made.records.step("train", "model", {}, lambda place: original.folder)
     statistics = made.records.step("measure", "statistics", {}, measured)
     plans: list[Plan] = []
     plan: Callable[..., Plan] = recipes.plan
@@ -70,12 +71,16 @@ def test_a_plan_is_made_once_and_every_worker_carries_out_that_one(
     for layer in plans[0].layers:
         assert layer.layer in told
     assert "predicted log loss +" in told
-    made.compress(original.folder, statistics, file)
+    control = made.control(original.folder)
+    made.compress(original.folder, statistics, file, control)
     assert len(plans) == 1
     versions = [Artifact.open(tmp_path / f"out/artifact/{n}") for n in (1, 2)]
     assert all(a.plan == plans[0] for a in versions)
     tensors = [version.tensors() for version in versions]
     assert all(torch.equal(tensors[0][name], t) for name, t in tensors[1].items())
+    proof, beside = versions[0].proof, Artifact.open(control).proof
+    assert proof is not None and beside is not None and original.proof is not None
+    assert (proof.original, proof.control) == (original.proof.model, beside.model)
 
 
 def test_what_a_plan_leaves_untouched_is_told(
