@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import grpc
@@ -306,14 +307,13 @@ def test_sigterm_finishes_calls_in_flight_reports_it_and_exits_with_0(
     scorer: ToyScorer,
 ) -> None:
     process, target = serve_slowly(2.0)
-    said = process.stdout.readline()
-    assert said == "scored by compiled engine, float32; threads of a large call: 1\n"
     watching = grpc.insecure_channel(target)
     statuses = health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest())
     assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
     with Client(target, retries=0) as client, ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.predict, items)
-        assert process.stdout.readline() == "scoring\n"
+        said = list(takewhile(lambda line: line != "scoring\n", iter(process.stdout.readline, "")))
+        assert said == ["scored by compiled engine, float32; threads of a large call: 1\n"]
         process.terminate()
         assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watching.close()
