@@ -82,6 +82,7 @@ def stand_alone(
         user=tuple(user),
         user_columns={i: tuple(of) for i, of in (user_columns or {}).items()},
         precision=precision,
+        least_rows=_least_rows(model, score, example),
     )
     made = StandsAlone(standalone=standalone, program=exported.program, held=_held(model, exported))
     _check(made, model, score, example)
@@ -117,7 +118,7 @@ def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> N
         for size in CHECKED_ROWS:
             inputs = rebatched(example, rows, torch.arange(size - 1, -1, -1) % rows)
             with plain_linears(model):  # products rounded to bytes are compared nowhere
-                wanted = score(model, inputs).reshape(-1)
+                wanted = _scores(model, score, inputs, alone.least_rows)
             for name, run in runs.items():
                 logits = _run(run, inputs, name)
                 if not torch.allclose(logits, wanted, rtol=TOLERANCE, atol=TOLERANCE):
@@ -129,6 +130,27 @@ def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> N
                     )
     finally:
         model.train(was_training)
+
+
+@torch.no_grad()
+def _least_rows(model: nn.Module, score: Score, example: Any) -> int:
+    """Rows that a model scores at a time: two, where it squeezes the batch of a single row away."""
+    one = rebatched(example, batch_rows(example), torch.zeros(1, dtype=torch.int64))
+    was_training = model.training
+    model.eval()
+    try:
+        return 1 if score(model, one).numel() == 1 else 2
+    except (IndexError, RuntimeError, ValueError):
+        return 2
+    finally:
+        model.train(was_training)
+
+
+def _scores(model: nn.Module, score: Score, inputs: Any, least_rows: int) -> Tensor:
+    """Logits [B]; rows that are too few for the model are repeated."""
+    rows = batch_rows(inputs)
+    enough = rebatched(inputs, rows, torch.arange(max(rows, least_rows)) % rows)
+    return score(model, enough).reshape(-1)[:rows]
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -24,9 +24,8 @@ from embedcomp.scoring.alone import as_array, stand_alone_from_log
 from embedcomp.scoring.apart import CannotExport
 from embedcomp.scoring.by_engine import ByEngine
 from embedcomp.scoring.description import MACHINE_CODE, OWN_CODE, TORCH, Description, cores
-from embedcomp.scoring.inputs import leaves
 from embedcomp.scoring.portable import Portable
-from embedcomp.scoring.prepare import Part, made_up, prepared, refuse_several
+from embedcomp.scoring.prepare import Part, made_up, matched, prepared, refuse_several
 from embedcomp.scoring.program import Work
 from embedcomp.scoring.runs import Runs
 from embedcomp.scoring.standalone import Standalone
@@ -133,6 +132,7 @@ class ByTorch:
                 return np.empty(0, np.float32)
             if one_user:
                 refuse_several(inputs, self._alone)
+            inputs = matched(inputs, self._alone.leaves)
         scores = self._probabilities(inputs)
         if not np.isfinite(scores).all():
             raise BadRequest("score", "a row has none: its numbers are not finite")
@@ -176,7 +176,7 @@ def _check(inputs: Any, alone: Standalone) -> int:
             not finite.
     """
     rows = prepared(inputs, alone.leaves).rows
-    for leaf, (_, value) in zip(alone.leaves, leaves(inputs), strict=True):
+    for leaf, value in zip(alone.leaves, matched(inputs, alone.leaves), strict=True):
         if leaf.kind == "jagged":
             lengths = value.lengths()
             if bool((lengths < 0).any()) or int(lengths.sum()) != len(value.values()):

@@ -7,7 +7,7 @@ operations, `trace` makes a Graph of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,6 +255,18 @@ def _given_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     specs = program.graph_signature.input_specs
     return [n for n, s in zip(nodes, specs, strict=True) if s.kind == InputKind.USER_INPUT]
+
+
+def made_of(nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """These values of a program, and all that are computed from them."""
+    found: set[torch.fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.users
+    return found
 
 
 def _refusal(error: Exception) -> str:

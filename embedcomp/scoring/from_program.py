@@ -136,8 +136,12 @@ def _features(what: LookUp, asked: Sequence[Any], described: Sequence[Leaf]) -> 
     columns = [id_column(int(column)) for column in asked[0].of_a_row]
     table = what.tables[0]
     if what.kind == "rows":
-        return [Feature(table=table, leaf=leaf, column=at) for leaf, at in columns]
+        return [
+            Feature(table=table, leaf=leaf, column=at, input=described[leaf].name)
+            for leaf, at in columns
+        ]
     leaf, at = columns[0]
     if columns != [(leaf, at + i) for i in range(len(columns))]:
         raise CannotTrace(f"way to gather the ids of {what.module}")
-    return [Feature(table=table, leaf=leaf, column=at, count=len(columns))]
+    name = described[leaf].name
+    return [Feature(table=table, leaf=leaf, column=at, count=len(columns), input=name)]

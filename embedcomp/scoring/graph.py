@@ -22,8 +22,9 @@ class Node:
     input             columns of dense input `which`, from `column`
     look_up           feature `which`: its pooled rows, or their codes (`form`)
     weight            the numbers of tensor `name`, which are the same for every row
-    linear            `times` vectors x [inputs] @ weight [outputs, inputs].T + bias; `form`:
-                      "" or "transposed", if the tensor `name` is [inputs, outputs]
+    linear            `times` vectors x [inputs] @ weight [outputs, inputs].T + bias; the weight
+                      is in the tensor `name` from number `column` on; `form`: "" or
+                      "transposed", if it is [inputs, outputs] there
     dots              products of `times` vectors x [inputs] with `outputs` vectors y
     unary, binary     function `name` of x, or of x and y; low and high are its numbers
     sum               of `times` vectors x [width]
@@ -53,6 +54,7 @@ class Feature:
     leaf: place of the input that holds the ids.
     key: feature of a jagged input; None: the input is a matrix of ids [B, L], and a bag is its
         columns [column, column + count).
+    input: name of that leaf, where the input is a matrix of ids.
     """
 
     table: str  # name of the table's module
@@ -60,10 +62,12 @@ class Feature:
     key: str | None = None
     column: int = 0
     count: int = 1
+    input: str = ""
 
     @property
     def name(self) -> str:
-        return self.key if self.key is not None else f"column {self.column} of input {self.leaf}"
+        whole = f"input{self.input or f' {self.leaf}'}"
+        return self.key if self.key is not None else f"column {self.column} of {whole}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,9 +275,7 @@ class _Lowering:
 
     def _linear(self, node: Node) -> None:
         relu, stored_for = node.at in self.rectified, self.tensors.multiplied_in(node.name)
-        weight = self.tensors.weight(node.name).astype(np.float64)
-        if node.form == "transposed":
-            weight = weight.T
+        weight = self._matrix(node).astype(np.float64)
         bias = self.tensors.weight(node.bias).astype(np.float64) if node.bias else None
         pieces, parts = self._read(node, weight)
         if node.times == 1:
@@ -309,6 +307,14 @@ class _Lowering:
                     name=node.name,
                 )
         self._place(node.at, node.width, out)
+
+    def _matrix(self, node: Node) -> np.ndarray:
+        """A linear layer's weight [outputs, inputs]."""
+        numbers = self.tensors.weight(node.name).reshape(-1)
+        numbers = numbers[node.column : node.column + node.outputs * node.inputs]
+        if node.form == "transposed":
+            return numbers.reshape(node.inputs, node.outputs).T
+        return numbers.reshape(node.outputs, node.inputs)
 
     def _read(self, node: Node, weight: np.ndarray) -> tuple[list[Piece], list[np.ndarray]]:
         """What a linear layer reads, and the columns of its weight for each piece.

@@ -7,7 +7,7 @@ embedcomp's own modules. None of the model's code is needed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from embedcomp.scoring import compiled
 from embedcomp.scoring.apart import plain_linear
 from embedcomp.scoring.compiled import Compiled
 from embedcomp.scoring.engine import BadId
-from embedcomp.scoring.export import tensors
+from embedcomp.scoring.export import batch_rows, made_of, rebatched, tensors
 from embedcomp.scoring.graph import LookUp
 from embedcomp.scoring.standalone import PROGRAM, Standalone
 from embedcomp.served.layout import build
@@ -50,8 +50,11 @@ class Portable:
         self._weights = [self._weight(name) for name in standalone.weights]
         flat = program.module(check_guards=False)
         logits, *asked = flat.graph.find_nodes(op="output")[0].args[0]
-        self._score, self._ids = _giving(flat, [logits]), _giving(flat, asked)
         holders = flat.graph.find_nodes(op="placeholder")
+        self._gives = sum(what.gives for what in standalone.look_ups)
+        first = len(holders) - len(self._weights) - self._gives
+        given = holders[first : first + self._gives]
+        self._score, self._ids = _giving(flat, [logits]), _giving(flat, asked, unread=given)
         self._places = [holders.index(node) for node in asked if node in holders]
         self._simple = len(self._places) == len(asked)  # ids are the inputs themselves
         self._machine_code = machine_code
@@ -76,6 +79,10 @@ class Portable:
         Raises:
             BadId: an id is out of its table's range.
         """
+        least = self._standalone.least_rows
+        if least > 1 and batch_rows(inputs) == 1:
+            repeated = rebatched(inputs, 1, torch.zeros(least, dtype=torch.int64))
+            return self.logits(repeated)[:1]
         flat = tensors(inputs)
         given = self._given(flat)
         if self._machine_code is not None and _rows(given) > 1:  # it was made for two rows or more
@@ -114,8 +121,7 @@ class Portable:
         """The tensors of ids that the lookups take, in their order."""
         if self._simple:
             return [flat[place] for place in self._places]
-        given = sum(what.gives for what in self._standalone.look_ups)
-        found: Sequence[Tensor] = self._ids(*flat, *[None] * given, *self._weights)
+        found: Sequence[Tensor] = self._ids(*flat, *[None] * self._gives, *self._weights)
         return found
 
     def _weight(self, name: str) -> Tensor:
@@ -205,15 +211,23 @@ def _layer(name: str, layout: Mapping[str, Any], held: Mapping[str, Tensor]) -> 
     return layer.eval()
 
 
-def _giving(flat: GraphModule, nodes: Sequence[torch.fx.Node]) -> GraphModule:
-    """The program with other outputs, its arguments one after another."""
-    names = [node.name for node in nodes]
+def _giving(
+    flat: GraphModule, nodes: Sequence[torch.fx.Node], unread: Collection[torch.fx.Node] = ()
+) -> GraphModule:
+    """The program with other outputs, its arguments one after another.
+
+    Args:
+        unread: arguments that none of the outputs depends on. torch keeps what works in place,
+            such as a ReLU, for whoever reads the old value; here nobody reads what is made of them.
+    """
     made = GraphModule(flat, copy.deepcopy(flat.graph))
     by_name = {node.name: node for node in made.graph.nodes}
     made.graph.set_codegen(CodeGen())
     output = made.graph.find_nodes(op="output")[0]
-    output.args = (tuple(by_name[name] for name in names),)
-    made.graph.eliminate_dead_code()
+    output.args = (tuple(by_name[node.name] for node in nodes),)
+    held = {by_name[node.name] for node in unread}
+    later = made_of(held) - held
+    made.graph.eliminate_dead_code(lambda node: node.is_impure() and node not in later)
     made.recompile()
     return made
 

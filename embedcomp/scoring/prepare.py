@@ -79,41 +79,49 @@ def from_parts(parts: Sequence[Part], leaves: Sequence[Leaf]) -> Inputs:
     return Inputs(rows, ids, dense, held=parts)
 
 
-def prepared(inputs: Any, wanted: tuple[Leaf, ...]) -> Inputs:
+def prepared(inputs: Any, wanted: Sequence[Leaf]) -> Inputs:
     """A model's inputs as the engine takes them.
 
     Raises:
         BadRequest: they are not like the example's.
     """
-    found = list(leaves(inputs))
-    if len(found) != len(wanted):
-        raise BadRequest(
-            "inputs", f"hold {len(found)} parts, but the model was saved with {len(wanted)}"
-        )
     ids: dict[int, Ids] = {}
     dense: list[tuple[int, int]] = []
-    held: list[Any] = []
+    held = matched(inputs, wanted)
     sizes: dict[str, int] = {}
-    for place, (leaf, (name, value)) in enumerate(zip(wanted, found, strict=True)):
-        if name != leaf.name:
-            raise BadRequest("inputs", f"have {name or 'one part'} where {leaf.name} is expected")
+    for place, (leaf, value) in enumerate(zip(wanted, held, strict=True)):
         if leaf.kind == "jagged":
             ids[place] = _jagged(value, leaf)
-            sizes[name] = value.stride()
+            sizes[leaf.name] = value.stride()
         elif leaf.kind != "other":
-            tensor = _matrix(value, leaf)
-            sizes[name] = len(tensor)
-            held.append(tensor)
-            if leaf.kind == "dense":
-                dense.append((tensor.data_ptr(), leaf.width if leaf.width is not None else 1))
-            else:
-                stride = leaf.width if leaf.width is not None else 1
-                ids[place] = Ids(tensor.data_ptr(), tensor.numel(), stride=stride)
+            sizes[leaf.name] = len(value)
+        width = leaf.width if leaf.width is not None else 1
+        if leaf.kind == "dense":
+            dense.append((value.data_ptr(), width))
+        elif leaf.kind == "ids":
+            ids[place] = Ids(value.data_ptr(), value.numel(), stride=width)
     rows = next(iter(sizes.values()))
     for name, size in sizes.items():
         if size != rows:
             raise BadRequest("inputs", f"{name} has {size} rows, but {next(iter(sizes))} {rows}")
     return Inputs(rows, ids, dense, (inputs, held))
+
+
+def matched(inputs: Any, wanted: Sequence[Leaf]) -> list[Any]:
+    """The inputs' leaves in the example's order, which mappings need not have, and of its types.
+
+    Raises:
+        BadRequest: they are not like the example's.
+    """
+    found = dict(leaves(inputs))
+    names = {leaf.name: None for leaf in wanted}
+    missing = [name or "a single tensor" for name in names if name not in found]
+    unknown = [name or "a single tensor" for name in found if name not in names]
+    if missing or unknown:
+        told = [f"lack {missing[0]}"] if missing else []
+        told += [f"have {unknown[0]}, which the example of `save` had not"] if unknown else []
+        raise BadRequest("inputs", " and ".join(told))
+    return [_like(found[leaf.name], leaf) for leaf in wanted]
 
 
 def _jagged(value: Any, leaf: Leaf) -> Ids:
@@ -152,6 +160,17 @@ def _jagged(value: Any, leaf: Leaf) -> Ids:
     )
 
 
+def _like(value: Any, leaf: Leaf) -> Any:
+    """The value as the example's leaf was."""
+    if leaf.kind in ("jagged", "other"):
+        return value
+    if leaf.kind != "tensor":
+        return _matrix(value, leaf)
+    if not hasattr(value, "data_ptr") or not value.dim():
+        raise BadRequest("inputs", f"{leaf.name} must be a tensor with the batch first")
+    return value
+
+
 def _matrix(value: Any, leaf: Leaf) -> Tensor:
     shape = () if leaf.width is None else (leaf.width,)
     what = "float32" if leaf.kind == "dense" else "int64"
@@ -186,7 +205,7 @@ def refuse_several(inputs: Any, alone: Standalone) -> None:
         BadRequest: a user's feature differs between rows.
     """
     dense = 0
-    for leaf, (_, value) in zip(alone.leaves, leaves(inputs), strict=True):
+    for leaf, value in zip(alone.leaves, matched(inputs, alone.leaves), strict=True):
         if leaf.kind == "jagged":
             differs = _differs(value, set(alone.user))
             if differs is not None:

@@ -27,6 +27,7 @@ class Standalone:
     layers: compressed modules by name, as `served.layout` describes them.
     user: features that are the same for all candidates of a request.
     user_columns: the same of dense inputs, by their place among the dense ones.
+    least_rows: that the program takes at a time: a model may squeeze the batch of a single row away.
     """
 
     leaves: tuple[Leaf, ...]
@@ -40,6 +41,7 @@ class Standalone:
     user: tuple[str, ...] = ()
     user_columns: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     precision: str = "float32"
+    least_rows: int = 1
 
     @property
     def precisions(self) -> set[str]:
@@ -63,6 +65,7 @@ class Standalone:
             "user": self.user,
             "user_columns": {str(i): columns for i, columns in self.user_columns.items()},
             "precision": self.precision,
+            "least_rows": self.least_rows,
         }
         (folder / FILE).write_text(json.dumps(values) + "\n")
 
@@ -92,6 +95,7 @@ class Standalone:
                 user=tuple(values["user"]),
                 user_columns={int(i): tuple(of) for i, of in columns},
                 precision=values["precision"],
+                least_rows=values.get("least_rows", 1),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadArtifact(f"{file} cannot be read: {error}") from error

@@ -162,9 +162,8 @@ class Tracer:
             made = target(*_map(args, _value), **_map(kwargs, _value))
             return _map(made, Fixed) if isinstance(made, tuple | list) else Fixed(made)
         if name in _SAME:
-            if isinstance(args[0], Rows) and any(
-                isinstance(a, torch.dtype) and a != torch.float32 for a in everything
-            ):
+            asked = {a for a in everything if isinstance(a, torch.dtype)}
+            if isinstance(args[0], Rows) and not asked <= _types(args[0]):
                 raise CannotTrace(f"{name} to another type")
             if name == "dropout" and args[2]:
                 raise CannotTrace("dropout while it scores")
@@ -191,11 +190,11 @@ class Tracer:
             return [Fixed(v, c) for v, c in zip(values, made, strict=True)]
         return Fixed(values, made)
 
-    def _compute(self, target: Any, args: Any, kwargs: Any) -> Rows:
+    def _compute(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = _name(target)
         if set(kwargs) - _NAMED.get(name, set()):
             raise CannotTrace(f"{name} with {', '.join(kwargs)}")
-        operations: dict[str, Callable[[], Rows]] = {
+        operations: dict[str, Callable[[], Any]] = {
             "linear": lambda: self._linear(args[0], args[1], args[2] if len(args) > 2 else None),
             "addmm": lambda: self._linear(args[1], _turned(args[2]), args[0]),
             **dict.fromkeys(("mm", "matmul", "bmm"), lambda: self._product(args[0], args[1])),
@@ -204,6 +203,11 @@ class Tracer:
             **dict.fromkeys(("sum", "mean"), lambda: self._sum(name, args, kwargs)),
             **dict.fromkeys(_CLAMPS, lambda: self._clamp(name, args, kwargs)),
             "layer_norm": lambda: self._layer_norm(*args),
+            "batch_norm": lambda: self._batch_norm(*args[:6], args[7]),
+            # decomposed; only training reads its other results
+            "_native_batch_norm_legit_no_training": lambda: [
+                self._batch_norm(*args[:5], False, args[6])
+            ],
             "softmax": lambda: self._softmax(*args),
             "_softmax": lambda: self._softmax(*args[:2]),  # decomposed, and of float32 as all is
         }
@@ -283,7 +287,7 @@ class Tracer:
             raise CannotTrace("a bias that differs from row to row")
         if not inputs:  # what is left is the bias, the same for every row
             return Rows(self._columns(bias).expand(*x.shape[:-1], outputs))
-        name, form = self._whole(weight)
+        name, form, column = self._matrix(weight)
         times = x.of_a_row.numel() // inputs
         made = self._new(
             (*x.shape[:-1], outputs),
@@ -291,22 +295,33 @@ class Tracer:
             x=_runs(x.columns),
             name=name,
             form=form,
-            bias="" if bias is None else self._whole(bias)[0],
+            column=column,
+            bias="" if bias is None else self._whole(bias),
             times=times,
             inputs=inputs,
             outputs=outputs,
         )
         return made
 
-    def _whole(self, weight: Fixed) -> tuple[str, str]:
-        """The name of a weight that is used as it is, or "transposed"."""
-        if weight.columns is not None:
-            for name, columns in self._weight_at.items():
-                if torch.equal(columns, weight.columns):
-                    return name, ""
-                if columns.dim() == 2 and torch.equal(columns.T, weight.columns):
-                    return name, "transposed"
+    def _whole(self, weight: Fixed) -> str:
+        """The name of a weight that is used as it is."""
+        for name, columns in self._weight_at.items():
+            if weight.columns is not None and torch.equal(columns, weight.columns):
+                return name
         raise CannotTrace("a product with a part of a weight")
+
+    def _matrix(self, weight: Fixed) -> tuple[str, str, int]:
+        """A matrix as a weight's name, "" or "transposed", and where in the weight it begins."""
+        for form in ("", "transposed"):
+            columns = weight.columns if not form else _turned(weight).columns
+            runs = [] if columns is None else _neighbours(columns.reshape(-1))
+            if len(runs) == 1:
+                first, count = runs[0]
+                for name, held in self._weight_at.items():
+                    column = first - int(held.view(-1)[0])
+                    if 0 <= column <= held.numel() - count:
+                        return name, form, column
+        raise CannotTrace("a product with scattered numbers of a weight")
 
     def _product(self, x: Any, y: Any) -> Rows:
         if isinstance(x, Rows) and isinstance(y, Fixed) and y.value.dim() == 2:
@@ -388,6 +403,31 @@ class Tracer:
             made = self._binary("mul", made, weight, {})
         return made if bias is None else self._binary("add", made, bias, {})
 
+    def _batch_norm(
+        self,
+        x: Rows,
+        weight: Fixed | None,
+        bias: Fixed | None,
+        mean: Fixed | None,
+        variance: Fixed | None,
+        training: bool,
+        epsilon: float,
+    ) -> Rows:
+        """By the running mean and variance [C] of dimension 1 of x [B, C, ...]."""
+        if training or mean is None or variance is None:
+            raise CannotTrace("batch_norm by the batch's own mean and variance")
+
+        def alike(value: Fixed) -> Rows:  # the same in all rows
+            columns = self._columns(value).view(1, -1, *[1] * (len(x.shape) - 2))
+            return Rows(columns.expand(ROWS, *columns.shape[1:]))
+
+        spread = self._unary("affine", alike(variance), low=1.0, high=epsilon)
+        off = self._binary("sub", x, alike(mean), {})
+        made = self._binary("mul", off, self._unary("rsqrt", spread), {})
+        if weight is not None:
+            made = self._binary("mul", made, alike(weight), {})
+        return made if bias is None else self._binary("add", made, alike(bias), {})
+
     def _new(self, shape: Sequence[int], **what: Any) -> Rows:
         """A new node, whose columns lie in the order of a value of this shape, the batch first."""
         if len(shape) == 0 or math.prod(shape) % ROWS or shape[0] % ROWS:
@@ -427,11 +467,22 @@ def pruned(nodes: Sequence[Node], out: int) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
+def _types(value: Rows) -> set[torch.dtype]:
+    """Types that a value can have without a change of its numbers."""
+    ids = bool((value.of_a_row >= IDS).all())
+    return {torch.int32, torch.int64} if ids else {torch.float32}
+
+
 def _runs(columns: Tensor) -> tuple[Run, ...]:
     """One row's columns as runs of neighbours."""
     row = columns.reshape(ROWS, -1)[0]
     if (row >= IDS).any():
         raise CannotTrace("arithmetic with ids")
+    return _neighbours(row)
+
+
+def _neighbours(row: Tensor) -> tuple[Run, ...]:
+    """Numbers of columns [n] as runs of neighbours."""
     breaks = torch.nonzero(row.diff() != 1).view(-1) + 1
     starts = [0, *breaks.tolist(), len(row)]
     return tuple((int(row[a]), b - a) for a, b in pairwise(starts) if b > a)
