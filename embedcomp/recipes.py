@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import nn
 
 from embedcomp import artifact, in_time, methods
@@ -53,6 +52,7 @@ from embedcomp.served.embedded import readers
 from embedcomp.served.rows import keeping_unrounded
 from embedcomp.settings import CompressSettings
 from embedcomp.source import ModelSource, load_weights
+from embedcomp.threads import one_thread
 from embedcomp.train import workers
 from embedcomp.train.fit import Data, Watch, fit
 from embedcomp.train.settings import TrainSettings
@@ -115,18 +115,8 @@ def measure_piece(
     """
     rows = max(1, round(piece.rows * share))
     batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
-    with _one_thread():
+    with one_thread():
         return statistics.measure(model, batches, layers_of(original, model))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure(original: Artifact, log: ClickLog, settings: CompressSettings) -> Statistics:
@@ -162,7 +152,7 @@ def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> H
     bounded = settings.max_auc_loss is not None
     split = SPLIT if bounded or SPLIT in log.schema.splits else TRAIN
     batches = rows_of(original, log, split, settings.measure_rows)
-    with _one_thread(), fast_tables(original.model()) as model:
+    with one_thread(), fast_tables(original.model()) as model:
         pairs = ((batch, batch.labels) for batch in batches)
         return HeldOut.of(model, pairs, score_batch, split)
 
@@ -281,7 +271,7 @@ class Planning:
         """The plan with what it does to the held-out rows."""
         assert self._held is not None
         made = swap.apply(self.model, plan, self.found, Statistics())
-        with _one_thread(), fast_tables(made):
+        with one_thread(), fast_tables(made):
             return replace(plan, outcome=self._held.compared(made)[0])
 
 
@@ -422,7 +412,7 @@ def compress(
         data = Data(log, original.features)
         history = tune.tune(compressed, model, data, settings.tune, _scratch(out), watch)
     held = held_out(original, log, settings) if held is None else held
-    with _one_thread(), fast_tables(compressed):
+    with one_thread(), fast_tables(compressed):
         outcome, _ = held.keep_mean_(compressed)
     plan = replace(plan, outcome=outcome)
     training = {"settings": asdict(settings), "history": history}

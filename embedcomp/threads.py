@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
+import torch
 from threadpoolctl import ThreadpoolController
 
+FEW = 1 << 20  # numbers, of which no operation is long enough to be worth a second thread
 
-def one_thread() -> AbstractContextManager[object]:
-    """One thread for the BLAS of numpy and scipy and for scikit-learn, once that is imported.
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, the BLAS of numpy and scipy, and scikit-learn once it is imported.
 
     Sums by several threads differ in the last bit.
     """
-    return _controller().limit(limits=1)
+    threads = torch.get_num_threads()
+    with _controller().limit(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def threads_for(numbers: int) -> AbstractContextManager[None]:
+    """One thread for work on a few numbers, else as many as there are.
+
+    After each operation, OpenMP's threads wait for one another without sleeping. Where another
+    process has the core of one of them, that takes longer than thousands of small operations.
+    """
+    return one_thread() if numbers <= FEW else nullcontext()
 
 
 @cache

@@ -301,3 +301,12 @@ def test_explain_names_every_layer_and_prints():
     assert "row_int8" in found["sum"].methods
     assert found["norm"].methods == () and "LayerNorm" in found["norm"].reason
     assert "row_int8" in str(embedcomp.explain(model))
+
+
+def test_parameters_that_no_layer_owns_are_named_with_their_bytes():
+    model = Plain()
+    model.cross = nn.ParameterList([torch.zeros(2, 3, 4), torch.zeros(5)])
+    (found,) = [e for e in embedcomp.explain(model) if e.layer == "cross"]
+    assert found.methods == () and found.bytes == 4 * (24 + 5)
+    assert "ParameterList" in found.reason
+    assert "2 of its parameters stay as they are, with 116 bytes" in found.reason

@@ -15,6 +15,7 @@ from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.sizes import module_bytes
 from embedcomp.served.formats import CannotStore
+from embedcomp.threads import threads_for
 
 SAMPLED_ROWS = 1 << 16  # of a table, on which predicted losses are measured
 
@@ -62,7 +63,8 @@ def choices(layer: Layer, names: Iterable[str]) -> Menu:
     """
     is_table = isinstance(layer.spec, TableSpec)
     seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
-    found = [choice for name in names for choice in _of_method(name, layer.spec, seen)]
+    with threads_for(seen.weight.numel()):
+        found = [choice for name in names for choice in _of_method(name, layer.spec, seen)]
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 

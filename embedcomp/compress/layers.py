@@ -200,7 +200,7 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
     """Why a module that owns parameters cannot be swapped; None if it can."""
     kind, weight = type(module).__name__, module._parameters.get("weight")
     if type(module) not in (nn.Linear, *_TABLES):
-        return f"is a {kind}, which is neither a table nor a linear layer"
+        return f"is a {kind}, which is neither a table nor a linear layer; {_kept(module)}"
     if weight is None:
         return "computes its weight from other parameters"
     if weight.dtype != torch.float32:
@@ -214,6 +214,13 @@ def _reason(module: nn.Module) -> str | None:  # noqa: PLR0911 - one line a reas
     if isinstance(module, nn.Embedding) and _padding_shows(module):
         return f"gives something else than zeros for its padding_idx {module.padding_idx}"
     return None
+
+
+def _kept(module: nn.Module) -> str:
+    """What of a module's own parameters stays as it is."""
+    own = [p for p in module._parameters.values() if p is not None]
+    size = sum(parameter.nbytes for parameter in own)
+    return f"{len(own)} of its parameters stay as they are, with {size:,} bytes"
 
 
 def _padding_shows(module: nn.Embedding) -> bool:

@@ -170,7 +170,7 @@ def render(plan: Plan) -> Table:
         loss = f"{planned.loss:.2e}"
         table.add_row(planned.layer, shape, planned.method, settings, *sizes, loss)
     for name, reason in plan.untouched.items():
-        table.add_row(name, "", "untouched", reason)
+        table.add_row(name or "(the model)", "", "untouched", reason)
     return table
 
 

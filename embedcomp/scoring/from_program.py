@@ -13,7 +13,17 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from embedcomp.scoring.graph import Feature, Graph, Leaf, LookUp
-from embedcomp.scoring.trace import ROWS, CannotTrace, Fixed, Rows, Tracer, id_column, pruned
+from embedcomp.scoring.trace import (
+    ROWS,
+    UNARY,
+    CannotTrace,
+    Fixed,
+    Rows,
+    Tracer,
+    id_column,
+    operation_name,
+    pruned,
+)
 
 
 def as_graph(
@@ -26,10 +36,21 @@ def as_graph(
     try:
         return _traced(program, described, look_ups, weights), ""
     except CannotTrace as first:
-        try:  # in terms of fewer, simpler operations
-            return _traced(program.run_decompositions(), described, look_ups, weights), ""
+        try:
+            return _traced(_simpler(program), described, look_ups, weights), ""
         except CannotTrace:
             return None, f"the engine has no {first}"
+
+
+def _simpler(program: ExportedProgram) -> ExportedProgram:
+    """The program in fewer, simpler operations, of which none works in place.
+
+    Functions that the engine has stay whole: logit would become a choice between numbers.
+    """
+    table = torch.export.default_decompositions()
+    for operation in [known for known in table if operation_name(known) in UNARY]:
+        del table[operation]
+    return program.run_decompositions(table)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Standalone:
     layers: compressed modules by name, as `served.layout` describes them.
     user: features that are the same for all candidates of a request.
     user_columns: the same of dense inputs, by their place among the dense ones.
-    least_rows: that the program takes at a time: a model may squeeze the batch of a single row away.
+    least_rows: that the program takes at a time; a model may squeeze a single row's batch away.
     """
 
     leaves: tuple[Leaf, ...]

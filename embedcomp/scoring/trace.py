@@ -35,7 +35,7 @@ _MOVES = {
     *("lift_fresh_copy", "diagonal", "tensor_split", "view_copy", "expand_copy", "_reshape_alias"),
 }
 _SAME = {"dropout", "to", "_to_copy", "_assert_tensor_metadata"}
-_UNARY = {
+UNARY = {
     **{n: n for n in ("relu", "sigmoid", "tanh", "silu", "abs", "exp", "log", "sqrt", "rsqrt")},
     **{"square": "square", "reciprocal": "reciprocal", "neg": "negative"},
     **{n: n for n in ("gelu", "logit", "softplus")},
@@ -145,7 +145,7 @@ class Tracer:
         raise AssertionError("a graph ends with its output")
 
     def _call(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911 - one a kind
-        everything, name = _flat((args, kwargs)), _name(target)
+        everything, name = _flat((args, kwargs)), operation_name(target)
         held = [a for a in everything if isinstance(a, Rows | Fixed)]
         if name.startswith(("_assert", "sym_constrain")):
             return None
@@ -175,7 +175,7 @@ class Tracer:
         held = [a for a in _flat((args, kwargs)) if isinstance(a, Rows | Fixed)]
         rows = any(isinstance(h, Rows) for h in held)
         if not rows and any(h.columns is None for h in held[:1]):
-            raise CannotTrace(f"{_name(target)} of a constant")
+            raise CannotTrace(f"{operation_name(target)} of a constant")
 
         def columns(value: Rows | Fixed) -> Tensor:
             if isinstance(value, Rows):
@@ -191,7 +191,7 @@ class Tracer:
         return Fixed(values, made)
 
     def _compute(self, target: Any, args: Any, kwargs: Any) -> Any:
-        name = _name(target)
+        name = operation_name(target)
         if set(kwargs) - _NAMED.get(name, set()):
             raise CannotTrace(f"{name} with {', '.join(kwargs)}")
         operations: dict[str, Callable[[], Any]] = {
@@ -213,9 +213,9 @@ class Tracer:
         }
         if name in operations:
             return operations[name]()
-        if name in _UNARY and len(args) == 1:
+        if name in UNARY and len(args) == 1:
             tanh = name == "gelu" and kwargs.get("approximate") == "tanh"
-            return self._unary("gelu_tanh" if tanh else _UNARY[name], args[0])
+            return self._unary("gelu_tanh" if tanh else UNARY[name], args[0])
         if name in _SLOPES and len(args) <= 2:
             return self._unary(name, args[0], low=args[1] if len(args) > 1 else _SLOPES[name])
         raise CannotTrace(name)
@@ -537,7 +537,8 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value) if isinstance(value, Rows | Fixed | Tensor) else value
 
 
-def _name(target: Any) -> str:
+def operation_name(target: Any) -> str:
+    """Without its overload, as in "add"."""
     name = getattr(target, "_opname", None) or getattr(target, "__name__", target)
     return str(name).split(".")[0]
 

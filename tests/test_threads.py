@@ -1,0 +1,47 @@
+"""Small layers are planned on one thread, and nothing else is changed by that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from embedcomp.compress import choices
+from embedcomp.compress.contract import Layer, LinearSpec, LinearStatistics
+from embedcomp.compress.loss import predicted_loss
+from embedcomp.threads import FEW, threads_for
+
+OTHER = 2  # threads, of which a test with one would notice nothing
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(OTHER)
+    yield
+    torch.set_num_threads(before)
+
+
+def pools() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info()]
+
+
+def test_choices_of_a_small_layer_are_made_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(*args):
+        seen.append((torch.get_num_threads(), max(pools())))
+        return predicted_loss(*args)
+
+    monkeypatch.setattr(choices, "predicted_loss", watched)
+    spec = LinearSpec(name="l", inputs=6, outputs=4, bias=False)
+    layer = Layer(spec, torch.randn(4, 6), None, LinearStatistics.unmeasured(6))
+    before = pools()
+    choices.choices(layer, ["svd"])
+    assert seen and set(seen) == {(1, 1)}
+    assert torch.get_num_threads() == OTHER and pools() == before
+
+
+def test_large_layers_have_all_threads() -> None:
+    with threads_for(FEW + 1):
+        assert torch.get_num_threads() == OTHER
