@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import embedcomp
 
 pytest.importorskip("torch_rechub", reason="torch-rechub is not installed")
-from torch_rechub.basic.features import DenseFeature, SparseFeature  # noqa: E402
-from torch_rechub.models import ranking  # noqa: E402
+from torch_rechub.basic.features import DenseFeature, SparseFeature
+from torch_rechub.models import ranking
 
 B, WIDTH = 64, 8
 MLP: dict[str, Any] = {"dims": [16, 8], "activation": "relu", "dropout": 0.1}

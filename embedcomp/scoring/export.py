@@ -181,11 +181,7 @@ class _Dense(nn.Module):
 def _exported(
     model: nn.Module, score: Score, inputs: Any, calls: Calls
 ) -> tuple[ExportedProgram, dict[str, Tensor]]:
-    weights = {
-        **dict(model.named_parameters()),
-        **dict(model.named_buffers()),
-    }
-    weights = {name: tensor.detach() for name, tensor in weights.items()}
+    weights = _weights(model)
 
     def run(
         flat: list[Tensor], given: list[list[Tensor]], held: dict[str, Tensor]
@@ -206,7 +202,8 @@ def _exported(
 
         calls.begin(given)
         rebuilt = with_leaves(inputs, put_back)
-        logits = torch.func.functional_call(_Scored(model, score), _inside(held), (rebuilt,))
+        scored = _Scored(model, score)
+        logits = torch.func.functional_call(scored, _inside(held), (rebuilt,), tie_weights=False)
         return logits.reshape(-1), list(calls.asked)
 
     flat, given = tensors(inputs), [call.outputs for call in calls.made]
@@ -240,6 +237,19 @@ class _Scored(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         return self._score(self.model, inputs)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of every module, under the first of its names.
+
+    Under two names, torch would replace a tensor twice and put back what it replaced it with.
+    """
+    return {
+        f"{name}.{own}".lstrip("."): tensor.detach()
+        for name, module in model.named_modules()
+        for own, tensor in (module._parameters | module._buffers).items()
+        if tensor is not None
+    }
 
 
 def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
