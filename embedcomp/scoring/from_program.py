@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from embedcomp.scoring.graph import Feature, Graph, Leaf, LookUp
 from embedcomp.scoring.trace import (
     ROWS,
-    UNARY,
+    WHOLE,
     CannotTrace,
     Fixed,
     Rows,
@@ -45,10 +45,11 @@ def as_graph(
 def _simpler(program: ExportedProgram) -> ExportedProgram:
     """The program in fewer, simpler operations, of which none works in place.
 
-    Functions that the engine has stay whole: logit would become a choice between numbers.
+    What the engine has stays whole: logit would become a choice between numbers, and a matrix that
+    multiplies every row one matrix a row.
     """
     table = torch.export.default_decompositions()
-    for operation in [known for known in table if operation_name(known) in UNARY]:
+    for operation in [known for known in table if operation_name(known) in WHOLE]:
         del table[operation]
     return program.run_decompositions(table)
 

@@ -40,6 +40,7 @@ UNARY = {
     **{"square": "square", "reciprocal": "reciprocal", "neg": "negative"},
     **{n: n for n in ("gelu", "logit", "softplus")},
 }
+WHOLE = {*UNARY, "matmul"}  # what is traced more easily than what it is made of
 _CLAMPS = ("clamp", "clamp_min", "clamp_max", "hardtanh")
 _SLOPES = {"leaky_relu": 0.01, "elu": 1.0}  # below zero, unless the program says otherwise
 _BINARY = {"mul": "multiply", "add": "add", "sub": "subtract", "div": "divide"} | {

@@ -26,7 +26,7 @@ def inputs(seed: int, rows: int = B) -> Inputs:
 
 
 class Deep(nn.Module):
-    """Ids that are cast, a table of two features, batch norm and a ReLU in place."""
+    """Ids that are cast, a table of two features, batch norm, a ReLU in place, probabilities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Deep(nn.Module):
         return torch.cat([self.fields(x).flatten(1), x["price"].float().unsqueeze(1)], 1)
 
     def forward(self, x: Inputs) -> Tensor:
-        return self.mlp(self.flat(x)).squeeze(1)
+        return torch.sigmoid(self.mlp(self.flat(x)).squeeze(1)).clamp(1e-6, 1 - 1e-6).logit()
 
 
 class Crossed(Deep):
@@ -130,7 +130,7 @@ def test_what_does_not_fit_the_example_is_named(
     x = inputs(1)
     name = r"column 2 of input\['seen'\]" if compiled else "tables.a"
     x["seen"][4, 2] = ROWS
-    with pytest.raises(BadId, match=f"{name}' has id {ROWS}, but its table has rows 0 to"):
+    with pytest.raises(BadId, match=f"{name}. has id {ROWS}, but its table has rows 0 to"):
         scorer.score(x)
     x = inputs(1)
     with pytest.raises(BadRequest, match=r"lack \['b'\] and have \['c'\], which the example"):
