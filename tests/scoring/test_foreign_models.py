@@ -135,7 +135,7 @@ def test_what_does_not_fit_the_example_is_named(
     x = inputs(1)
     with pytest.raises(BadRequest, match=r"lack \['b'\] and have \['c'\], which the example"):
         scorer.score({"c" if n == "b" else n: values for n, values in x.items()})
-    with pytest.raises(BadRequest, match=r"\['price'\] must be a tensor with the batch first"):
+    with pytest.raises(BadRequest, match=r"\['price'\] must be float32 \['B'\], a tensor"):
         scorer.score(x | {"price": 1.0})
     with pytest.raises(BadRequest, match=r"\['price'\] must be float32, but is torch.int64"):
         scorer.score(x | {"price": x["a"]})
