@@ -35,6 +35,7 @@ from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
 from embedcomp.settings import CompressSettings, JobSettings
 from embedcomp.source import ModelSource
+from embedcomp.train import workers
 from embedcomp.train.fit import Watch
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
@@ -81,6 +82,7 @@ class Job:
         self.log = ClickLog(settings.log)
         self.source = ModelSource(model=settings.model, settings=settings.model_settings)
         self.start = _checkpoint(settings)
+        workers.refuse_too_many(settings.workers, self.log.rows(TRAIN))
         self.records = Records(self.out, force=force)
         self.shards = Shards(tasks=settings.shards, retries=settings.retries)
 

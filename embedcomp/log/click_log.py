@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 
@@ -23,12 +23,19 @@ READ_ROWS = 65_536  # rows decoded at a time: what bounds the reader's memory
 
 @dataclass(frozen=True)
 class Piece:
-    """One row group of one file: the unit in which a log is shuffled, shared out and counted."""
+    """One row group of one file, or a run of its rows: the unit in which a log is shuffled, shared
+    out and counted.
+    """
 
     split: str
     file: str
     row_group: int
     rows: int
+    first: int = 0  # of the rows, within the row group
+
+    def part(self, start: int, end: int) -> Piece:
+        """The rows from `start` to `end`, counted within the piece."""
+        return replace(self, first=self.first + start, rows=end - start)
 
 
 class ClickLog:
@@ -151,9 +158,10 @@ class ClickLog:
         """
         try:
             with self._open(piece.file) as parquet:
-                for batch in parquet.iter_batches(
+                batches = parquet.iter_batches(
                     READ_ROWS, row_groups=[piece.row_group], columns=self.schema.columns
-                ):
+                )
+                for batch in _run_of_rows(batches, piece.first, piece.rows):
                     yield self._canonical(piece, batch)
         except (OSError, pa.ArrowException) as error:
             raise BadLog(
@@ -201,6 +209,19 @@ def canonical_type(found: pa.DataType) -> pa.DataType | None:
         inner = canonical_type(found.value_type)
         return pa.list_(inner) if inner in (pa.int64(), pa.string()) else None
     return None
+
+
+def _run_of_rows(
+    batches: Iterable[pa.RecordBatch], first: int, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """`rows` rows from the one numbered `first` on; what lies behind them is not decoded."""
+    for batch in batches:
+        found = batch.slice(min(first, len(batch)), rows)
+        first, rows = max(0, first - len(batch)), rows - len(found)
+        if len(found):
+            yield found
+        if not rows:
+            return
 
 
 def _check_columns(file: str, found: pa.Schema, schema: Schema, rows: int) -> None:

@@ -21,7 +21,8 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
 from embedcomp.train import checkpoint, memory, workers
-from embedcomp.train.optim import optimizers, set_learning_rate
+from embedcomp.train.key import RunKey
+from embedcomp.train.optim import LazyAdam, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FastTables, FlatTables, FusedAdagradTables, fast_tables
@@ -64,7 +65,7 @@ def fit(
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
     A run that was killed goes on from its last checkpoint in `folder` when it is called again
-    with the same settings. In a process group every worker trains its share of the pieces.
+    with the same arguments. In a process group every worker trains its share of the rows.
 
     Args:
         folder: where checkpoints are kept; the caller removes it once the model is saved.
@@ -73,18 +74,23 @@ def fit(
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
     """
-    l2 = settings.embedding_l2 / data.log.rows(data.train)
+    rows = data.log.rows(data.train)
+    workers.refuse_too_many(workers.count(), rows)
+    workers.follow_first([*model.parameters(), *model.buffers()])
+    l2 = settings.embedding_l2 / rows
     forms: dict[str, Callable[[Any], FastTables]] = {
         "adam": FlatTables,
         "rowwise_adagrad": partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2),
     }
+    splits = data.train, data.valid
+    name = RunKey.of(model, data.log, splits, data.features, settings, teacher).name
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
         stack.enter_context(fast_tables(model, forms[settings.table_optimizer]))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))
-        run = _Run(model, data, settings, folder, teacher)
+        run = _Run(model, data, settings, folder / name, teacher)
         run.resume()
         run.train(watch)
         run.take_best()
@@ -99,22 +105,21 @@ class _Run:
         model: nn.Module,
         data: Data,
         settings: TrainSettings,
-        folder: Path,
+        place: Path,
         teacher: nn.Module | None,
     ):
         self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
         pieces = data.log.pieces(data.train)
         self.pieces, self.valid = workers.share(pieces), workers.share(data.log.pieces(data.valid))
         self.rows = sum(piece.rows for piece in pieces)
-        self.batches = workers.batches(pieces, settings.batch_rows)
+        self.batches = -(-self.rows // (workers.count() * settings.batch_rows))  # an epoch
         self.shuffled = Shuffled(data.log, data.features, self.pieces, settings.batch_rows)
         self.plateau = _plateau(settings)
         self.optimizers = optimizers(model, settings, self.rows)
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
-        name = settings.fingerprint()
-        self._last, self._best = folder / f"{name}.last.pt", folder / f"{name}.best.pt"
+        self._last, self._best = place.with_suffix(".last.pt"), place.with_suffix(".best.pt")
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -138,9 +143,9 @@ class _Run:
         settings = self.settings
         every = -(-self.batches // settings.evaluations_per_epoch)
         save_every = max(1, settings.checkpoint_rows // settings.batch_rows)
-        for batch in self._stream():
+        for batch, weight in self._stream():
             self._set_learning_rate()
-            self.loss = self._step(batch)
+            self.loss = self._step(batch, weight)
             self.batch += 1
             self._trained += len(batch) * workers.count()
             watch(self._report())
@@ -153,17 +158,27 @@ class _Run:
             if self.plateau.finished:
                 return
 
-    def _stream(self) -> Iterator[Batch]:
-        return self.shuffled.batches((self.settings.seed, self.epoch), skip=self.batch)
+    def _stream(self) -> Iterator[tuple[Batch, float]]:
+        """What is left of the epoch, each batch with its share of the rows of all workers' batches.
 
-    def _step(self, batch: Batch) -> float:
+        Shares of the log differ by one row. A worker that has no batch left where others have one
+        of a single row repeats its last with a weight of 0.
+        """
+        own = -(-sum(piece.rows for piece in self.pieces) // self.settings.batch_rows)
+        seed = self.settings.seed, self.epoch
+        for batch in self.shuffled.batches(seed, skip=min(self.batch, own - 1)):
+            yield batch, workers.weight(len(batch) if self.batch < own else 0)
+        yield batch, workers.weight(0)
+
+    def _step(self, batch: Batch, weight: float) -> float:
         self.model.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
-        loss.backward()
-        workers.average_gradients(self.model)
+        (loss * weight).backward()
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                workers.sum_gradients(group["params"], sparse=isinstance(optimizer, LazyAdam))
             optimizer.step()
         return float(loss.detach())
 
@@ -180,6 +195,7 @@ class _Run:
     def _evaluate(self, watch: Watch) -> None:
         data = self.data
         speed = self._trained / max(perf_counter() - self._began, 1e-9)
+        workers.follow_first(self.model.buffers())  # means of a batch norm are a worker's own
         valid = workers.total(quality(self.model, data.log, data.features, self.valid))
         better, cut = self.plateau.see(self.epoch, valid, rows_per_second=round(speed))
         if better:

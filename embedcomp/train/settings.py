@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -44,7 +42,3 @@ class TrainSettings:
             found = torch.cpu.get_capabilities()
             return any(found.get(name) for name in NATIVE_BFLOAT16)
         return self.precision == "bfloat16"
-
-    def fingerprint(self) -> str:
-        """Names the checkpoints of runs that may go on from one another."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from embedcomp.train import workers
 
 
 class FlatTables(nn.Module):
@@ -70,7 +73,9 @@ class FlatTables(nn.Module):
 class FusedAdagradTables(nn.Module):
     """The tables in fbgemm's fused form: row-wise Adagrad within the backward pass.
 
-    One float of optimizer state a row instead of two a value: the choice for large tables.
+    One float of optimizer state a row instead of two a value: the choice for large tables. Where
+    several workers train, each looks up the ids of all, since the update is no gradient that could
+    be summed afterwards.
     """
 
     def __init__(self, collection: EmbeddingBagCollection, lr: float, l2: float):
@@ -102,8 +107,11 @@ class FusedAdagradTables(nn.Module):
     def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
         sparse = in_order(sparse, self._features)
         widths = [c.embedding_dim for c in self._configs for _ in c.feature_names]
-        values = self.tables(sparse.values(), sparse.offsets())
-        return KeyedTensor(self._names, widths, values)
+        if workers.count() == 1 or not torch.is_grad_enabled():
+            return KeyedTensor(self._names, widths, self.tables(sparse.values(), sparse.offsets()))
+        everyones, sizes = of_all_workers(sparse)
+        pooled = self.tables(everyones.values(), everyones.offsets())  # [B of all, F * width]
+        return KeyedTensor(self._names, widths, _Own.apply(pooled, sizes))
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._configs
@@ -116,6 +124,30 @@ class FusedAdagradTables(nn.Module):
         """Copy the trained rows into the collection's own tables."""
         for config, rows in self._rows():
             collection.embedding_bags[config.name].weight.copy_(rows)
+
+
+def of_all_workers(sparse: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, list[int]]:
+    """The batches of all workers as one, in the workers' order, and how many rows each has."""
+    parts = workers.gathered((sparse.values(), sparse.lengths().view(len(sparse.keys()), -1)))
+    by_key = [values.split(lengths.sum(1).tolist()) for values, lengths in parts]
+    joined = KeyedJaggedTensor(
+        keys=sparse.keys(),
+        values=torch.cat([values for key in zip(*by_key, strict=True) for values in key]),
+        lengths=torch.cat([lengths for _, lengths in parts], dim=1).view(-1),
+    )
+    return joined, [lengths.shape[1] for _, lengths in parts]
+
+
+class _Own(torch.autograd.Function):
+    """This worker's rows of what all workers' looked up; its gradient is that of all workers."""
+
+    @staticmethod
+    def forward(ctx: Any, pooled: Tensor, sizes: list[int]) -> Tensor:
+        return pooled.split(sizes)[workers.rank()].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return torch.cat(workers.gathered(gradient)), None
 
 
 def is_fusable(module: nn.Module) -> bool:

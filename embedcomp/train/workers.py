@@ -5,14 +5,19 @@ Everything here is the identity in a single process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import Piece
 from embedcomp.metrics import Quality
+
+T = TypeVar("T")
 
 
 def count() -> int:
@@ -31,49 +36,95 @@ def wait() -> None:
 
 
 def share(pieces: Sequence[Piece]) -> list[Piece]:
-    """This worker's pieces."""
-    return list(pieces[rank() :: count()])
+    """This worker's run of the log's rows."""
+    return shares(pieces, count())[rank()]
 
 
-def batches(pieces: Sequence[Piece], batch_rows: int) -> int:
-    """Batches an epoch, the same for every worker: those of the one with the fewest rows."""
-    shares = [sum(p.rows for p in pieces[r :: count()]) for r in range(count())]
-    return -(-min(shares) // batch_rows)
+def shares(pieces: Sequence[Piece], workers: int) -> list[list[Piece]]:
+    """Each worker's pieces: runs of rows that are equally long but for one row.
+
+    They do not keep to row groups, of which there may be fewer than workers.
+    """
+    rows = sum(piece.rows for piece in pieces)
+    bounds = [rows * worker // workers for worker in range(workers + 1)]
+    return [_between(pieces, start, end) for start, end in pairwise(bounds)]
+
+
+def _between(pieces: Sequence[Piece], start: int, end: int) -> list[Piece]:
+    """The rows from `start` to `end`, counted over all pieces."""
+    found, before = [], 0
+    for piece in pieces:
+        first, last = max(start - before, 0), min(end - before, piece.rows)
+        if first < last:
+            found.append(piece.part(first, last))
+        before += piece.rows
+    return found
+
+
+def refuse_too_many(workers: int, rows: int) -> None:
+    """Raise BadSettings where some of the workers would have no row to train on."""
+    if rows < workers:
+        raise BadSettings(
+            f"workers is {workers}, but there are {rows:,} rows to train on; "
+            f"ask for {rows:,} or fewer"
+        )
+
+
+def weight(rows: int) -> float:
+    """The share that `rows` of this worker have in the rows of all workers."""
+    if count() == 1:
+        return 1.0
+    total = torch.tensor(float(rows))
+    dist.all_reduce(total)
+    return rows / float(total)
 
 
 def total(quality: Quality) -> Quality:
     """The sum of every worker's quality, on every worker."""
-    if count() == 1:
-        return quality
-    parts: list[Quality | None] = [None] * count()
-    dist.all_gather_object(parts, quality)
-    summed = Quality()
-    for part in parts:
-        assert part is not None
-        summed += part
-    return summed
+    first, *others = gathered(quality)
+    for other in others:
+        first += other
+    return first
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Make every worker's gradients the mean over workers; sparse ones are gathered, not filled."""
+def follow_first(tensors: Iterable[Tensor]) -> None:
+    """Give every worker what these tensors hold in the first one."""
+    if count() > 1:
+        for tensor in tensors:
+            held = tensor.detach().contiguous().view(-1)
+            dist.broadcast(held.view(torch.uint8), 0)  # as bytes: gloo does not know every type
+            tensor.detach().copy_(held.view(tensor.shape))
+
+
+def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
+    """Make every worker's gradients the sum over workers.
+
+    Args:
+        sparse: gradients hold the rows that a worker looked up, which are gathered, not filled.
+    """
     if count() == 1:
         return
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:  # not reached by this worker's batch, perhaps by another's
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad.is_sparse:
-            parameter.grad = _gathered(parameter.grad)
+    for parameter in parameters:
+        found = parameter.grad
+        if found is None:  # not reached by this worker's batch, perhaps by another's
+            found = torch.zeros_like(parameter, layout=torch.sparse_coo if sparse else None)
+        if sparse:
+            found = _sum_of_rows(found)
         else:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= count()
+            dist.all_reduce(found)
+        parameter.grad = found
 
 
-def _gathered(gradient: Tensor) -> Tensor:
-    parts: list[tuple[Tensor, Tensor] | None] = [None] * count()
-    dist.all_gather_object(parts, (gradient._indices(), gradient._values()))
-    found = [part for part in parts if part is not None]
-    ids = torch.cat([part[0] for part in found], dim=1)
-    values = torch.cat([part[1] for part in found]) / count()
-    return torch.sparse_coo_tensor(ids, values, gradient.shape)
+def _sum_of_rows(gradient: Tensor) -> Tensor:
+    """The sum of the workers' sparse gradients, which stays uncoalesced."""
+    ids, values = zip(*gathered((gradient._indices(), gradient._values())), strict=True)
+    return torch.sparse_coo_tensor(torch.cat(ids, dim=1), torch.cat(values), gradient.shape)
+
+
+def gathered(value: T) -> list[T]:
+    """Every worker's value, in the order of the workers, on every worker."""
+    if count() == 1:
+        return [value]
+    found: list[T | None] = [None] * count()
+    dist.all_gather_object(found, value)
+    return cast(list[T], found)

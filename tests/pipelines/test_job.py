@@ -23,12 +23,15 @@ from safetensors.torch import load_file
 from embedcomp.artifact import Artifact
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
 from embedcomp.settings import JobSettings, read_job
+from embedcomp.train.fit import Data
 from pipelines import run
 from pipelines.job import Job
 from pipelines.records import CHECKPOINTS
 from pipelines.submit import submit
 from tests.pipelines.conftest import JOB, ROOT
+from tests.train.joined import train_joined
 
 pytestmark = pytest.mark.ray
 
@@ -149,13 +152,26 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing_in_the_model(
     assert all(tensors[name].equal(others[name]) for name in others)
 
 
-def test_two_workers_make_one_model_between_them(
+def test_two_workers_make_the_model_of_one_that_has_their_batches_together(
     cluster: str, settings: JobSettings, tmp_path: Path
 ) -> None:
-    two = Job(replace(settings, out=str(tmp_path), workers=2))
-    folder = two.train(two.count())
+    once = replace(settings.train, epochs=1, embedding_l2=50.0, precision="float32")
+    two = Job(replace(settings, out=str(tmp_path), workers=2, train=once))
+    folder = two.train(features := two.count())
     assert [child.name for child in (tmp_path / "model").iterdir()] == ["1"]
-    assert Artifact.open(folder).manifest.metrics["valid"]["auc"] > 0.5
+    data = Data(two.log, Features.load(features))
+    wanted = two.source.build(data.features, once.seed)
+    train_joined(wanted, data, once, 2)
+    found = Artifact.open(folder).model().state_dict()
+    for name, tensor in wanted.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_more_workers_than_rows_are_refused_before_anything_is_done(
+    settings: JobSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSettings, match="workers is 9601, but there are 9,600 rows to train on"):
+        Job(replace(settings, out=str(tmp_path), workers=9601))
 
 
 def test_a_bad_job_file_ends_with_2_and_a_sentence(

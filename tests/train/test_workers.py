@@ -1,68 +1,159 @@
-"""Several workers train one model."""
+"""Several workers that train one model."""
 
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
+from embedcomp.errors import BadSettings
+from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog, Piece
-from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.log.synth import synth
 from embedcomp.metrics import Quality
-from embedcomp.train import workers
+from embedcomp.train import checkpoint, workers
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
+from tests.train.joined import train_joined
 from tests.train.test_train import small_model
 
+ONE_EPOCH = TrainSettings(epochs=1, precision="float32", embedding_l2=50.0, batch_rows=350)
+CASES = {
+    "adam": ONE_EPOCH,
+    "rowwise_adagrad": replace(ONE_EPOCH, table_optimizer="rowwise_adagrad"),
+    "uneven": replace(ONE_EPOCH, batch_rows=2400),
+}
 
-def test_the_workers_share_all_pieces_and_take_equally_many_batches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+
+def test_shares_hold_every_row_once_and_differ_by_one_row_at_most() -> None:
     pieces = [Piece("train", "f", i, rows) for i, rows in enumerate([1000, 300, 500, 900, 10])]
-    assert workers.share(pieces) == pieces and workers.batches(pieces, 100) == 28
-    monkeypatch.setattr(workers, "count", lambda: 2)
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
-        shares.append(workers.share(pieces))
-    assert sorted(shares[0] + shares[1], key=lambda p: p.row_group) == pieces
-    assert workers.batches(pieces, 100) == 12
+    assert workers.shares(pieces, 1) == [pieces]
+    for count in (2, 3, 7):
+        shares = workers.shares(pieces, count)
+        sizes = [sum(piece.rows for piece in share) for share in shares]
+        assert sum(sizes) == 2710 and max(sizes) - min(sizes) <= 1
+        rows = [
+            (p.row_group, p.first + i) for share in shares for p in share for i in range(p.rows)
+        ]
+        assert rows == [(piece.row_group, i) for piece in pieces for i in range(piece.rows)]
 
 
-@pytest.mark.slow
-def test_two_workers_end_with_one_model(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    synth(log, 260_000, seed=1)  # three row groups
+def test_a_part_of_a_piece_reads_its_own_rows(
+    synth_log: ClickLog, synth_features: Features
+) -> None:
+    (piece,) = synth_log.pieces("train")
+    (whole,) = read_rows(synth_log, synth_features, [piece])
+    parts = list(read_rows(synth_log, synth_features, [piece.part(10, 900).part(5, 800)]))
+    assert (parts[0].single == whole.part(15, 810).single).all() and len(parts) == 1
+
+
+def test_a_part_of_a_piece_may_begin_behind_what_is_decoded_at_a_time(
+    synth_log: ClickLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedcomp.log.click_log.READ_ROWS", 100)
+    (piece,) = synth_log.pieces("train")
+    wanted = pq.read_table(piece.file).column("hour").slice(250, 120).to_pylist()
+    read = [batch.column("hour").to_pylist() for batch in synth_log.read(piece.part(250, 370))]
+    assert [hour for hours in read for hour in hours] == wanted and len(read) == 2
+
+
+@pytest.fixture(scope="module")
+def trained(
+    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Tensor]]]:
+    """By case, the weights of each of two workers as training left them."""
+    folder = tmp_path_factory.mktemp("workers")
+    synth_features.save(folder / "features")
+    _log_of(synth_log, 9_601, folder / "uneven")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_work, (port, str(log), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert first["auc"] == second["auc"] > 0.5
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, second["model"][name]), name
+    mp.spawn(_work, (port, synth_log.path, str(folder)), nprocs=2)
+    found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return {case: [told[case] for told in found] for case in CASES}
 
 
-def _work(rank: int, port: int, path: str, out: str) -> None:
+@pytest.mark.parametrize("case", ["adam", "rowwise_adagrad"])
+def test_workers_end_with_the_model_of_one_process_that_has_their_batches_together(
+    synth_log: ClickLog,
+    synth_features: Features,
+    trained: dict[str, list[dict[str, Tensor]]],
+    case: str,
+) -> None:
+    """Of a log of one row group; the last batches are short."""
+    wanted = small_model(synth_features)
+    train_joined(wanted, Data(synth_log, synth_features), CASES[case], 2)
+    start = small_model(synth_features).state_dict()
+    for name, tensor in wanted.state_dict().items():
+        assert not torch.allclose(tensor, start[name], atol=1e-3), f"{name} did not move"
+        for model in trained[case]:
+            torch.testing.assert_close(model[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_worker_whose_rows_are_used_up_waits_for_the_last_one(
+    synth_features: Features,
+    trained: dict[str, list[dict[str, Tensor]]],
+    tmp_path: Path,
+    synth_log: ClickLog,
+) -> None:
+    """4,800 and 4,801 rows: one of two workers has a batch of one row more."""
+    log = _log_of(synth_log, 9_601, tmp_path / "log")
+    wanted = small_model(synth_features)
+    train_joined(wanted, Data(log, synth_features), CASES["uneven"], 2)
+    first, second = trained["uneven"]
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        if "embedding_bags" not in name:  # rows of the repeated batch count as looked up
+            torch.testing.assert_close(first[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_more_workers_than_rows_are_refused_before_training() -> None:
+    workers.refuse_too_many(3, 3)
+    with pytest.raises(BadSettings, match=r"workers is 4, but there are 3 rows .* ask for 3"):
+        workers.refuse_too_many(4, 3)
+
+
+def test_the_quality_of_one_worker_is_the_sum() -> None:
+    quality = Quality()
+    assert workers.total(quality) is quality  # alone, there is nothing to add
+
+
+def _log_of(log: ClickLog, rows: int, folder: Path) -> ClickLog:
+    """A log whose splits are the first rows of another's."""
+    folder.mkdir()
+    (folder / "schema.toml").write_text((Path(log.path) / "schema.toml").read_text())
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(Path(log.path) / f"{split}.parquet")
+        pq.write_table(table.slice(0, rows), folder / f"{split}.parquet")
+    return ClickLog(str(folder))
+
+
+def _work(rank: int, port: int, path: str, folder: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    log = ClickLog(path)
-    features = Features.from_counts(log, count(log, log.pieces("train")), 2)
-    model: nn.Module = small_model(features)
-    settings = TrainSettings(epochs=1, batch_rows=2048)
-    history = fit(model, Data(log, features), settings, Path(out))
-    torch.save({"model": model.state_dict(), "auc": history[-1]["auc"]}, Path(out, f"{rank}.pt"))
+    checkpoint.restore_weights = lambda run, file: None  # what training left is compared
+    logs = {"uneven": str(Path(folder, "uneven"))}
+    told = {case: _weights(logs.get(case, path), case, rank, Path(folder)) for case in CASES}
+    torch.save(told, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
-def test_the_quality_of_all_workers_is_the_sum(synth_log: ClickLog) -> None:
-    quality = Quality()
-    assert workers.total(quality) is quality  # alone, there is nothing to add
+def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]:
+    """A worker's own weights at the end; the evaluations are those of all workers."""
+    features = Features.load(folder / "features")
+    model: nn.Module = small_model(features)
+    if rank:  # the first worker's weights are everyone's start
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+    history = fit(model, Data(ClickLog(path), features), CASES[case], folder / f"scratch_{case}")
+    evaluations = workers.gathered(history[-1]["auc"])
+    assert evaluations[0] == evaluations[1] > 0.5
+    return model.state_dict()

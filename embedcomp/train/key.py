@@ -1,0 +1,85 @@
+"""What a run trains, as a name for its checkpoints: runs of one name go on from one another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+import embedcomp
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.train import workers
+from embedcomp.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKey:
+    """Everything that the weights at the end of a run depend on.
+
+    model, teacher: digests of their modules' types and of the weights that they begin with, so a
+    plan's rounding, a stage or a checkpoint to start from is in them; an empty teacher is none.
+    """
+
+    version: str
+    settings: TrainSettings
+    workers: int
+    log: str
+    features: str
+    model: str
+    teacher: str
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        log: ClickLog,
+        splits: Iterable[str],
+        features: Features,
+        settings: TrainSettings,
+        teacher: nn.Module | None,
+    ) -> RunKey:
+        return cls(
+            version=embedcomp.__version__,
+            settings=settings,
+            workers=workers.count(),
+            log=log.stamp(list(splits)),
+            features=_of_features(features),
+            model=_of_module(model),
+            teacher="" if teacher is None else _of_module(teacher),
+        )
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+def _of_module(module: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, part in module.named_modules():
+        found.update(f"{name} {type(part).__module__}.{type(part).__qualname__}\n".encode())
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        found.update(f"{name} {tensor.dtype} {[*tensor.shape]} {tensor.requires_grad}\n".encode())
+        found.update(_bytes(tensor))
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _of_features(features: Features) -> str:
+    found = hashlib.sha256(repr(features.dense).encode())
+    for feature in features.ids:
+        ids = feature.vocabulary
+        kind = feature.name, feature.side, feature.multi_valued, ids.dense_ids
+        found.update(f"{kind}\n".encode())
+        found.update(pa.RecordBatch.from_arrays([ids.values], ["ids"]).serialize())
+        found.update(ids.counts.tobytes())
+    return found.hexdigest()
