@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+import embedcomp
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
+from embedcomp.compress import tune
+from embedcomp.compress.plan import Plan
 from embedcomp.compress.tune import TuneSettings
+from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
-from embedcomp.train.fit import Report, Watch
+from embedcomp.train.fit import Data, Report, Watch
 from embedcomp.train.key import RunKey
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed, small_model
 
 SPLITS = ("train", "valid")
-SETTINGS = CompressSettings(
-    budget="2x", methods=("int8", "int4", "low_rank"), tune=TuneSettings(epochs=2, batch_rows=512)
-)
 
 
 def key(log: ClickLog, features: Features, model: nn.Module, **changes: object) -> RunKey:
@@ -52,9 +49,9 @@ def test_runs_that_differ_in_anything_have_names_of_their_own(
 ) -> None:
     log, features, model = synth_log, synth_features, small_model(synth_features)
     shutil.copytree(log.path, tmp_path / "other")
-    others = Features.from_counts(log, count(log, log.pieces("train")), 3)
+    others = Features.from_counts(log, count(log, log.pieces("train")), 30)
     started = copy.deepcopy(model)
-    nn.init.zeros_(started.out.bias)
+    nn.init.ones_(started.out.bias)
     frozen = copy.deepcopy(model).requires_grad_(False)
     keys = [
         key(log, features, model),
@@ -69,59 +66,61 @@ def test_runs_that_differ_in_anything_have_names_of_their_own(
         key(log, others, model),
         replace(key(log, features, model), workers=2),
     ]
-    assert len({found.name for found in keys}) == len(keys)
+    names = [found.name for found in keys]
+    assert [names.index(name) for name in names] == [*range(len(names))]
+
+
+def killed_in_the_second_epoch(report: Report) -> None:
+    if report.epoch == 1 and report.rows_done > 3000:
+        raise Killed
 
 
 @pytest.fixture(scope="module")
-def original(
-    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
-) -> Artifact:
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": [16, 8]})
-    settings = TrainSettings(epochs=1, batch_rows=512)
-    out = tmp_path_factory.mktemp("original")
-    return recipes.train(synth_log, synth_features, source, settings, out)
+def plans(synth_log: ClickLog, synth_features: Features) -> dict[str, Plan]:
+    """Two plans of one model."""
+    model = small_model(synth_features)
+    read = in_order(synth_log, synth_features, synth_log.pieces("train"), 512, 1024)
+    batches = [((batch.dense, batch.sparse), batch.labels) for batch in read]
+    methods = {"bytes": ["row_int8", "dense_int8"], "half bytes": ["row_int4", "dense_int8"]}
+    return {
+        name: embedcomp.plan(model, batches, "1.5x", score=score, methods=names)
+        for name, names in methods.items()
+    }
 
 
-def made(original: Artifact, log: ClickLog, budget: str, out: Path, watch: Watch) -> Artifact:
-    settings = replace(SETTINGS, budget=budget)
-    measured = recipes.measure(original, log, settings)
-    plan = recipes.plan(original, measured, settings)
-    return recipes.compress(original, log, measured, plan, settings, out, watch=watch)
+def score(model: nn.Module, inputs: tuple[Tensor, KeyedJaggedTensor]) -> Tensor:
+    found: Tensor = model(*inputs)
+    return found
 
 
-def killed_after(steps: int) -> Watch:
-    left = iter(range(steps))
-
-    def watch(report: Report) -> None:
-        if report.valid is None and next(left, None) is None:
-            raise Killed
-
-    return watch
-
-
-def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
-    return load_file(artifact.folder / "model.safetensors")
-
-
-STAGES: dict[str, Callable[[Artifact, ClickLog, Path, Watch], Artifact]] = {
-    "the same plan": lambda original, log, out, watch: made(original, log, "2x", out, watch),
-    "another plan": lambda original, log, out, watch: made(original, log, "4x", out, watch),
-    "the control": lambda original, log, out, watch: recipes.control(
-        original, log, SETTINGS, out, watch=watch
-    ),
-}
+def stage(
+    name: str, plans: dict[str, Plan], data: Data, folder: Path, watch: Watch = recipes.quiet
+) -> dict[str, Tensor]:
+    """Weights that tuning one of the plans, or the control, ends with."""
+    settings = TuneSettings(epochs=2, batch_rows=512)
+    original = small_model(data.features)
+    if name == "control":
+        tune.control(original, data, settings, folder, watch)
+        return original.state_dict()
+    compressed = small_model(data.features)
+    embedcomp.swap_(compressed, plans[name])
+    tune.tune(compressed, original, data, settings, folder, watch)
+    return compressed.state_dict()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["bytes", "half bytes", "control"])
 def test_a_stage_goes_on_from_its_own_killed_run_and_from_no_other(
-    original: Artifact, synth_log: ClickLog, tmp_path: Path, stage: str
+    synth_log: ClickLog,
+    synth_features: Features,
+    plans: dict[str, Plan],
+    tmp_path: Path,
+    name: str,
 ) -> None:
-    with pytest.raises(Killed):  # in the second epoch
-        made(original, synth_log, "2x", tmp_path / "out", killed_after(30))
-    steps: list[Report] = []
-    found = STAGES[stage](original, synth_log, tmp_path / "out", steps.append)
-    resumed = next(report for report in steps if report.valid is None).epoch > 0
-    assert resumed == (stage == "the same plan")
-    clean = STAGES[stage](original, synth_log, tmp_path / "clean", recipes.quiet)
-    wanted = weights(clean)
-    assert all(tensor.equal(wanted[name]) for name, tensor in weights(found).items())
+    data = Data(synth_log, synth_features)
+    with pytest.raises(Killed):
+        stage("bytes", plans, data, tmp_path / "out", killed_in_the_second_epoch)
+    seen: list[Report] = []
+    found = stage(name, plans, data, tmp_path / "out", seen.append)
+    assert (seen[0].epoch > 0) == (name == "bytes")
+    wanted = stage(name, plans, data, tmp_path / "clean")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
