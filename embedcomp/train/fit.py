@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,10 +21,10 @@ from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
 from embedcomp.train import checkpoint, memory, workers
 from embedcomp.train.key import RunKey
-from embedcomp.train.optim import LazyAdam, optimizers, set_learning_rate
+from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
-from embedcomp.train.tables import FastTables, FlatTables, FusedAdagradTables, fast_tables
+from embedcomp.train.tables import fast_tables
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,14 @@ def fit(
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
     """
-    rows = data.log.rows(data.train)
-    workers.refuse_too_many(workers.count(), rows)
+    workers.refuse_too_many(workers.count(), data.log.rows(data.train))
     workers.follow_first([*model.parameters(), *model.buffers()])
-    l2 = settings.embedding_l2 / rows
-    forms: dict[str, Callable[[Any], FastTables]] = {
-        "adam": FlatTables,
-        "rowwise_adagrad": partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2),
-    }
     splits = data.train, data.valid
     name = RunKey.of(model, data.log, splits, data.features, settings, teacher).name
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
-        stack.enter_context(fast_tables(model, forms[settings.table_optimizer]))
+        stack.enter_context(fast_tables(model))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))
         run = _Run(model, data, settings, folder / name, teacher)
@@ -178,7 +171,7 @@ class _Run:
         (loss * weight).backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                workers.sum_gradients(group["params"], sparse=isinstance(optimizer, LazyAdam))
+                workers.sum_gradients(group["params"], sparse=isinstance(optimizer, OfRows))
             optimizer.step()
         return float(loss.detach())
 
@@ -207,7 +200,7 @@ class _Run:
         watch(replace(self._report(), valid=valid))
 
     def _set_learning_rate(self) -> None:
-        set_learning_rate(self.model, self.optimizers, self._factor())
+        set_learning_rate(self.optimizers, self._factor())
 
     def _factor(self) -> float:
         """Of the learning rates, now."""

@@ -1,4 +1,4 @@
-"""Adam for embedding tables: only the rows that a batch looked up are read and written."""
+"""Optimizers of embedding tables: only the rows that a batch looked up are read and written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,69 @@ from torch import Tensor, nn
 
 from embedcomp.served.table import CompressedTable
 from embedcomp.train.settings import TrainSettings
-from embedcomp.train.tables import FlatTables, FusedAdagradTables
+from embedcomp.train.tables import FlatTables
 
 
-class LazyAdam(torch.optim.Optimizer):
+class OfRows(torch.optim.Optimizer):
+    """An optimizer of tables [rows, width] that reads and writes only the rows of a batch.
+
+    What would have happened to a row in the steps since its last look-up is made up for when it is
+    looked up again, so the L2 is that of whole tables.
+    """
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], **defaults: Any):
+        super().__init__(params, defaults)
+        self._seats: dict[Tensor, Tensor] = {}  # scratch, which no checkpoint needs
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seats = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["last"] = torch.zeros(len(parameter), 1)  # step of each row's last look-up
+            self._begin(parameter, state)
+        state["step"] += 1
+        if parameter not in self._seats:
+            self._seats[parameter] = torch.empty(len(parameter), dtype=torch.int64)
+        assert parameter.grad is not None
+        ids, gradient = coalesced(parameter.grad, self._seats[parameter])  # [U], [U, width]
+        step = float(state["step"])
+        passed = step - state["last"].index_select(0, ids)  # [U, 1]
+        state["last"].index_fill_(0, ids, step)
+        rows = parameter.index_select(0, ids)
+        self._move(rows, ids, gradient, passed, state, group)
+        parameter.index_copy_(0, ids, rows)
+
+    def _begin(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        """Add what the optimizer keeps of a table."""
+        raise NotImplementedError
+
+    def _move(
+        self,
+        rows: Tensor,
+        ids: Tensor,
+        gradient: Tensor,
+        passed: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+    ) -> None:
+        """Move `rows` [U, width] in place; `passed` [U, 1] is in steps since their last look-up."""
+        raise NotImplementedError
+
+
+class LazyAdam(OfRows):
     """Adam with L2 over whole tables, at the cost of the rows [rows, width] that are looked up.
 
     Adam on all rows moves rare ones further a look-up, since their mean squared gradient counts the
@@ -36,48 +95,72 @@ class LazyAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
-        super().__init__(params, {"lr": lr, "l2": l2, "betas": betas, "eps": eps})
-        self._seats: dict[Tensor, Tensor] = {}  # scratch, which no checkpoint needs
+        super().__init__(params, lr=lr, l2=l2, betas=betas, eps=eps)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._seats = {}
+    def _begin(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        state["mean"] = torch.zeros_like(parameter)
+        state["square"] = torch.zeros_like(parameter)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: Tensor, sparse: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-            state["last"] = torch.zeros(len(parameter), 1)  # step of each row's last look-up
-        state["step"] += 1
+    def _move(
+        self,
+        rows: Tensor,
+        ids: Tensor,
+        gradient: Tensor,
+        passed: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+    ) -> None:
         (beta1, beta2), step = group["betas"], float(state["step"])
-        if parameter not in self._seats:
-            self._seats[parameter] = torch.empty(len(parameter), dtype=torch.int64)
-        ids, gradient = coalesced(sparse, self._seats[parameter])  # [U], [U, width]
-        passed = step - state["last"].index_select(0, ids)  # [U, 1]
-        state["last"].index_fill_(0, ids, step)
         mean = state["mean"].index_select(0, ids).lerp_(gradient, 1 - beta1)
         square = state["square"].index_select(0, ids).mul_(beta2**passed)
         square.addcmul_(gradient, gradient, value=1 - beta2)
         state["mean"].index_copy_(0, ids, mean)
         state["square"].index_copy_(0, ids, square)
         spread = square.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        rows = parameter.index_select(0, ids)
         rows.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
         if group["l2"]:
             pull = rows * group["l2"]  # is in the mean square too: no step is longer than lr
             rows.mul_((-group["lr"] * group["l2"] * passed / spread.hypot_(pull)).exp_())
-        parameter.index_copy_(0, ids, rows)
+
+
+class RowwiseAdagrad(OfRows):
+    """Adagrad with one sum of squares a row, not a value: the choice for large tables.
+
+    As fbgemm's EXACT_ROWWISE_ADAGRAD, whose kernel for CPUs leaves its L2 out. The steps that have
+    passed since a row's last look-up add their L2 to its gradient.
+
+    Args:
+        params: parameters with sparse gradients, or groups of them.
+        lr: learning rate.
+        l2: times the row, would be added to its gradient at every step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        l2: float = 0.0,
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, lr=lr, l2=l2, eps=eps)
+
+    def _begin(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        state["sum"] = torch.zeros(len(parameter), 1)
+
+    def _move(
+        self,
+        rows: Tensor,
+        ids: Tensor,
+        gradient: Tensor,
+        passed: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+    ) -> None:
+        if group["l2"]:
+            gradient = torch.addcmul(gradient, rows, passed, value=group["l2"])
+        squares = state["sum"].index_select(0, ids).add_(gradient.square().mean(1, keepdim=True))
+        state["sum"].index_copy_(0, ids, squares)
+        rows.addcdiv_(gradient, squares.sqrt_().add_(group["eps"]), value=-group["lr"])
 
 
 def coalesced(gradient: Tensor, seat: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,33 +183,35 @@ def coalesced(gradient: Tensor, seat: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, summed.index_add_(0, seat.index_select(0, ids), values)
 
 
+OF_TABLES: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
+    "adam": LazyAdam,
+    "rowwise_adagrad": RowwiseAdagrad,
+}
+
+
 def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[torch.optim.Optimizer]:
-    """Adam for dense parameters, lazy Adam for tables; fused tables update themselves.
+    """Adam for dense parameters, and the one that the settings name for tables.
 
     Args:
         rows: of the log.
     """
     tables = table_parameters(model)
-    apart = {id(parameter) for parameter in tables} | _self_updating(model)
+    apart = {id(parameter) for parameter in tables}
     dense = [p for p in model.parameters() if id(p) not in apart and p.requires_grad]
     found: list[torch.optim.Optimizer] = []
     if dense:
         found.append(torch.optim.Adam(dense, lr=settings.learning_rate, fused=True))
     if tables:
-        found.append(LazyAdam(tables, settings.table_learning_rate, settings.embedding_l2 / rows))
+        kind, l2 = OF_TABLES[settings.table_optimizer], settings.embedding_l2 / rows
+        found.append(kind(tables, settings.table_learning_rate, l2))
     return found
 
 
-def set_learning_rate(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], factor: float
-) -> None:
-    """Set the learning rate of every part of the model to `factor` times what it began with."""
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every learning rate to `factor` times what it began with."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
-    for module in model.modules():
-        if isinstance(module, FusedAdagradTables):
-            module.set_learning_rate(factor)
 
 
 def table_parameters(model: nn.Module) -> list[Tensor]:
@@ -141,8 +226,3 @@ def table_parameters(model: nn.Module) -> list[Tensor]:
         elif isinstance(module, CompressedTable) and module.stored.master is not None:
             found.append(module.stored.master)
     return found
-
-
-def _self_updating(model: nn.Module) -> set[int]:
-    fused = (module for module in model.modules() if isinstance(module, FusedAdagradTables))
-    return {id(parameter) for module in fused for parameter in module.parameters()}

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    SplitTableBatchedEmbeddingBagsCodegen,
-    WeightDecayMode,
-)
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-
-from embedcomp.train import workers
 
 
 class FlatTables(nn.Module):
@@ -70,86 +60,6 @@ class FlatTables(nn.Module):
             collection.embedding_bags[config.name].weight.copy_(rows)
 
 
-class FusedAdagradTables(nn.Module):
-    """The tables in fbgemm's fused form: row-wise Adagrad within the backward pass.
-
-    One float of optimizer state a row instead of two a value: the choice for large tables. Where
-    several workers train, each looks up the ids of all, since the update is no gradient that could
-    be summed afterwards.
-    """
-
-    def __init__(self, collection: EmbeddingBagCollection, lr: float, l2: float):
-        super().__init__()
-        self._lr = lr
-        self._configs = collection.embedding_bag_configs()
-        self._names: list[str] = collection._embedding_names
-        self._features = [name for c in self._configs for name in c.feature_names]
-        pooling = self._configs[0].pooling
-        self.tables = SplitTableBatchedEmbeddingBagsCodegen(
-            [
-                (c.num_embeddings, c.embedding_dim, EmbeddingLocation.HOST, ComputeDevice.CPU)
-                for c in self._configs
-            ],
-            feature_table_map=[i for i, c in enumerate(self._configs) for _ in c.feature_names],
-            pooling_mode=PoolingMode.MEAN if pooling == PoolingType.MEAN else PoolingMode.SUM,
-            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            learning_rate=lr,
-            weight_decay=l2,
-            weight_decay_mode=WeightDecayMode.L2,
-        )
-        for config, rows in self._rows():
-            rows.copy_(collection.embedding_bags[config.name].weight.detach())
-
-    def _rows(self) -> list[tuple[EmbeddingBagConfig, Tensor]]:
-        weights = self.tables.split_embedding_weights()
-        return list(zip(self._configs, (w.detach() for w in weights), strict=True))
-
-    def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
-        sparse = in_order(sparse, self._features)
-        widths = [c.embedding_dim for c in self._configs for _ in c.feature_names]
-        if workers.count() == 1 or not torch.is_grad_enabled():
-            return KeyedTensor(self._names, widths, self.tables(sparse.values(), sparse.offsets()))
-        everyones, sizes = of_all_workers(sparse)
-        pooled = self.tables(everyones.values(), everyones.offsets())  # [B of all, F * width]
-        return KeyedTensor(self._names, widths, _Own.apply(pooled, sizes))
-
-    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
-        return self._configs
-
-    def set_learning_rate(self, factor: float) -> None:
-        self.tables.set_learning_rate(factor * self._lr)
-
-    @torch.no_grad()
-    def write_back(self, collection: EmbeddingBagCollection) -> None:
-        """Copy the trained rows into the collection's own tables."""
-        for config, rows in self._rows():
-            collection.embedding_bags[config.name].weight.copy_(rows)
-
-
-def of_all_workers(sparse: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, list[int]]:
-    """The batches of all workers as one, in the workers' order, and how many rows each has."""
-    parts = workers.gathered((sparse.values(), sparse.lengths().view(len(sparse.keys()), -1)))
-    by_key = [values.split(lengths.sum(1).tolist()) for values, lengths in parts]
-    joined = KeyedJaggedTensor(
-        keys=sparse.keys(),
-        values=torch.cat([values for key in zip(*by_key, strict=True) for values in key]),
-        lengths=torch.cat([lengths for _, lengths in parts], dim=1).view(-1),
-    )
-    return joined, [lengths.shape[1] for _, lengths in parts]
-
-
-class _Own(torch.autograd.Function):
-    """This worker's rows of what all workers' looked up; its gradient is that of all workers."""
-
-    @staticmethod
-    def forward(ctx: Any, pooled: Tensor, sizes: list[int]) -> Tensor:
-        return pooled.split(sizes)[workers.rank()].clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return torch.cat(workers.gathered(gradient)), None
-
-
 def is_fusable(module: nn.Module) -> bool:
     """Whether a module is a collection of plain float tables of one width and pooling."""
     if not isinstance(module, EmbeddingBagCollection) or module.is_weighted():
@@ -160,19 +70,14 @@ def is_fusable(module: nn.Module) -> bool:
     return alike and all(type(b) is nn.EmbeddingBag and b.padding_idx is None for b in bags)
 
 
-FastTables = FlatTables | FusedAdagradTables
-
-
 @contextmanager
-def fast_tables(
-    model: nn.Module, form: Callable[[EmbeddingBagCollection], FastTables] = FlatTables
-) -> Iterator[nn.Module]:
+def fast_tables(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block, the model's collections of plain tables are in their fast form."""
-    swapped: list[tuple[nn.Module, str, EmbeddingBagCollection, FastTables]] = []
+    swapped: list[tuple[nn.Module, str, EmbeddingBagCollection, FlatTables]] = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if is_fusable(child):
-                swapped.append((parent, name, child, form(child)))
+                swapped.append((parent, name, child, FlatTables(child)))
                 setattr(parent, name, swapped[-1][-1])
     try:
         yield model

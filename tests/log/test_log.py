@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedcomp.log.batches import Shuffled, in_order, read_rows
 from embedcomp.log.click_log import ClickLog
@@ -139,6 +140,40 @@ def test_a_pass_gives_every_row_once_in_an_order_of_its_seed(
     assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
     resumed = passed(1, skip=5)
     assert all(np.array_equal(a, b) for a, b in zip(first[5:], resumed, strict=True))
+
+
+def test_pieces_come_in_an_order_of_the_seed(synth_log: ClickLog, synth_features: Features) -> None:
+    """Of pieces that the buffer does not hold together, each seed begins with another."""
+    (whole,) = synth_log.pieces("train")
+    pieces = [whole.part(start, start + 1200) for start in range(0, 9600, 1200)]
+    shuffled = Shuffled(synth_log, synth_features, pieces, 256, buffer_rows=1200)
+    prices = [next(iter(in_order(synth_log, synth_features, [p], 1200))).dense for p in pieces]
+    begun = set()
+    for seed in range(6):
+        stream = shuffled.batches((seed,))
+        seen = {float(price) for price in next(stream).dense[:, 0] if price}
+        stream.close()
+        begun |= {i for i, piece in enumerate(prices) if seen <= set(piece[:, 0].tolist())}
+    assert len(begun) > 2
+
+
+@pytest.mark.parametrize("rows", [70, 250, 300])
+def test_so_many_rows_of_each_piece_are_read_wherever_the_reader_stops(
+    synth_log: ClickLog,
+    synth_features: Features,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (whole,) = synth_log.pieces("train")
+    pieces = [whole.part(0, 1000), whole.part(5000, 9000)]
+    found = list(in_order(synth_log, synth_features, pieces, 64, rows_per_piece=rows))
+    monkeypatch.setattr("embedcomp.log.click_log.READ_ROWS", 100)
+    chunks = list(in_order(synth_log, synth_features, pieces, 64, rows_per_piece=rows))
+    heads = [whole.part(0, rows), whole.part(5000, 5000 + rows)]
+    for batches in (found, chunks):
+        read = torch.cat([batch.dense for batch in batches])
+        wanted = [batch.dense for batch in in_order(synth_log, synth_features, heads, 64)]
+        assert torch.equal(read, torch.cat(wanted))
 
 
 def test_a_reader_that_stops_early_leaves_no_thread_behind(

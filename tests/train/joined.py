@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,17 +15,13 @@ from embedcomp.train import workers
 from embedcomp.train.fit import Data
 from embedcomp.train.optim import optimizers
 from embedcomp.train.settings import TrainSettings
-from embedcomp.train.tables import FlatTables, FusedAdagradTables, fast_tables
+from embedcomp.train.tables import fast_tables
 
 
 def train_joined(model: nn.Module, data: Data, settings: TrainSettings, count: int) -> None:
     """One epoch in place, at the learning rate of its begin, on the joined batches of workers."""
-    rows = data.log.rows(data.train)
-    l2 = settings.embedding_l2 / rows
-    fused = partial(FusedAdagradTables, lr=settings.table_learning_rate, l2=l2)
-    forms: dict[str, Callable[[Any], Any]] = {"adam": FlatTables, "rowwise_adagrad": fused}
-    with fast_tables(model, forms[settings.table_optimizer]):
-        steps = optimizers(model, settings, rows)
+    with fast_tables(model):
+        steps = optimizers(model, settings, data.log.rows(data.train))
         for batch in joined(data, settings, count):
             for optimizer in steps:
                 optimizer.zero_grad()
