@@ -55,6 +55,12 @@ class Quality:
         return float(won / pairs) if pairs else float("nan")
 
     @property
+    def auc_error(self) -> float:
+        """Standard deviation of the AUC of scores that know nothing, given so many clicks."""
+        fewer = float(self.counts.sum(1).min())
+        return 1 / math.sqrt(12 * max(fewer, 1.0))
+
+    @property
     def logloss(self) -> float:
         return math.fsum(self._losses) / max(self.rows, 1)
 

@@ -15,6 +15,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.source import ModelSource
 from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.probe import USUAL_L2
 from embedcomp.train.settings import TrainSettings
 
 ENDLESS = 1_000_000  # epochs and patience: only the clock ends the run
@@ -59,7 +60,13 @@ def main() -> None:
         shape["cross_layers"] = task.cross_layers
     model = ModelSource(model=task.model, settings=shape).build(features, task.seed)
     settings = TrainSettings(
-        epochs=ENDLESS, patience=ENDLESS, batch_rows=task.batch_rows, seed=task.seed
+        epochs=ENDLESS,
+        patience=ENDLESS,
+        max_fall=1.0,
+        evaluations_per_epoch=1,
+        embedding_l2=USUAL_L2,
+        batch_rows=task.batch_rows,
+        seed=task.seed,
     )
     clock = _Clock(task)
     with tempfile.TemporaryDirectory() as scratch, suppress(_Enough):

@@ -37,6 +37,7 @@ class TuneSettings:
             table_learning_rate=self.table_learning_rate,
             embedding_l2=self.embedding_l2,
             schedule="linear",
+            evaluations_per_epoch=1,
             distil=self.distil if distil else 0.0,
             precision="float32",  # the differences to be learnt are smaller than bfloat16's steps
             seed=self.seed,

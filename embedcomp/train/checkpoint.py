@@ -40,13 +40,19 @@ def save(run: Run, file: Path) -> None:
 
 def restore(run: Run, file: Path) -> None:
     """Take the state of a run back, so that it goes on as if it had never stopped."""
+    state = restore_trained(run, file)
+    run.plateau = Plateau(**state["plateau"])
+    run.epoch, run.batch = state["position"]
+    torch.set_rng_state(state["random"])
+
+
+def restore_trained(run: Run, file: Path) -> dict[str, Any]:
+    """Take back the model's weights and the optimizers; gives the whole state."""
     state = read(file)
     run.model.load_state_dict(state["model"])
     for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    run.plateau = Plateau(**state["plateau"])
-    run.epoch, run.batch = state["position"]
-    torch.set_rng_state(state["random"])
+    return state
 
 
 def restore_weights(run: Run, file: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,15 +17,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embedcomp.evaluate import quality
 from embedcomp.log.batches import Batch, Shuffled
-from embedcomp.log.click_log import ClickLog
+from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.train import checkpoint, memory, workers
+from embedcomp.train import checkpoint, memory, probe, workers
 from embedcomp.train.key import RunKey
 from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
+
+EVALUATION_SHARE = 0.1  # of the time of training that evaluations may take
+SCORING_COST = 1 / 4  # of a row, where training on it costs 1
+MOST_EVALUATIONS = 8  # an epoch: each writes a checkpoint
 
 
 @dataclass(frozen=True)
@@ -80,61 +85,111 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
+        settings, probes = _with_l2(model, data, settings, folder / f"{name}.probes.json")
         stack.enter_context(fast_tables(model))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))
-        run = _Run(model, data, settings, folder / name, teacher)
+        run = _Run(model, _pieces(data), data, settings, folder / name, teacher)
         run.resume()
         run.train(watch)
         run.take_best()
-    return run.plateau.history
+    history = run.plateau.history
+    return [history[0] | probes, *history[1:]] if history else []
+
+
+def _with_l2(
+    model: nn.Module, data: Data, settings: TrainSettings, file: Path
+) -> tuple[TrainSettings, dict[str, Any]]:
+    """Settings with a weight of the L2, and what the history tells of how it was chosen."""
+    if settings.embedding_l2 is not None or not settings.epochs:
+        return settings, {}
+    train, valid = _pieces(data)
+    rows = probe.rows_of(sum(piece.rows for piece in train))
+    if rows < max(probe.FEWEST, workers.count()):
+        return replace(settings, embedding_l2=probe.USUAL_L2), {"embedding_l2": probe.USUAL_L2}
+    few = probe.spread(train, rows), probe.spread(valid, -(-rows // 2))
+
+    def trained(l2: float) -> Quality:
+        copied = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]), fast_tables(copied):
+            torch.manual_seed(settings.seed)
+            run = _Run(copied, few, data, probe.settings_of(settings, l2, rows), None, None)
+            run.train(lambda report: None)
+        return run.best
+
+    l2, probes = probe.chosen(trained, file)
+    told = {"embedding_l2": l2, "probes": [asdict(one) for one in probes]}
+    return replace(settings, embedding_l2=l2), told
+
+
+def _pieces(data: Data) -> tuple[list[Piece], list[Piece]]:
+    """Of the training and of the validation split."""
+    return data.log.pieces(data.train), data.log.pieces(data.valid)
 
 
 class _Run:
-    """One training run; checkpoint.py says which of its fields outlive the process."""
+    """One training run; checkpoint.py says which of its fields outlive the process.
+
+    Args:
+        pieces: to train and to validate on.
+        place: of its checkpoints, but for their suffixes; None: it keeps none.
+    """
 
     def __init__(
         self,
         model: nn.Module,
+        pieces: tuple[list[Piece], list[Piece]],
         data: Data,
         settings: TrainSettings,
-        place: Path,
+        place: Path | None,
         teacher: nn.Module | None,
     ):
         self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
-        pieces = data.log.pieces(data.train)
-        self.pieces, self.valid = workers.share(pieces), workers.share(data.log.pieces(data.valid))
-        self.rows = sum(piece.rows for piece in pieces)
+        self.rows, valid_rows = (sum(piece.rows for piece in split) for split in pieces)
+        self.pieces, self.valid = (workers.share(split) for split in pieces)
         self.batches = -(-self.rows // (workers.count() * settings.batch_rows))  # an epoch
         self.shuffled = Shuffled(data.log, data.features, self.pieces, settings.batch_rows)
-        self.plateau = _plateau(settings)
+        self.evaluations = min(
+            settings.evaluations_per_epoch or evaluations(self.rows, valid_rows), self.batches
+        )
+        self.plateau = _plateau(settings, self.evaluations)
+        self.best = Quality()
         self.optimizers = optimizers(model, settings, self.rows)
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
-        self._last, self._best = place.with_suffix(".last.pt"), place.with_suffix(".best.pt")
+        self._place = place
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
-        if self._last.exists():
-            checkpoint.restore(self, self._last)
+        last = self._file("last")
+        if last is not None and last.exists():
+            checkpoint.restore(self, last)
 
     def train(self, watch: Watch) -> None:
         if self.settings.schedule == "linear" and not self.plateau.history:
             self._evaluate(watch)  # a model that is trained on may be best as it came
         while self.epoch < self.settings.epochs and not self.plateau.finished:
             self._train_epoch(watch)
-            self.epoch, self.batch = self.epoch + 1, 0
-            self._evaluate(watch)
+            if self.batch == self.batches:
+                self.epoch, self.batch = self.epoch + 1, 0
+                self._evaluate(watch)
 
     def take_best(self) -> None:
         """Leave the model with the weights of its best evaluation."""
-        if self._best.exists():
-            checkpoint.restore_weights(self, self._best)
+        best = self._file("best")
+        if best is not None and best.exists():
+            checkpoint.restore_weights(self, best)
+
+    def _go_on_from_best(self) -> None:
+        """Take back weights and optimizers; the place in the log stays."""
+        best = self._file("best")
+        if best is not None:
+            checkpoint.restore_trained(self, best)
 
     def _train_epoch(self, watch: Watch) -> None:
         settings = self.settings
-        every = -(-self.batches // settings.evaluations_per_epoch)
+        every = -(-self.batches // self.evaluations)
         save_every = max(1, settings.checkpoint_rows // settings.batch_rows)
         for batch, weight in self._stream():
             self._set_learning_rate()
@@ -147,7 +202,7 @@ class _Run:
             if self.batch % every == 0:
                 self._evaluate(watch)
             elif self.batch % save_every == 0:
-                self._save(self._last)
+                self._save("last")
             if self.plateau.finished:
                 return
 
@@ -192,10 +247,11 @@ class _Run:
         valid = workers.total(quality(self.model, data.log, data.features, self.valid))
         better, cut = self.plateau.see(self.epoch, valid, rows_per_second=round(speed))
         if better:
-            self._save(self._best)
+            self.best = valid
+            self._save("best")
         if cut:
-            self.take_best()
-        self._save(self._last)
+            self._go_on_from_best()
+        self._save("last")
         self._trained, self._began = 0, perf_counter()
         watch(replace(self._report(), valid=valid))
 
@@ -209,17 +265,32 @@ class _Run:
         done = self.epoch + self.batch / self.batches
         return max(0.0, 1 - done / self.settings.epochs)
 
-    def _save(self, file: Path) -> None:
-        if workers.rank() == 0:
+    def _save(self, kind: str) -> None:
+        file = self._file(kind)
+        if file is not None and workers.rank() == 0:
             checkpoint.save(self, file)
         workers.wait()
+
+    def _file(self, kind: str) -> Path | None:
+        return self._place and self._place.with_suffix(f".{kind}.pt")
 
     def _report(self) -> Report:
         done = min(self.rows, self.batch * self.settings.batch_rows * workers.count())
         return Report(self.epoch, done, self.rows, self.loss, self._factor())
 
 
-def _plateau(settings: TrainSettings) -> Plateau:
+def evaluations(train_rows: int, valid_rows: int) -> int:
+    """How often an epoch is evaluated: as often as it is cheap, by rows, so that runs repeat."""
+    cheap = EVALUATION_SHARE * train_rows / (SCORING_COST * valid_rows)
+    return min(max(1, int(cheap)), MOST_EVALUATIONS)
+
+
+def _plateau(settings: TrainSettings, evaluations: int) -> Plateau:
     """A linear schedule ends with its epochs, whatever the AUC does on the way."""
-    patience = settings.patience if settings.schedule == "plateau" else settings.epochs + 2
-    return Plateau(patience=patience, cuts=settings.cuts, min_rise=settings.min_rise)
+    linear = settings.schedule == "linear"
+    return Plateau(
+        patience=(settings.epochs + 2 if linear else settings.patience) * evaluations,
+        cuts=settings.cuts,
+        min_rise=settings.min_rise,
+        max_fall=math.inf if linear else settings.max_fall,
+    )

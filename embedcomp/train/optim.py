@@ -202,8 +202,8 @@ def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[tor
     if dense:
         found.append(torch.optim.Adam(dense, lr=settings.learning_rate, fused=True))
     if tables:
-        kind, l2 = OF_TABLES[settings.table_optimizer], settings.embedding_l2 / rows
-        found.append(kind(tables, settings.table_learning_rate, l2))
+        kind, l2 = OF_TABLES[settings.table_optimizer], settings.embedding_l2 or 0.0
+        found.append(kind(tables, settings.table_learning_rate, l2 / rows))
     return found
 
 

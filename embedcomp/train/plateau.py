@@ -12,13 +12,15 @@ from embedcomp.metrics import Quality
 class Plateau:
     """Follows the validation AUC: cuts the learning rate when it stops rising, then ends the run.
 
-    patience: evaluations without an AUC better by more than min_rise before a cut; cuts: how many
-    before the end.
+    patience: evaluations without an AUC better by more than min_rise before a cut; max_fall: below
+    the best AUC, at which the rate is cut at once, unless so few clicks may bring that about; cuts:
+    how many before the end.
     """
 
     patience: int
     cuts: int
     min_rise: float
+    max_fall: float = float("inf")
     best_auc: float = float("-inf")
     waited: int = 0
     cuts_made: int = 0
@@ -37,7 +39,8 @@ class Plateau:
         self.waited = 0 if rises else self.waited + 1
         if better:
             self.best_auc = valid.auc
-        if self.waited < self.patience:
+        fallen = valid.auc < self.best_auc - max(self.max_fall, valid.auc_error)
+        if self.waited < self.patience and not fallen:
             return better, False
         self.waited = 0
         self.finished = self.cuts_made == self.cuts

@@ -21,14 +21,16 @@ class TrainSettings:
     batch_rows: int = 4096
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
-    embedding_l2: float = 6000.0  # half of it times the sum of the tables' squares is added to the
-    # sum of the log loss over all rows of the log, so that one value suits logs of any size
+    embedding_l2: float | None = None  # half of it times the sum of the tables' squares is added to
+    # the sum of the log loss over all rows of the log, so that one value suits logs of any size;
+    # None: chosen by short probes
     table_optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
     schedule: Literal["plateau", "linear"] = "plateau"  # linear: falls to zero over `epochs`
-    patience: int = 2  # evaluations without a clearly better AUC before the learning rate is cut
+    patience: int = 2  # epochs without a clearly better AUC before the learning rate is cut
+    max_fall: float = 0.005  # of the validation AUC below its best, at which it is cut at once
     min_rise: float = 1e-4  # of the validation AUC, to be clearly better
     cuts: int = 2  # times that the learning rate is cut by ten before the run stops
-    evaluations_per_epoch: int = 1
+    evaluations_per_epoch: int = 0  # 0: as many as take about a tenth of the time, at least one
     checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
     distil: float = 1.0  # weight of the original's scores against the labels, where there is one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products while training; auto:

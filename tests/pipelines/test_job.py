@@ -32,6 +32,7 @@ from pipelines.records import CHECKPOINTS
 from pipelines.submit import submit
 from tests.pipelines.conftest import JOB, ROOT
 from tests.train.joined import train_joined
+from tests.train.test_train import without_seconds
 
 pytestmark = pytest.mark.ray
 
@@ -200,9 +201,8 @@ def training_pids() -> list[int]:
     return [actor.pid for actor in list_actors(filters=alive)]
 
 
-def without_speed(model: Artifact) -> list[dict[str, float]]:
-    history = model.manifest.training["history"]
-    return [{k: v for k, v in entry.items() if k != "rows_per_second"} for entry in history]
+def without_speed(model: Artifact) -> list[dict[str, Any]]:
+    return [without_seconds(entry) for entry in model.manifest.training["history"]]
 
 
 def wait_for(condition: Callable[[], object]) -> None:

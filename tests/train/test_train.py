@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp import models
+from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train import fit as fitting
+from embedcomp.train.fit import Data, Report, evaluations, fit
 from embedcomp.train.optim import LazyAdam
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
@@ -36,7 +39,7 @@ def small_model(features: Features, name: str = "dcnv2") -> nn.Module:
 
 def trained(
     log: ClickLog, features: Features, folder: Path, settings: TrainSettings, kill_after: int = -1
-) -> tuple[nn.Module, list[dict[str, object]]]:
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     model = small_model(features)
     steps = 0
 
@@ -47,17 +50,50 @@ def trained(
             raise Killed
 
     history = fit(model, Data(log, features), settings, folder, watch=watch)
-    return model, [{k: v for k, v in e.items() if k != "rows_per_second"} for e in history]
+    return model, [without_seconds(entry) for entry in history]
+
+
+def without_seconds(entry: Any) -> Any:
+    """A history's entry without what differs between equal runs."""
+    if isinstance(entry, list):
+        return [without_seconds(one) for one in entry]
+    if not isinstance(entry, dict):
+        return entry
+    kept = {name for name in entry if name not in ("seconds", "rows_per_second")}
+    return {name: without_seconds(entry[name]) for name in entry if name in kept}
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_model_learns_something(
+def test_every_model_learns_from_its_ids(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path, name: str
 ) -> None:
+    """It ranks better than before training, and better than with the ids of other rows."""
     model = small_model(synth_features, name)
-    settings = TrainSettings(epochs=3, batch_rows=256, learning_rate=3e-3)
-    history = fit(model, Data(synth_log, synth_features), settings, tmp_path)
-    assert max(entry["auc"] for entry in history) > 0.55
+    before = scored(model, synth_log, synth_features)
+    settings = TrainSettings(
+        epochs=3,
+        batch_rows=256,
+        learning_rate=3e-3,
+        table_learning_rate=3e-3,
+        embedding_l2=50.0,
+    )
+    fit(model, Data(synth_log, synth_features), settings, tmp_path)
+    after, without = (scored(model, synth_log, synth_features, moved) for moved in (0, 1))
+    print(name, before.auc, after.auc, without.auc, before.logloss, after.logloss, without.logloss)
+    assert after.auc > before.auc + 0.03 and after.auc > without.auc + 0.02
+    assert after.logloss < min(before.logloss, without.logloss)
+
+
+@torch.no_grad()
+def scored(model: nn.Module, log: ClickLog, features: Features, moved: int = 0) -> Quality:
+    """Quality on the validation split, where each row has the ids of the one `moved` after it."""
+    found = Quality()
+    model.eval()
+    for batch in in_order(log, features, log.pieces("valid"), 4096):
+        dense = batch.dense.roll(moved, 0)
+        labels = batch.labels.roll(moved, 0)
+        found.add(model(dense, batch.sparse).view(-1).numpy(), labels.numpy())
+    return found
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
@@ -92,7 +128,9 @@ def test_the_best_weights_are_kept(
     settings = TrainSettings(epochs=3, batch_rows=256, learning_rate=3e-3)
     model, _ = trained(synth_log, synth_features, tmp_path, settings)
     before = copy.deepcopy(model.state_dict())
-    settings = TrainSettings(epochs=1, batch_rows=512, learning_rate=10.0, schedule="linear")
+    settings = TrainSettings(
+        epochs=1, batch_rows=512, learning_rate=10.0, schedule="linear", evaluations_per_epoch=1
+    )
     history = fit(model, Data(synth_log, synth_features), settings, tmp_path)
     assert history[0]["auc"] > history[-1]["auc"]  # so large a step can only harm
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
@@ -170,6 +208,73 @@ def test_fast_tables_give_what_the_collection_gives() -> None:
     )
 
 
+def test_a_clear_fall_is_a_cut_at_once() -> None:
+    plateau = Plateau(patience=3, cuts=1, min_rise=0.0, max_fall=0.01)
+    aucs = [0.7, 0.695, 0.71, 0.699, 0.705, 0.69]
+    assert [plateau.see(i, _auc(auc))[1] for i, auc in enumerate(aucs)] == [
+        False,
+        False,  # 0.005 below
+        False,
+        True,  # 0.011 below
+        False,
+        False,  # the second cut is the end
+    ]
+    assert plateau.finished
+
+
+def test_a_fall_that_few_clicks_may_bring_about_is_not_a_cut() -> None:
+    plateau = Plateau(patience=3, cuts=1, min_rise=0.0, max_fall=0.01)
+    few = 200  # whose AUC is off by 0.02
+    assert [plateau.see(0, _auc(auc, few))[1] for auc in (0.7, 0.685, 0.675)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_evaluations_are_as_many_as_take_a_tenth_of_the_time() -> None:
+    assert evaluations(1000, 1000) == 1  # one an epoch, whatever it takes
+    assert evaluations(1000, 200) == 2  # 400 rows scored at a quarter of the cost of training
+    assert evaluations(1000, 130) == 3
+    assert evaluations(10**6, 10) == 8
+
+
+def test_what_was_best_within_an_epoch_is_kept_and_gone_on_from(
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a rate so large that it does harm; after a cut, weights and steps are the best's."""
+    settings = TrainSettings(
+        epochs=3, batch_rows=256, learning_rate=0.3, evaluations_per_epoch=4, max_fall=0.001
+    )
+    runs: list[fitting._Run] = []
+
+    def resume(run: fitting._Run) -> None:
+        runs.append(run)
+
+    monkeypatch.setattr(fitting._Run, "resume", resume)
+    seen: list[tuple[Report, dict[str, Tensor], float]] = []
+
+    def watch(report: Report) -> None:
+        if report.valid is not None:
+            (adam, _), model = runs[0].optimizers, runs[0].model
+            steps = float(next(iter(adam.state.values()))["step"])
+            seen.append((report, copy.deepcopy(model.state_dict()), steps))
+
+    model = small_model(synth_features)
+    fit(model, Data(synth_log, synth_features), settings, tmp_path, watch=watch)
+    cuts = [i for i in range(1, len(seen)) if seen[i][0].factor < seen[i - 1][0].factor]
+    assert any(0 < seen[i][0].rows_done < 9600 for i in cuts)
+    for cut in cuts:
+        _, best, steps = max(seen[: cut + 1], key=lambda one: one[0].valid.auc)  # type: ignore[union-attr]
+        assert seen[cut][2] == steps
+        assert all(seen[cut][1][name].equal(tensor) for name, tensor in best.items())
+    _, best, _ = max(seen, key=lambda one: one[0].valid.auc)  # type: ignore[union-attr]
+    assert model.out.weight.equal(best["out.weight"])
+
+
 def test_the_plateau_cuts_then_stops() -> None:
     plateau = Plateau(patience=2, cuts=1, min_rise=0.0)
     told = [plateau.see(i, _auc(a)) for i, a in enumerate([0.6, 0.7, 0.7, 0.6, 0.65, 0.65])]
@@ -184,11 +289,13 @@ def test_the_plateau_cuts_then_stops() -> None:
     assert plateau.finished and plateau.learning_rate_factor == pytest.approx(0.1)
 
 
-def _auc(value: float) -> Quality:
+def _auc(value: float, clicks: int = 1_000_000) -> Quality:
     class Fixed(Quality):
         auc = value  # type: ignore[assignment]
 
-    return Fixed()
+    found = Fixed()
+    found.counts[:, 0] = 2 * clicks, clicks
+    return found
 
 
 def test_a_lazy_adam_survives_copying():
