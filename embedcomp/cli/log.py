@@ -17,12 +17,15 @@ def synth(
     folder: Annotated[Path, typer.Argument(help="Folder to write the log into.")],
     rows: Annotated[int, typer.Option(help="Rows of all splits together.")],
     seed: Annotated[int, typer.Option(help="Equal seeds write equal logs.")] = 0,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Split by time, with ids that live for hours.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Write a made-up log: Zipf ids and clicks from a low-rank teacher, whose AUC is printed."""
     from embedcomp.log.synth import synth as write
 
-    result = write(folder, rows, seed)
+    result = write(folder, rows, seed, drift=drift)
     show(
         result.to_dict(),
         [

@@ -2,13 +2,14 @@
 
 The teacher gives every id a weight and a vector of RANK numbers; its logit is the sum of the
 weights and of the dot products between the user's side and the item's. Its own AUC is the ceiling
-for every model trained on the log.
+for every model trained on the log. A log that drifts is in the order of time and split by it, and
+most of its users and items live for hours: what a model learns of them is of no use later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ RANK = 4
 GROUP_ROWS = 100_000  # rows generated and written at a time
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
 MAX_TAGS = 4
+DAYS = 5  # that a log that drifts goes over
+LIFE_HOURS = 6.0  # of an item of such a log
 
 SCHEMA = """\
 label = "clicked"
@@ -49,12 +52,16 @@ age_days = { side = "item", transform = "log1p" }
 
 @dataclass(frozen=True)
 class _Column:
-    """distinct ids, exponent of their Zipf law, share of nulls, how an id is written."""
+    """distinct ids, exponent of their Zipf law, share of nulls, how an id is written.
+
+    life: share of the log's time that an id is there; None: all of it.
+    """
 
     distinct: int
     exponent: float
     nulls: float
     write: Callable[[int], object]
+    life: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,11 @@ class Written:
         return {"rows": self.rows, "teacher": {"auc": self.auc, "logloss": self.logloss}}
 
 
-def synth(folder: Path, rows: int, seed: int = 0) -> Written:
+def synth(folder: Path, rows: int, seed: int = 0, *, drift: bool = False) -> Written:
     """Write a click log of `rows` rows in all splits together.
+
+    Args:
+        drift: rows are in the order of time, splits follow each other, and ids live for hours.
 
     Raises:
         BadSettings: fewer than 1,000 rows, or the folder holds a log already.
@@ -80,22 +90,25 @@ def synth(folder: Path, rows: int, seed: int = 0) -> Written:
     if (folder / "schema.toml").exists():
         raise BadSettings(f"{folder} holds a log already; give another folder or delete it")
     folder.mkdir(parents=True, exist_ok=True)
-    teacher = _Teacher(rows, np.random.default_rng([seed, 0]))
+    teacher = _Teacher(rows, np.random.default_rng([seed, 0]), drift)
     sizes = {split: round(rows * share) for split, share in SHARES.items()}
-    ceiling = Quality()
+    ceiling, begin = Quality(), 0
     for number, (split, size) in enumerate(sizes.items(), start=1):
         rng = np.random.default_rng([seed, number])
-        found = _write_split(folder / f"{split}.parquet", teacher, size, rng)
-        ceiling = found if split == "test" else ceiling
+        when = (begin + np.arange(size)) / sum(sizes.values())
+        found = _write_split(folder / f"{split}.parquet", teacher, when, rng)
+        ceiling, begin = found if split == "test" else ceiling, begin + size
     (folder / "schema.toml").write_text(SCHEMA)
     return Written(sizes, ceiling.auc, ceiling.logloss)
 
 
-def _write_split(file: Path, teacher: _Teacher, rows: int, rng: np.random.Generator) -> Quality:
+def _write_split(
+    file: Path, teacher: _Teacher, when: np.ndarray, rng: np.random.Generator
+) -> Quality:
     quality = Quality()
     writer: pq.ParquetWriter | None = None
-    for start in range(0, rows, GROUP_ROWS):
-        columns, logits = teacher.draw(min(GROUP_ROWS, rows - start), rng)
+    for start in range(0, len(when), GROUP_ROWS):
+        columns, logits = teacher.draw(when[start : start + GROUP_ROWS], rng)
         labels = rng.random(len(logits)) < 1 / (1 + np.exp(-logits))
         quality.add(logits, labels)
         table = pa.table({"clicked": pa.array(labels.astype(np.int8)), **columns})
@@ -109,7 +122,7 @@ def _write_split(file: Path, teacher: _Teacher, rows: int, rng: np.random.Genera
 class _Teacher:
     """Draws rows and their true logits."""
 
-    def __init__(self, rows: int, rng: np.random.Generator):
+    def __init__(self, rows: int, rng: np.random.Generator, drift: bool):
         users, items = max(50, rows // 60), max(50, rows // 200)
         self.user = {
             "user_id": _Column(users, 0.8, 0.0, lambda i: f"u{i:07d}"),
@@ -123,16 +136,23 @@ class _Teacher:
             "category": _Column(40, 0.8, 0.0, int),
             "tags": _Column(200, 1.0, 0.05, lambda i: f"t{i:03d}"),
         }
+        if drift:
+            life = LIFE_HOURS / (24 * DAYS)
+            self.user["user_id"] = replace(self.user["user_id"], distinct=rows // 8, exponent=0.3)
+            self.item["item_id"] = replace(self.item["item_id"], distinct=rows // 20, life=life)
         self._weights, self._vectors, self._written = {}, {}, {}
         for name, column in (self.user | self.item).items():
-            scale = 0.5 if column.distinct > 100 else 0.25
+            scale = 1.5 if column.life else 0.5 if column.distinct > 100 else 0.25
             self._weights[name] = rng.normal(0, scale, column.distinct)
             self._vectors[name] = rng.normal(0, 0.6 * scale, (column.distinct, RANK))
             scrambled = rng.permutation(column.distinct)  # so that ids tell nothing of counts
             self._written[name] = np.array([column.write(int(i)) for i in scrambled], object)
 
-    def draw(self, rows: int, rng: np.random.Generator) -> tuple[dict[str, pa.Array], np.ndarray]:
-        """Columns of `rows` rows and their logits float64 [rows]."""
+    def draw(
+        self, when: np.ndarray, rng: np.random.Generator
+    ) -> tuple[dict[str, pa.Array], np.ndarray]:
+        """Columns of rows and their logits float64 [rows], by when in the log they are, 0 to 1."""
+        rows = len(when)
         columns: dict[str, pa.Array] = {}
         logits = np.full(rows, -1.0)
         sides = []
@@ -140,7 +160,7 @@ class _Teacher:
             vector = np.zeros((rows, RANK))
             for name, column in side.items():
                 draw = self._bags if name == "tags" else self._single
-                columns[name], weight, part = draw(name, column, rows, rng)
+                columns[name], weight, part = draw(name, column, when, rng)
                 logits += weight
                 vector += part
             sides.append(vector)
@@ -151,17 +171,18 @@ class _Teacher:
         return columns, logits
 
     def _single(
-        self, name: str, column: _Column, rows: int, rng: np.random.Generator
+        self, name: str, column: _Column, when: np.ndarray, rng: np.random.Generator
     ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-        ids = _zipf(column, rows, rng)
-        null = rng.random(rows) < column.nulls
+        ids = _drawn(column, when, rng)
+        null = rng.random(len(when)) < column.nulls
         values = pa.array(self._written[name][ids].tolist(), mask=null)
         known = ~null
         return values, self._weights[name][ids] * known, self._vectors[name][ids] * known[:, None]
 
     def _bags(
-        self, name: str, column: _Column, rows: int, rng: np.random.Generator
+        self, name: str, column: _Column, when: np.ndarray, rng: np.random.Generator
     ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+        rows = len(when)
         lengths = rng.integers(0, MAX_TAGS + 1, rows)
         lengths[rng.random(rows) < column.nulls] = 0
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -174,6 +195,15 @@ class _Teacher:
         tags = self._written[name][ids].tolist()
         bags = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(tags, pa.string()))
         return bags, weight, vectors * share[:, None]
+
+
+def _drawn(column: _Column, when: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ids int64 [rows] of those that are alive then; the younger, the likelier."""
+    if column.life is None:
+        return _zipf(column, len(when), rng)
+    alive = max(1, round(column.life * column.distinct))
+    born = alive + (when * (column.distinct - alive)).astype(np.int64)
+    return born - 1 - _zipf(replace(column, distinct=alive), len(when), rng)
 
 
 def _zipf(column: _Column, size: int, rng: np.random.Generator) -> np.ndarray:
