@@ -53,6 +53,7 @@ MOVIES, VIDEOS, CLICKS = "movielens_1m", "kuairand", "globo_clicks"
 QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
 COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
 BOUNDS = "--bounds 0.01"
+DEFAULTS = "--epochs 1 --seeds 1"
 RUNS = (
     _on(MOVIES, "quality", minutes=25, tiny=f"{QUALITY} --budgets 5x"),
     _on(VIDEOS, "quality", minutes=50, tiny=QUALITY),
@@ -101,6 +102,23 @@ RUNS = (
     _on(
         CLICKS, "auc_bound", "--model deepfm --min-count 10 --set epochs=3", minutes=40, tiny=BOUNDS
     ),
+    Run(
+        script="defaults",
+        record="defaults-drift",
+        arguments="--data {data} --work {work}",
+        minutes=20,
+        tiny="--rows 6000 --epochs 1 --seeds 1",
+    ),
+    _on(MOVIES, "defaults", minutes=60, tiny=DEFAULTS),
+    _on(VIDEOS, "defaults", minutes=60, tiny=DEFAULTS),
+    _on(
+        CLICKS,
+        "defaults",
+        "--model deepfm --min-count 10 --epochs 4 --seeds 1",
+        minutes=60,
+        tiny=DEFAULTS,
+    ),
+    Run(script="foreign", record="foreign", minutes=10),
     Run(script="solvers", record="solvers", minutes=2, tiny="--layers 20 --seeds 0"),
     Run(script="trellis", record="trellis", minutes=2, tiny="--seeds 0"),
     Run(
