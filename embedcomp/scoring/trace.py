@@ -204,10 +204,10 @@ class Tracer:
             **dict.fromkeys(("sum", "mean"), lambda: self._sum(name, args, kwargs)),
             **dict.fromkeys(_CLAMPS, lambda: self._clamp(name, args, kwargs)),
             "layer_norm": lambda: self._layer_norm(*args),
-            "batch_norm": lambda: self._batch_norm(*args[:6], args[7]),
+            "batch_norm": lambda: self._batch_norm(*args[:6], epsilon=args[7]),
             # decomposed; only training reads its other results
             "_native_batch_norm_legit_no_training": lambda: [
-                self._batch_norm(*args[:5], False, args[6])
+                self._batch_norm(*args[:5], training=False, epsilon=args[6])
             ],
             "softmax": lambda: self._softmax(*args),
             "_softmax": lambda: self._softmax(*args[:2]),  # decomposed, and of float32 as all is
