@@ -204,10 +204,10 @@ class Tracer:
             **dict.fromkeys(("sum", "mean"), lambda: self._sum(name, args, kwargs)),
             **dict.fromkeys(_CLAMPS, lambda: self._clamp(name, args, kwargs)),
             "layer_norm": lambda: self._layer_norm(*args),
-            "batch_norm": lambda: self._batch_norm(*args[:6], epsilon=args[7]),
+            "batch_norm": lambda: self._batch_norm(args[:5], args[5], args[7]),
             # decomposed; only training reads its other results
             "_native_batch_norm_legit_no_training": lambda: [
-                self._batch_norm(*args[:5], training=False, epsilon=args[6])
+                self._batch_norm(args[:5], False, args[6])
             ],
             "softmax": lambda: self._softmax(*args),
             "_softmax": lambda: self._softmax(*args[:2]),  # decomposed, and of float32 as all is
@@ -404,17 +404,13 @@ class Tracer:
             made = self._binary("mul", made, weight, {})
         return made if bias is None else self._binary("add", made, bias, {})
 
-    def _batch_norm(
-        self,
-        x: Rows,
-        weight: Fixed | None,
-        bias: Fixed | None,
-        mean: Fixed | None,
-        variance: Fixed | None,
-        training: bool,
-        epsilon: float,
-    ) -> Rows:
-        """By the running mean and variance [C] of dimension 1 of x [B, C, ...]."""
+    def _batch_norm(self, given: Sequence[Any], training: bool, epsilon: float) -> Rows:
+        """By the running mean and variance [C] of dimension 1 of x [B, C, ...].
+
+        Args:
+            given: x, the weight and bias [C] or None, the mean and the variance.
+        """
+        x, weight, bias, mean, variance = given
         if training or mean is None or variance is None:
             raise CannotTrace("batch_norm by the batch's own mean and variance")
 
