@@ -18,7 +18,7 @@ def synth(
     rows: Annotated[int, typer.Option(help="Rows of all splits together.")],
     seed: Annotated[int, typer.Option(help="Equal seeds write equal logs.")] = 0,
     drift: Annotated[
-        bool, typer.Option("--drift", help="Split by time, with ids that live for hours.")
+        bool, typer.Option("--drift", help="Split by time; what ids stand for lives for hours.")
     ] = False,
     json: Json = None,
 ) -> None:

@@ -3,7 +3,8 @@
 The teacher gives every id a weight and a vector of RANK numbers; its logit is the sum of the
 weights and of the dot products between the user's side and the item's. Its own AUC is the ceiling
 for every model trained on the log. A log that drifts is in the order of time and split by it, and
-most of its users and items live for hours: what a model learns of them is of no use later.
+what its users, items and brands are lives for hours; then their ids are somebody else's, like
+addresses that are handed on. What a model learns of them by heart is wrong a day later.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GROUP_ROWS = 100_000  # rows generated and written at a time
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
 MAX_TAGS = 4
 DAYS = 5  # that a log that drifts goes over
-LIFE_HOURS = 6.0  # of an item of such a log
+LIFE_HOURS = 6.0  # of what an id of such a log stands for; it is handed on once a day
 
 SCHEMA = """\
 label = "clicked"
@@ -54,14 +55,14 @@ age_days = { side = "item", transform = "log1p" }
 class _Column:
     """distinct ids, exponent of their Zipf law, share of nulls, how an id is written.
 
-    life: share of the log's time that an id is there; None: all of it.
+    lives: how often an id stands for something else.
     """
 
     distinct: int
     exponent: float
     nulls: float
     write: Callable[[int], object]
-    life: float | None = None
+    lives: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def synth(folder: Path, rows: int, seed: int = 0, *, drift: bool = False) -> Wri
     """Write a click log of `rows` rows in all splits together.
 
     Args:
-        drift: rows are in the order of time, splits follow each other, and ids live for hours.
+        drift: rows are in the order of time, splits follow each other, and what an id stands for
+            lives for hours.
 
     Raises:
         BadSettings: fewer than 1,000 rows, or the folder holds a log already.
@@ -137,14 +139,18 @@ class _Teacher:
             "tags": _Column(200, 1.0, 0.05, lambda i: f"t{i:03d}"),
         }
         if drift:
-            life = LIFE_HOURS / (24 * DAYS)
-            self.user["user_id"] = replace(self.user["user_id"], distinct=rows // 8, exponent=0.3)
-            self.item["item_id"] = replace(self.item["item_id"], distinct=rows // 20, life=life)
+            for side, name in (
+                (self.user, "user_id"),
+                (self.item, "item_id"),
+                (self.item, "brand"),
+            ):
+                ids = max(50, rows // 6)
+                side[name] = replace(side[name], distinct=ids, exponent=0.2, lives=DAYS)
         self._weights, self._vectors, self._written = {}, {}, {}
         for name, column in (self.user | self.item).items():
-            scale = 1.5 if column.life else 0.5 if column.distinct > 100 else 0.25
-            self._weights[name] = rng.normal(0, scale, column.distinct)
-            self._vectors[name] = rng.normal(0, 0.6 * scale, (column.distinct, RANK))
+            scale, lives = 0.5 if column.distinct > 100 else 0.25, column.distinct * column.lives
+            self._weights[name] = rng.normal(0, scale, lives)
+            self._vectors[name] = rng.normal(0, 0.6 * scale, (lives, RANK))
             scrambled = rng.permutation(column.distinct)  # so that ids tell nothing of counts
             self._written[name] = np.array([column.write(int(i)) for i in scrambled], object)
 
@@ -175,7 +181,7 @@ class _Teacher:
     ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
         ids = _drawn(column, when, rng)
         null = rng.random(len(when)) < column.nulls
-        values = pa.array(self._written[name][ids].tolist(), mask=null)
+        values = pa.array(self._written[name][ids % column.distinct].tolist(), mask=null)
         known = ~null
         return values, self._weights[name][ids] * known, self._vectors[name][ids] * known[:, None]
 
@@ -198,12 +204,13 @@ class _Teacher:
 
 
 def _drawn(column: _Column, when: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ids int64 [rows] of those that are alive then; the younger, the likelier."""
-    if column.life is None:
+    """Lives of ids, int64 [rows], among those of that time; life i is of id i modulo `distinct`."""
+    if column.lives == 1:
         return _zipf(column, len(when), rng)
-    alive = max(1, round(column.life * column.distinct))
-    born = alive + (when * (column.distinct - alive)).astype(np.int64)
-    return born - 1 - _zipf(replace(column, distinct=alive), len(when), rng)
+    lives = column.distinct * column.lives
+    alive = max(1, round(lives * LIFE_HOURS / (24 * DAYS)))
+    youngest = alive + (when * (lives - alive)).astype(np.int64)
+    return youngest - 1 - _zipf(replace(column, distinct=alive), len(when), rng)
 
 
 def _zipf(column: _Column, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.log.profile import profile
 from embedcomp.log.rows import Rows
+from embedcomp.log.synth import DAYS, _Teacher, synth
 from embedcomp.log.vocabulary import FEW, NULL, RESERVED, UNKNOWN, Vocabulary
 from tests.conftest import SCHEMA, WriteLog
 
@@ -230,3 +232,27 @@ def test_the_profile_tells_nulls_and_tail(write_log: WriteLog) -> None:
     assert found["categorical"]["user"]["nulls"] == 1
     assert found["categorical"]["tags"]["empty_bags"] == 1
     assert found["categorical"]["item"]["tail_mass"] == 1.0
+
+
+def test_in_a_log_that_drifts_an_id_is_somebody_else_a_day_later() -> None:
+    """A user's mean logit says much of his others of the same hour and nothing of those to come."""
+    teacher = _Teacher(3000, np.random.default_rng(0), drift=True)
+
+    def logits(when: float, seed: int) -> pd.Series:
+        columns, found = teacher.draw(np.full(20_000, when), np.random.default_rng(seed))
+        return pd.Series(found).groupby(columns["user_id"].to_pylist()).mean()
+
+    now, again = logits(0.5, 1), logits(0.5, 2)
+    later = logits(0.5 + 1 / (0.95 * DAYS), 3)  # when the same ids are handed on
+    assert len(now.index.intersection(later.index)) > 0.9 * len(now) > 20
+    assert now.corr(again) > 0.8 and abs(now.corr(later)) < 0.3
+
+
+def test_the_splits_of_a_log_that_drifts_follow_each_other(tmp_path: Path) -> None:
+    synth(tmp_path / "log", 6000, drift=True)
+    train, valid = (
+        pq.read_table(tmp_path / "log" / f"{split}.parquet").column("user_id").to_pylist()
+        for split in ("train", "valid")
+    )
+    last, next_ones, half_a_day_later = set(train[-100:]), set(valid[:100]), set(valid[-100:])
+    assert len(last & next_ones) > 2 * len(last & half_a_day_later)
