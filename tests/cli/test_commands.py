@@ -125,7 +125,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     monkeypatch.setattr("embedcomp.in_time.SECONDS", 0.1)
     assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
     assert "machine.json: the cost of" in capsys.readouterr().out
-    given = ["compress", "model", "--log", "log", "--methods", "half,low_rank"]
+    given = ["compress", "model", "--log", "log", "--methods", "half,svd"]
     given += ["--cost-model", "machine.json"]
     dry = [*given, "--out", "dry", "--dry-run", "--json", "-"]
     assert run(monkeypatch, *dry, "--latency-budget", "1000ms@64") == 0
