@@ -3,8 +3,8 @@
 The teacher gives every id a weight and a vector of RANK numbers; its logit is the sum of the
 weights and of the dot products between the user's side and the item's. Its own AUC is the ceiling
 for every model trained on the log. A log that drifts is in the order of time and split by it, and
-what its users, items and brands are lives for hours; then their ids are somebody else's, like
-addresses that are handed on. What a model learns of them by heart is wrong a day later.
+what most of its ids stand for lives for hours; then they are somebody else's, like addresses that
+are handed on. What a model learns of them by heart is wrong a day later.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ GROUP_ROWS = 100_000  # rows generated and written at a time
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
 MAX_TAGS = 4
 DAYS = 5  # that a log that drifts goes over
+MOVING = {  # the ids of such a log that are handed on, by side
+    "user": ("user_id", "session", "address"),
+    "item": ("item_id", "brand", "campaign", "creative"),
+}
 LIFE_HOURS = 6.0  # of what an id of such a log stands for; it is handed on once a day
 
 SCHEMA = """\
@@ -100,8 +104,16 @@ def synth(folder: Path, rows: int, seed: int = 0, *, drift: bool = False) -> Wri
         when = (begin + np.arange(size)) / sum(sizes.values())
         found = _write_split(folder / f"{split}.parquet", teacher, when, rng)
         ceiling, begin = found if split == "test" else ceiling, begin + size
-    (folder / "schema.toml").write_text(SCHEMA)
+    (folder / "schema.toml").write_text(_schema(drift))
     return Written(sizes, ceiling.auc, ceiling.logloss)
+
+
+def _schema(drift: bool) -> str:
+    if not drift:
+        return SCHEMA
+    sides = {name: side for side, names in MOVING.items() for name in names}
+    fresh = [f'{n} = {{ side = "{s}" }}' for n, s in sides.items() if f"\n{n} =" not in SCHEMA]
+    return SCHEMA.replace("\n[dense]", "\n".join([*fresh, "", "[dense]"]))
 
 
 def _write_split(
@@ -139,13 +151,9 @@ class _Teacher:
             "tags": _Column(200, 1.0, 0.05, lambda i: f"t{i:03d}"),
         }
         if drift:
-            for side, name in (
-                (self.user, "user_id"),
-                (self.item, "item_id"),
-                (self.item, "brand"),
-            ):
-                ids = max(50, rows // 6)
-                side[name] = replace(side[name], distinct=ids, exponent=0.2, lives=DAYS)
+            ids = max(50, rows // 8)
+            for side, names in ((self.user, MOVING["user"]), (self.item, MOVING["item"])):
+                side |= {n: _Column(ids, 0.2, 0.0, f"{n}{{:07d}}".format, DAYS) for n in names}
         self._weights, self._vectors, self._written = {}, {}, {}
         for name, column in (self.user | self.item).items():
             scale, lives = 0.5 if column.distinct > 100 else 0.25, column.distinct * column.lives

@@ -77,7 +77,7 @@ def trained(
         port = free.getsockname()[1]
     mp.spawn(_work, (port, synth_log.path, str(folder)), nprocs=2)
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    return {case: [told[case] for told in found] for case in CASES}
+    return {case: [told[case] for told in found] for case in found[0]}
 
 
 @pytest.mark.parametrize("case", ["adam", "rowwise_adagrad"])
@@ -114,6 +114,13 @@ def test_a_worker_whose_rows_are_used_up_waits_for_the_last_one(
             torch.testing.assert_close(first[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
 
 
+def test_rows_weigh_what_they_do_in_the_joined_batch(
+    trained: dict[str, list[dict[str, Tensor]]],
+) -> None:
+    shares = [float(told["of three and of one row"]) for told in trained["share"]]
+    assert shares == [0.75, 0.25] and workers.weight(7) == 1.0  # alone, all of them
+
+
 def test_more_workers_than_rows_are_refused_before_training() -> None:
     workers.refuse_too_many(3, 3)
     with pytest.raises(BadSettings, match=r"workers is 4, but there are 3 rows .* ask for 3"):
@@ -142,6 +149,7 @@ def _work(rank: int, port: int, path: str, folder: str) -> None:
     checkpoint.restore_weights = lambda run, file: None  # what training left is compared
     logs = {"uneven": str(Path(folder, "uneven"))}
     told = {case: _weights(logs.get(case, path), case, rank, Path(folder)) for case in CASES}
+    told["share"] = {"of three and of one row": torch.tensor(workers.weight((3, 1)[rank]))}
     torch.save(told, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
