@@ -55,7 +55,8 @@ def test_the_artifact_scores_as_the_compressed_model_in_memory(
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
     model = original.model()
     wanted = swap.apply(model, made.plan, recipes.layers_of(original, model), measured).eval()
-    assert made.plan.layers == plan.layers and made.plan.outcome.shift != 0
+    assert [p.method for p in made.plan.layers] == [p.method for p in plan.layers]
+    assert made.plan.outcome.shift != 0
     assert made.manifest.bytes == model_bytes(wanted)
     found = Artifact.open(tmp_path / "small").model()
     with torch.no_grad():
