@@ -96,12 +96,19 @@ def _loop(make: Makes, title: str) -> Callable[[], dict[str, str]]:
 
 
 def _reporting(show: Watch) -> Watch:
-    """A watch that also tells Ray Train about each evaluation; every worker sees the same ones."""
+    """A watch that also tells Ray Train of one evaluation an epoch; every worker sees the same ones.
+
+    Ray Train takes in a report every second or two and a worker waits for that, so more of them
+    would take longer than the training of a small log.
+    """
+    told = -1
 
     def watch(report: Report) -> None:
+        nonlocal told
         if workers.rank() == 0:
             show(report)
-        if report.valid is not None:
+        if report.valid is not None and report.epoch != told:
+            told = report.epoch
             report_metrics({"epoch": report.epoch, **report.valid.to_dict()})
 
     return watch
