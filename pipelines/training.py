@@ -96,7 +96,7 @@ def _loop(make: Makes, title: str) -> Callable[[], dict[str, str]]:
 
 
 def _reporting(show: Watch) -> Watch:
-    """A watch that also tells Ray Train of one evaluation an epoch; every worker sees the same ones.
+    """A watch that also tells Ray Train of one evaluation an epoch, the same one on every worker.
 
     Ray Train takes in a report every second or two and a worker waits for that, so more of them
     would take longer than the training of a small log.
