@@ -2,8 +2,8 @@
 
     python -m benchmarks.defaults --log kuairand
 
-For each seed one run with the defaults and one with --before, each a process of its own, one after
-the other. The splits are scored when both are trained; the test split is read once. `--log drift`
+For each seed one run with --before and one with the defaults, each a process of its own, one after
+the other. The splits are scored when all are trained; the test split is read once. `--log drift`
 writes a log that moves (`embedcomp log synth --drift`). A run that is in the work folder is not run
 again, and a run that was stopped goes on.
 """
@@ -43,13 +43,12 @@ class Runs:
         """Figures of each kind of settings, over seeds."""
         self.steps.folder.mkdir(parents=True, exist_ok=True)
         changes = {BEFORE: self.options.before, DEFAULTS: []}
-        seeds = range(self.options.seeds)
-        trained = {
-            name: [self._train(f"{name}-{seed}", seed, changes[name]) for seed in seeds]
-            for name in changes
-        }
+        trained: dict[str, list[dict[str, Any]]] = {name: [] for name in changes}
+        for seed in range(self.options.seeds):  # in turns, since other processes come and go
+            for name, made in trained.items():
+                made.append(self._train(f"{name}-{seed}", seed, changes[name]))
         return {
-            name: self._figures(made, [self._scored(f"{name}-{seed}") for seed in seeds])
+            name: self._figures(made, [self._scored(f"{name}-{seed}") for seed in range(len(made))])
             for name, made in trained.items()
         }
 
