@@ -18,7 +18,7 @@ from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.metrics import Quality
-from embedcomp.train import checkpoint, workers
+from embedcomp.train import checkpoint, probe, workers
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 from tests.train.joined import train_joined
@@ -29,6 +29,7 @@ CASES = {
     "adam": ONE_EPOCH,
     "rowwise_adagrad": replace(ONE_EPOCH, table_optimizer="rowwise_adagrad"),
     "uneven": replace(ONE_EPOCH, batch_rows=2400),
+    "probed": replace(ONE_EPOCH, embedding_l2=None),
 }
 
 
@@ -114,6 +115,14 @@ def test_a_worker_whose_rows_are_used_up_waits_for_the_last_one(
             torch.testing.assert_close(first[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
 
 
+def test_workers_that_probe_for_the_l2_end_with_one_model(
+    trained: dict[str, list[dict[str, Tensor]]],
+) -> None:
+    first, second = trained["probed"]
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not torch.equal(first["out.weight"], trained["adam"][0]["out.weight"])
+
+
 def test_rows_weigh_what_they_do_in_the_joined_batch(
     trained: dict[str, list[dict[str, Tensor]]],
 ) -> None:
@@ -146,6 +155,7 @@ def _work(rank: int, port: int, path: str, folder: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    probe.FEWEST, probe.STEPS = 1000, 2
     checkpoint.restore_weights = lambda run, file: None  # what training left is compared
     logs = {"uneven": str(Path(folder, "uneven"))}
     told = {case: _weights(logs.get(case, path), case, rank, Path(folder)) for case in CASES}
@@ -162,6 +172,6 @@ def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]
         for parameter in model.parameters():
             nn.init.zeros_(parameter)
     history = fit(model, Data(ClickLog(path), features), CASES[case], folder / f"scratch_{case}")
-    evaluations = workers.gathered(history[-1]["auc"])
-    assert evaluations[0] == evaluations[1] > 0.5
+    evaluations = workers.gathered([entry["auc"] for entry in history])
+    assert evaluations[0] == evaluations[1] and evaluations[0][-1] > 0.5
     return model.state_dict()
