@@ -69,9 +69,11 @@ def leading(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors * vectors.gather(0, peaks).sign()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """Directions in order of what they are worth, each decoded with length 1.
+
+    A basis is equal to itself alone, so that what is computed in it can be found by it.
 
     encoder: [d, d]; its first k columns make codes of rows: (y - mean) @ encoder[:, :k].
     decoder: [d, d]; its first k rows make rows of codes.

@@ -54,17 +54,26 @@ class Menu(Sequence[Choice]):
         return len(self.found)
 
 
-@torch.no_grad()
 def choices(layer: Layer, names: Iterable[str]) -> Menu:
-    """Every candidate of these methods, with its bytes and its predicted loss.
+    """Every candidate of these methods, with its bytes and its predicted loss."""
+    return together([Menu(layer, ()), *by_method(layer, names).values()])
+
+
+@torch.no_grad()
+def by_method(layer: Layer, names: Iterable[str]) -> dict[str, Menu]:
+    """Every candidate of each method, with its bytes and its predicted loss.
 
     Candidates are really made and read back, so that rounding counts; large tables are compressed
     on a sample of their rows (Layer.sampled).
     """
     is_table = isinstance(layer.spec, TableSpec)
     seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
-    with threads_for(seen.weight.numel()):
-        found = [choice for name in names for choice in _of_method(name, layer.spec, seen)]
+    with threads_for(seen.weight.numel()), seen.trying() as tried:
+        found = {name: _of_method(name, layer.spec, tried) for name in names}
+    return {name: _menu(layer, some) for name, some in found.items()}
+
+
+def _menu(layer: Layer, found: Iterable[Choice]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
@@ -80,8 +89,7 @@ def _offered(candidates_of: Callable[[Spec], Sequence[Any]], spec: Spec) -> tupl
 
 def together(menus: Sequence[Menu]) -> Menu:
     """One layer's choices by several methods."""
-    found = [choice for menu in menus for choice in menu]
-    return Menu(menus[0].layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
+    return _menu(menus[0].layer, (choice for menu in menus for choice in menu))
 
 
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:

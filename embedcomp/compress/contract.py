@@ -13,7 +13,8 @@ Settings that are a SharesDecoder give several tables one decoder.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from embedcomp.compress.sketch import MOST_EXACT, Moment, Sketched, root_of
+from embedcomp.served.columns import Columns
 from embedcomp.served.kmeans import sampled
 from embedcomp.served.linear import ServedLinear
 from embedcomp.served.table import CompressedTable
@@ -159,6 +161,7 @@ class Layer:
     group: tuple[Layer, ...] = field(default=(), repr=False, compare=False)  # the tables, with this
     # one, that share a decoder; empty: it has its own
     _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _codes: dict[Hashable, Columns] | None = field(default=None, repr=False, compare=False)
 
     @property
     def bytes(self) -> int:
@@ -209,6 +212,34 @@ class Layer:
         if what not in self._shared:
             self._shared[what] = make()
         return self._shared[what]
+
+    @contextmanager
+    def trying(self) -> Iterator[Layer]:
+        """The layer while many candidates of it are made: codes that they share are kept so long.
+
+        Codes are as large as the layer, so they are neither kept for one that is made alone.
+        """
+        codes: dict[Hashable, Columns] = {}
+        try:
+            yield replace(self, _codes=codes)
+        finally:
+            codes.clear()
+
+    def within(self, whole: Layer) -> Layer:
+        """The layer where it is made of another one, of which candidates are tried."""
+        return replace(self, _codes=whole._codes)
+
+    def codes(self, basis: Hashable, rank: int, make: Callable[[int | None], Columns]) -> Columns:
+        """The first `rank` codes in a basis.
+
+        Args:
+            make: computes so many, or all for None.
+        """
+        if self._codes is None:
+            return make(rank)
+        if basis not in self._codes:
+            self._codes[basis] = make(None)
+        return self._codes[basis].first(rank)
 
     def sampled(self, most: int) -> Layer:
         """A table with at most `most` rows: the most looked-up half, and every so many-th other.

@@ -20,6 +20,7 @@ from embedcomp.compress.algebra import (
     solve,
 )
 from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp.served.columns import Columns
 from embedcomp.served.decode import Affine
 from embedcomp.served.linear import LowRankLinear
 from embedcomp.served.table import CompressedTable
@@ -95,8 +96,12 @@ def fill_table(
         refit: fit the decoder again to the codes as stored, by least squares weighted by counts.
     """
     assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
-    encoder, decoder, bias = basis.encoder[:, :rank], basis.decoder[:rank], mean
-    served.fill(encoded(layer.weight, encoder, mean), layer.counts, basis.weights[:rank])
+    decoder, bias = basis.decoder[:rank], mean
+
+    def codes(most: int | None) -> Columns:
+        return Columns(encoded(layer.weight, basis.encoder[:, :most], mean), layer.counts)
+
+    served.fill(layer.codes((basis, mean is None), rank, codes), None, basis.weights[:rank])
     if refit and rank:
         decoder, bias = fit_affine(served.stored.to_float(), layer.weight, layer.counts)
     served.decode.fill(decoder, bias)
@@ -143,9 +148,13 @@ def fill_linear(served: nn.Module, layer: Layer, basis: Basis, rank: int, *, ref
     """
     assert isinstance(served, LowRankLinear)
     weight, covariance = layer.weight.double(), layer.inputs.covariance
-    first = weight.T @ basis.encoder[:, :rank]  # [inputs, rank]
     second = basis.decoder[:rank].T  # [outputs, rank]
-    served.first.fill(first, covariance.diagonal(), basis.weights[:rank])
+
+    def codes(most: int | None) -> Columns:
+        first = weight.T @ basis.encoder[:, :most]  # [inputs, rank]
+        return Columns(first.float(), covariance.diagonal())
+
+    served.first.fill(layer.codes(basis, rank, codes), None, basis.weights[:rank])
     stored = served.first.to_float().double()
     moved = covariance @ stored  # [inputs, rank]
     if refit:

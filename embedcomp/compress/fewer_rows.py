@@ -94,7 +94,7 @@ def compress(
     fewer = layer.shared(
         f"rows, {key}, {settings.dropped}",
         lambda: merged(layer, read, served.stored.rows, settings.dropped == "zero"),
-    )
+    ).within(layer)
     assert isinstance(fewer.spec, TableSpec)
     if settings.rank is None:
         served.fill(fewer.weight, fewer.counts)

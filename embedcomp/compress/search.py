@@ -14,8 +14,8 @@ from embedcomp.compress.choices import (
     Choice,
     Chosen,
     Menu,
+    by_method,
     candidates,
-    choices,
     empty_on_meta,
     front,
     together,
@@ -293,9 +293,8 @@ class Search:
         """Choices of a layer, which is only made if some are not known under `key`."""
         missing = [name for name in names if (key, name) not in self.known]
         if missing:
-            layer = make()
-            for name in missing:
-                self.known[key, name] = choices(layer, [name])
+            found = by_method(make(), missing)
+            self.known.update({(key, name): menu for name, menu in found.items()})
         return together([self.known[key, name] for name in names])
 
     def _of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from embedcomp.scoring.codes import LARGEST, Codes
+from embedcomp.served.columns import Columns
 from embedcomp.served.formats import FP16_MAX, Format, refuse_beyond
 from embedcomp.served.kmeans import SAMPLED, nearest, seen, words_of
 from embedcomp.served.pursuit import dictionary_of, pursued, summed
@@ -46,9 +47,8 @@ class Product:
     def empty_grid(self, width: int) -> Tensor:
         return torch.ones(self.codes.words + 1, width, dtype=torch.float16)
 
-    def fit(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
-    ) -> Tensor:
+    def fit(self, columns: Columns, column_weights: Tensor | None) -> Tensor:
+        weight, row_weights = columns.values, columns.weights
         refuse_beyond(FP16_MAX, weight, self.codes.name)
         grid = self.empty_grid(weight.shape[1])
         for first, last in pairwise(self.codes.edges(weight.shape[1])):
@@ -96,13 +96,12 @@ class Clustered:
     def empty_grid(self, width: int) -> Tensor:
         return torch.ones(self.codes.words, dtype=torch.float16)
 
-    def fit(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
-    ) -> Tensor:
+    def fit(self, columns: Columns, column_weights: Tensor | None) -> Tensor:
+        weight, row_weights = columns.values, columns.weights
         refuse_beyond(FP16_MAX, weight, self.codes.name)
         rows, w = seen(weight, row_weights, SAMPLED // max(weight.shape[1], 1) + 1)
-        columns = torch.ones(weight.shape[1]) if column_weights is None else column_weights
-        weights = w[:, None] * columns.double()
+        even = torch.ones(weight.shape[1])
+        weights = w[:, None] * (even if column_weights is None else column_weights).double()
         return words_of(rows.reshape(-1, 1), weights.flatten(), self.codes.words)[:, 0].half()
 
     def encode(self, weight: Tensor, grid: Tensor | None) -> Tensor:
@@ -138,9 +137,8 @@ class SparseDictionary:
     def empty_grid(self, width: int) -> Tensor:
         return torch.ones(self.codes.words + 1, width, dtype=torch.float16)
 
-    def fit(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
-    ) -> Tensor:
+    def fit(self, columns: Columns, column_weights: Tensor | None) -> Tensor:
+        weight, row_weights = columns.values, columns.weights
         refuse_beyond(FP16_MAX, weight, self.codes.name)
         scales = _scales(column_weights, 0, weight.shape[1])
         sizes = self.codes.words, self.codes.parts

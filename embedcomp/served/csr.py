@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.served.columns import Columns, columns_of
 from embedcomp.served.formats import FP16_MAX, refuse_beyond
 from embedcomp.served.rows import StoredRows
 
@@ -35,7 +36,7 @@ class CsrRows(StoredRows):
 
     def fill(
         self,
-        weight: Tensor,
+        weight: Tensor | Columns,
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
@@ -44,12 +45,12 @@ class CsrRows(StoredRows):
         Raises:
             CannotStore: a value is not finite in fp16.
         """
-        weight = weight.detach().float()
-        refuse_beyond(FP16_MAX, weight, "csr")
-        kept = largest(weight.abs().reshape(-1), self.nonzeros).view(weight.shape)
+        values = columns_of(weight, row_weights).values
+        refuse_beyond(FP16_MAX, values, "csr")
+        kept = largest(values.abs().reshape(-1), self.nonzeros).view(values.shape)
         self.starts[1:] = kept.sum(1).cumsum(0)
         self.columns = kept.nonzero()[:, 1].to(self.columns.dtype)
-        self.stored = weight[kept].half()
+        self.stored = values[kept].half()
 
     def gather(self, ids: Tensor) -> Tensor:
         """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
@@ -99,7 +100,7 @@ class CsrRows(StoredRows):
         if self.master is None or self._kept is None:
             return
         values = self.master.detach()[self._kept.bool()]
-        self.format.fit(values[:, None], None, None)  # refuses what does not fit
+        self.format.fit(Columns(values[:, None]), None)  # refuses what does not fit
         self.stored, self.master, self._kept = values.half(), None, None
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.served.columns import Columns, columns_of
 from embedcomp.served.formats import AnyStorage, Format, Storage, format_of
 
 
@@ -53,29 +54,29 @@ class StoredRows(nn.Module):
 
     def fill(
         self,
-        weight: Tensor,
+        weight: Tensor | Columns,
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
         """Store `weight` [rows, width].
 
         Args:
-            row_weights: [rows], how much a row's squared error matters to the columns' scales.
+            row_weights: [rows], how much a row's squared error matters to the columns' scales;
+                Columns have their own.
             column_weights: [width], how much a column's does to its share of the bits.
 
         Raises:
             CannotStore: a value is not finite in this storage.
         """
-        assert weight.shape == (self.rows, self.width), (weight.shape, self.rows, self.width)
-        weight = weight.detach().float().contiguous()
-        self.grid = self._fitted(weight, row_weights, column_weights)
-        self.stored = self._encoded(weight).clone()
-        self.unrounded = weight if _KEEPS_UNROUNDED.get() else None
+        columns = columns_of(weight, row_weights)
+        values = columns.values.contiguous()
+        assert values.shape == (self.rows, self.width), (values.shape, self.rows, self.width)
+        self.grid = self._fitted(columns, column_weights)
+        self.stored = self._encoded(values).clone()
+        self.unrounded = values if _KEEPS_UNROUNDED.get() else None
 
-    def _fitted(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
-    ) -> Tensor | None:
-        return self.format.fit(weight, row_weights, column_weights)
+    def _fitted(self, columns: Columns, column_weights: Tensor | None) -> Tensor | None:
+        return self.format.fit(columns, column_weights)
 
     def _encoded(self, weight: Tensor) -> Tensor:
         return self.format.encode(weight, self.grid)
@@ -119,7 +120,7 @@ class StoredRows(nn.Module):
             return
         master = self.master.detach().contiguous()
         if self.grid is None:
-            self._fitted(master, None, None)  # refuses what does not fit
+            self._fitted(Columns(master), None)  # refuses what does not fit
         self.stored = self._encoded(master)
         self.master = None
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.served.columns import Columns
 from embedcomp.served.decode import Affine, Decoder
 from embedcomp.served.index import Index
 from embedcomp.served.rows import StoredRows
@@ -44,7 +45,7 @@ class CompressedTable(nn.Module):
 
     def fill(
         self,
-        codes: Tensor,
+        codes: Tensor | Columns,
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:

@@ -11,14 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedcomp.served.formats import (
-    code_errors,
-    fitted,
-    pack_codes,
-    rounded,
-    shared_out,
-    unpack_codes,
-)
+from embedcomp.served.columns import Columns, shared_out
+from embedcomp.served.formats import pack_codes, rounded, unpack_codes
 from embedcomp.served.rows import StoredRows, straight_through
 
 
@@ -61,23 +55,16 @@ class Tiers(StoredRows, ABC):
     def extra_repr(self) -> str:
         return f"{self.rows}, {self.width}, {self.row_bits} bits up to rows {self.ends}"
 
-    def _fitted(
-        self, weight: Tensor, row_weights: Tensor | None, column_weights: Tensor | None
-    ) -> Tensor:
+    def _fitted(self, columns: Columns, column_weights: Tensor | None) -> Tensor:
         matters = torch.ones(self.width) if column_weights is None else column_weights.float()
-        parts = weight.split(self.lengths)
-        counts = [None] * len(parts) if row_weights is None else row_weights.split(self.lengths)
-        tiers = zip(parts, counts, self.row_bits, strict=True)
-        return torch.stack([self._fitted_tier(*tier, matters) for tier in tiers])
+        tiers = zip(columns.split(self.lengths), self.row_bits, strict=True)
+        return torch.stack([self._fitted_tier(rows, bits, matters) for rows, bits in tiers])
 
     @abstractmethod
-    def _fitted_tier(
-        self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
-    ) -> Tensor:
+    def _fitted_tier(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
         """The grid [3, width] of a tier's rows.
 
         Args:
-            weights: [rows], of squared errors in them.
             matters: [width], how much a squared error in a column does.
         """
 
@@ -102,11 +89,8 @@ class TieredRows(Tiers):
         self.storage, self.row_bytes = "tiered", tuple(row_bytes)
         self.stored = torch.empty(sum(self.tier_bytes), dtype=torch.uint8)
 
-    def _fitted_tier(
-        self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
-    ) -> Tensor:
-        bits = shared_out(row_bits, matters * code_errors(rows, weights), least=0)
-        return fitted(rows, weights, bits)
+    def _fitted_tier(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
+        return rows.fitted(shared_out(row_bits, matters * rows.errors(), least=0))
 
     def _encoded(self, weight: Tensor) -> Tensor:
         assert self.grid is not None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from embedcomp.errors import BadSettings
 from embedcomp.scoring import native, windows
-from embedcomp.served.formats import MOST_BITS, code_errors, fitted, shared_out
+from embedcomp.served.columns import MOST_BITS, Columns, shared_out
 from embedcomp.served.rows import straight_through
 from embedcomp.served.tiers import Tiers
 
@@ -71,24 +71,22 @@ class TrellisRows(Tiers):
 
     def fill(
         self,
-        weight: Tensor,
+        weight: Tensor | Columns,
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
-        even = torch.ones(self.width, device=weight.device)
+        even = torch.ones(self.width, device=self.device)
         self._matters = even if column_weights is None else column_weights.float()
         super().fill(weight, row_weights, column_weights)
 
-    def _fitted_tier(
-        self, rows: Tensor, weights: Tensor | None, row_bits: int, matters: Tensor
-    ) -> Tensor:
-        mean, deviation, coded = _coded_errors(rows, weights)
-        stepped = code_errors(rows, weights)
+    def _fitted_tier(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
+        mean, deviation, *found = rows.known("coded errors", _coded_errors)
+        coded, stepped = torch.stack(found), rows.errors()
         pays = coded < stepped  # as far as can be foreseen
         bits = shared_out(row_bits, matters * torch.where(pays, coded, stepped), least=0)
         gains = pays.gather(0, bits.long()[None])[0]
         normal = torch.stack([deviation, mean, -bits]).bfloat16()
-        return torch.where(gains, normal, fitted(rows, weights, bits))
+        return torch.where(gains, normal, rows.fitted(bits))
 
     def _encoded(self, weight: Tensor) -> Tensor:
         assert self.grid is not None
@@ -239,8 +237,9 @@ def _encode_slowly(
         out[1 : 1 + len(packed)] = packed
 
 
-def _coded_errors(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and deviation of columns, and their weighted squared errors [MOST_BITS + 1, width]."""
+def _coded_errors(columns: Columns) -> Tensor:
+    """Mean, deviation and weighted squared errors with 0, 1, 2, ... bits [MOST_BITS + 3, width]."""
+    rows, weights = columns.values, columns.weights
     w = torch.ones(len(rows)) if weights is None or not weights.any() else weights.float()
     mean = (rows * w[:, None]).sum(0) / w.sum()
     variance = ((rows - mean).square() * w[:, None]).sum(0) / w.sum()
@@ -252,7 +251,7 @@ def _coded_errors(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor,
     off = (far.abs() - REACH).clamp_min(0)  # adds to the distance that the last error is of
     beyond = [(w[:, None] * off**power).sum(0) for power in (1, 2)]
     outside = 2 * errors[:, -1:].sqrt() * beyond[0] + beyond[1]
-    return mean, deviation, variance * (errors @ held.T + outside)
+    return torch.cat([mean[None], deviation[None], variance * (errors @ held.T + outside)])
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import nn
 
 from embedcomp import methods
 from embedcomp.compress import solvers
-from embedcomp.compress.choices import choices, empty_bytes, total_bytes, total_loss
+from embedcomp.compress.choices import by_method, choices, empty_bytes, total_bytes, total_loss
 from embedcomp.compress.contract import TableSpec
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
@@ -297,9 +297,9 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
 
     def counted(layer, names):
         asked.extend((layer.spec.name, layer.weight.shape, name) for name in names)
-        return choices(layer, names)
+        return by_method(layer, names)
 
-    monkeypatch.setattr(module, "choices", counted)
+    monkeypatch.setattr(module, "by_method", counted)
     model, found, measured = small.measured()
     names, known = ("row_int8", "svd"), {}
     alone = plan(model, found, measured, WHOLE // 5, names, small.SINGLE)

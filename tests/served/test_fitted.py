@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedcomp.served.formats import MOST_BITS, code_errors, fit_grid, shared_out
+from embedcomp.served.columns import MOST_BITS, Columns, fit_grid, shared_out
 from embedcomp.served.kmeans import SAMPLED, seen, words_of
 from embedcomp.served.pursuit import _refitted, dictionary_of, pursued, summed
 from embedcomp.served.rows import StoredRows
@@ -36,7 +36,7 @@ def test_errors_of_columns_are_foreseen_for_any_number_of_bits() -> None:
     weight = uniform(ROWS, 2) * 8 - 3
     counts = torch.where(torch.arange(ROWS) % 3 == 0, 5.0, 1e-3)
     weight[counts < 1] += 2
-    found = code_errors(weight, counts)
+    found = Columns(weight, counts).errors()
     shares = (counts / counts.sum())[:, None]
     variance = (shares * (weight - (shares * weight).sum(0)).square()).sum(0)
     torch.testing.assert_close(found[0] / counts.sum(), variance, rtol=0.01, atol=0)
@@ -70,6 +70,21 @@ def test_tiers_are_fitted_to_the_rows_and_columns_that_matter() -> None:
     bits = [made.grid[0, 2].tolist() for made in (weighted, by_column)]
     assert bits[0] == sorted(bits[0])  # the rows that count spread most in the last column
     assert bits[1] == sorted(bits[1], reverse=True) and bits[1][0] > bits[1][2] > bits[1][5]
+
+
+@pytest.mark.parametrize("rows", [ROWS, 3 * ROWS], ids=["rows", "histogram"])
+def test_the_first_columns_are_fitted_as_they_are_by_themselves(rows: int) -> None:
+    """Also in parts of the rows, whatever was asked of them before."""
+    values, counts = normal(rows, WIDTH) ** 3, uniform(rows, seed=1) ** 4
+    every, bits = Columns(values, counts), torch.tensor([5.0, 0.0, 2.0, 3.0])
+    every.first(1).fitted(torch.ones(1))
+    some, cut = every.first(4), rows - 900
+    upper, lower = some.split((cut, 900))
+    parts = (some, slice(None)), (upper, slice(0, cut)), (lower, slice(cut, rows))
+    for found, part in parts:
+        alone = Columns(values[part, :4], counts[part])
+        torch.testing.assert_close(found.errors(), alone.errors())
+        torch.testing.assert_close(found.fitted(bits), alone.fitted(bits))
 
 
 def test_no_other_bits_of_columns_leave_a_smaller_error() -> None:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcomp.served.formats import STORAGES, CannotStore, fit_grid, format_of
+from embedcomp.served.columns import Columns, fit_grid
+from embedcomp.served.formats import STORAGES, CannotStore, format_of
 from embedcomp.served.rows import StoredRows, keeping_unrounded
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
@@ -215,7 +216,7 @@ def test_mixed_codes_of_any_bits_are_read_as_they_were_written(bits, width, seed
     generator = torch.manual_seed(seed)
     weight = torch.randn(30, width, generator=generator) * torch.rand(width) * 9
     form = format_of(f"column_mixed{bits}")
-    grid = form.fit(weight, None, torch.rand(width))
+    grid = form.fit(Columns(weight), torch.rand(width))
     step, low, columns = grid
     assert columns.min() >= 1 and columns.sum() <= 8 * -(-width * bits // 8)
     codes = (torch.rand(30, width) * torch.exp2(columns)).floor()
