@@ -26,8 +26,9 @@ from embedcomp.compress.plan import Plan
 from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
 from embedcomp.compress.statistics import Score, Statistics, measure
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
+from embedcomp.methods import every as every_method
 from embedcomp.methods import get as get_method
-from embedcomp.methods import names as method_names
+from embedcomp.methods import named
 from embedcomp.scoring.alone import stand_alone
 from embedcomp.scoring.standalone import PRECISIONS
 from embedcomp.served.layout import build, share
@@ -68,7 +69,7 @@ def plan(
             so that the mean score stays.
         budget: bytes of the whole model, or "5x", "20%", "4MiB".
         score: (model, inputs) -> logits [B].
-        methods: that may be used; None: all.
+        methods: that may be used, or "all"; None: those of docs/methods.md that pay.
         max_auc_loss: instead of a budget: the fewest bytes for which the AUC measured on the
             batches (0 or 1 as labels; best of rows that the model was not trained on) is lower by
             at most this, its error taken in.
@@ -85,7 +86,7 @@ def plan(
     found, pairs = find(model, {}), list(batches)
     held = HeldOut.of(model, pairs, score, "given")
     measured = measure(model, held.inputs, found, score, count_ids=True)
-    names = method_names() if methods is None else methods
+    names = named(methods or ())
     made = partial(planner.plan, model, found, measured, solver=solver)
     carried_out = partial(_carried_out, model, held, measured)
     if max_auc_loss is None:
@@ -353,7 +354,7 @@ def explain(model: nn.Module) -> Explanation:
 
 def _able(layer: Layer) -> tuple[str, ...]:
     """Methods that take the layer."""
-    return tuple(n for n in method_names() if get_method(n).candidates(layer.spec))
+    return tuple(n for n in every_method() if get_method(n).candidates(layer.spec))
 
 
 def _rest(model: nn.Module, modules: Collection[str]) -> dict[str, Tensor]:

@@ -200,7 +200,7 @@ class Planning:
                 model cannot be read.
             LimitsTooSmall: no choices keep to them.
         """
-        bound, names = settings.max_auc_loss, settings.methods or tuple(methods.names())
+        bound, names = settings.max_auc_loss, methods.named(settings.methods)
         if bound is None:
             return in_time.best(self.tried(settings))
         assert self._held is not None, "a bound on the AUC is held against held-out rows"
@@ -217,7 +217,7 @@ class Planning:
 
     def tried(self, settings: CompressSettings) -> list[Plan]:
         """The plans without a bound on the AUC that are made on the way to the best one."""
-        names, whole = settings.methods or tuple(methods.names()), model_bytes(self.model)["total"]
+        names, whole = methods.named(settings.methods), model_bytes(self.model)["total"]
         budget = parse_budget(settings.budget, whole) if settings.budget else None
         if not settings.latency_budget:
             return [self._within(settings, names, budget, None)]
@@ -339,7 +339,7 @@ def options(
         BadModel: no method offers anything for any layer.
     """
     found = measured.measured(layers_of(original, original.model()))
-    names = [name for name in settings.methods or methods.names() if name != "keep"]
+    names = [name for name in methods.named(settings.methods) if name != "keep"]
     offered = {}
     for done, (name, layer) in enumerate(found.layers.items()):
         watch(done, len(found.layers))
@@ -499,7 +499,7 @@ def recompress(
         today = planner.repriced(model, planned.plan, found, measured)
         best = None
         if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
-            names = settings.methods or tuple(methods.names())
+            names = methods.named(settings.methods)
             best = planner.plan(
                 model,
                 found,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -18,19 +18,21 @@ def names(path: Iterable[str]) -> list[str]:
 
 @cache
 def _names(path: tuple[str, ...]) -> list[str]:
-    return sorted(module.name for module in iter_modules(path))
+    return sorted(module.name for module in iter_modules(path) if not module.ispkg)
 
 
-def get(package: str, path: Iterable[str], kind: str, name: str) -> ModuleType:
-    """One file of a folder, imported; no other is.
+def get(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> ModuleType:
+    """One file of some folders, imported; no other is.
 
     Args:
+        folders: a package's `__path__` by its name.
         kind: what the files are, for the error.
 
     Raises:
         BadSettings: there is no such file.
     """
-    known = names(path)
-    if name not in known:
-        raise BadSettings(f"there is no {kind} {name!r}; the {kind}s are: {', '.join(known)}")
-    return import_module(f"{package}.{name}")
+    for package, path in folders.items():
+        if name in names(path):
+            return import_module(f"{package}.{name}")
+    known = sorted(name for path in folders.values() for name in names(path))
+    raise BadSettings(f"there is no {kind} {name!r}; the {kind}s are: {', '.join(known)}")

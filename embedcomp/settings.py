@@ -38,7 +38,8 @@ class CompressSettings:
     # taken to hold three
     cost_model: str = ""  # file of `embedcomp calibrate` from the machine that serves; empty: this
     # machine's, which is calibrated when it is first needed
-    methods: tuple[str, ...] = ()  # methods that the plan may use; empty: all
+    methods: tuple[str, ...] = ()  # methods that the plan may use; empty: those that pay, "all":
+    # baselines too
     rest: tuple[str, ...] = ()  # methods for the layers that none of those takes
     measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
@@ -104,8 +105,9 @@ class CompareSettings:
 
     models: tuple[str, ...]  # of embedcomp, or package.module:factory
     budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
-    methods: tuple[str, ...] = ()  # of the planned mix; empty: all
-    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix
+    methods: tuple[str, ...] = ()  # of the planned mix; empty: those that pay, "all": baselines too
+    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix,
+    # and all there are where the mix is not named
     seeds: int = 1  # of 0, 1, 2, ...
     tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more

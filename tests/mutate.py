@@ -97,7 +97,8 @@ def results(chosen: Sequence[Change]) -> Iterator[tuple[Change, str]]:
         for change in chosen:
             code = run(change, tree)
             said = {0: "NOT NOTICED", FAILED: "noticed"}
-            yield change, said.get(code, f"pytest ended with {code}")
+            crashed = "noticed" if code < 0 else f"pytest ended with {code}"
+            yield change, said.get(code, crashed)
 
 
 def main(areas: Sequence[str]) -> int:

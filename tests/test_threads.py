@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from threadpoolctl import threadpool_info
@@ -23,7 +25,9 @@ def _two_threads():
 
 
 def pools() -> list[int]:
-    return [pool["num_threads"] for pool in threadpool_info()]
+    """Threads of every library, with those that are built into torch."""
+    own = re.findall(r"_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return [*map(int, own), *(pool["num_threads"] for pool in threadpool_info())]
 
 
 def test_choices_of_a_small_layer_are_made_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

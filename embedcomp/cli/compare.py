@@ -17,8 +17,8 @@ def compare(
     ] = None,
     models: Annotated[str, typer.Option(help="Comma-separated, as of `embedcomp train`.")] = "",
     methods: Annotated[
-        str, typer.Option(help="Of the planned mix: all, or comma-separated.")
-    ] = "all",
+        str, typer.Option(help="Of the planned mix, comma-separated, or all; else those that pay.")
+    ] = "",
     alone: Annotated[
         str, typer.Option(help="Which are also compared one by one: all, none, comma-separated.")
     ] = "all",
@@ -52,7 +52,7 @@ def compare(
         given = {
             "models": listed(models),
             "budgets": listed(budgets),
-            "methods": () if methods == "all" else listed(methods),
+            "methods": listed(methods),
             "alone": None if alone == "all" else () if alone == "none" else listed(alone),
             "seeds": seeds,
             "tune_epochs": listed(tune_epochs),

@@ -37,7 +37,9 @@ def compress(
         str, typer.Option(help="Of the plan: exact, highs, greedy, welore or farms.")
     ] = "exact",
     tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
-    methods: Annotated[str, typer.Option(help="Methods the plan may use, comma-separated.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Methods the plan may use, comma-separated, or all.")
+    ] = "",
     control: Annotated[
         Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
     ] = None,

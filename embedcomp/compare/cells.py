@@ -71,7 +71,7 @@ def _of_tuning(settings: CompareSettings, model: str, seed: int, epochs: int) ->
 
 def singles(names: tuple[str, ...]) -> tuple[str, ...]:
     """The methods of the mix; of none named, all."""
-    return names or tuple(name for name in methods.names() if name != KEEP)
+    return tuple(name for name in methods.named(names or (methods.ALL,)) if name != KEEP)
 
 
 def source(settings: CompareSettings, model: str) -> ModelSource:

@@ -33,7 +33,7 @@ Plans = dict[str, Plan | str]  # by budget; or why there is none
 
 def baselines() -> tuple[str, ...]:
     """The methods that anybody would try first."""
-    return tuple(name for name in methods.names() if name.startswith(SIMPLE))
+    return tuple(name for name in methods.every() if name.startswith(SIMPLE))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class Original:
 
     def plan(self, settings: CompressSettings) -> Plan | str:
         """The plan, or why there is none."""
-        names = settings.methods or tuple(methods.names())
+        names = methods.named(settings.methods)
         specs = [layer.spec for layer in self.planning.found.layers.values()]
         if not any(candidates(name, spec) for name in names for spec in specs):
             return f"{', '.join(names)} takes none of the model's {len(specs)} layers"

@@ -1,19 +1,35 @@
-"""Compression methods, one file each; this folder is the registry.
+"""Compression methods, one file each; this folder and `baselines` in it are the registry.
 
 What a method's file holds is written in embedcomp/compress/contract.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 from embedcomp import registry
 from embedcomp.compress.contract import Method
 
+ALL = "all"  # said instead of names
+BASELINES = [f"{folder}/baselines" for folder in __path__]
+
 
 def names() -> list[str]:
-    """Names of all methods: the files of this folder."""
+    """Names of the methods that a plan uses where none are named: the files of this folder."""
     return registry.names(__path__)
+
+
+def every() -> list[str]:
+    """Names of all methods, baselines too."""
+    return sorted([*names(), *registry.names(BASELINES)])
+
+
+def named(said: Collection[str]) -> tuple[str, ...]:
+    """Methods by the names that a user gave: none are the default ones, "all" is every one."""
+    if ALL in said:
+        return tuple(every())
+    return tuple(said) or tuple(names())
 
 
 def get(name: str) -> Method:
@@ -22,4 +38,5 @@ def get(name: str) -> Method:
     Raises:
         BadSettings: there is no such method.
     """
-    return cast(Method, registry.get(__name__, __path__, "method", name))
+    folders = {__name__: __path__, f"{__name__}.baselines": BASELINES}
+    return cast(Method, registry.get(folders, "method", name))

@@ -22,4 +22,4 @@ def get(name: str) -> ModuleType:
     Raises:
         BadSettings: there is no such model.
     """
-    return registry.get(__name__, __path__, "model", name)
+    return registry.get({__name__: __path__}, "model", name)

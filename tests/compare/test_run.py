@@ -185,7 +185,7 @@ def test_a_copied_log_has_the_same_fingerprint_and_another_one_has_not(
 
 def test_all_methods_but_keep_are_compared_if_none_is_named():
     found = {c.method for c in cells(CompareSettings(models=("dlrm",), budgets=("5x",)))}
-    assert found == {"original", "planned", *methods.names()} - {"keep"}
+    assert found == {"original", "planned", *methods.every()} - {"keep"}
 
 
 def test_only_a_method_alone_leaves_layers_to_the_rest():

@@ -123,7 +123,7 @@ def picked(spec, choose):
             for settings in methods.get(name).candidates(spec)
             if isinstance(spec, TableSpec) or getattr(settings, "rank", 1)
         ]
-        for name in methods.names()
+        for name in methods.every()
     }
     name = choose.choice(sorted(name for name, settings in offered.items() if settings))
     settings = choose.choice(offered[name])

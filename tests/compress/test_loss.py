@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from embedcomp.compress.algebra import root
 from embedcomp.compress.loss import predicted_loss
-from embedcomp.methods import dense_int8, low_rank, svd
+from embedcomp.methods import dense_int8, low_rank
+from embedcomp.methods.baselines import svd
 from tests.methods.test_low_rank import OUTPUTS, linear, psd
 
 

@@ -33,7 +33,7 @@ SPENDING = ("half", "row_int8", "row_int4", "svd", "low_rank")
 @cache
 def planned(share, names=None):
     model, found, measured = small.measured()
-    names = names or tuple(methods.names())
+    names = names or tuple(methods.every())
     return plan(model, found, measured, int(WHOLE * share), names, small.SINGLE)
 
 
@@ -106,7 +106,7 @@ def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
 @pytest.mark.parametrize("share", [0.5, 0.08])
 def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     model, found, measured = small.measured()
-    names, most = tuple(methods.names()), planned(share).loss
+    names, most = tuple(methods.every()), planned(share).loss
     made = plan(model, found, measured, None, names, small.SINGLE, most_loss=most)
     assert made.loss <= most * (1 + 1e-8)
     assert made.bytes_after <= 1.02 * planned(share).bytes_after
@@ -118,7 +118,7 @@ def search():
     """Over all methods, with its choices made once."""
     model, found, measured = small.measured()
     layers = measured.measured(found).layers
-    return Search(layers, methods.names(), readers(model), small.SINGLE, solvers.get("exact"))
+    return Search(layers, methods.every(), readers(model), small.SINGLE, solvers.get("exact"))
 
 
 @pytest.mark.parametrize("solver", solvers.names())
@@ -224,7 +224,7 @@ def test_a_budget_that_nothing_fits_names_the_smallest():
     assert fits.bytes_after <= smallest
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.every())
 def test_a_plan_uses_only_the_methods_it_may(name):
     for share in (0.6, 0.85, 1.0):  # from what most reach to what a method of few layers does
         try:
@@ -312,7 +312,7 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     assert again == alone and not asked
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.every())
 def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
     """What a method reads off the counts must be in its settings: an artifact has no counts."""
     model = small.model()

@@ -19,7 +19,7 @@ from embedcomp.compress.contract import (
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.compress.rotation import rotation
 from embedcomp.errors import BadSettings
-from embedcomp.methods import (
+from embedcomp.methods.baselines import (
     low_rank_vq,
     product_quantization,
     sparse_dictionary,
@@ -201,7 +201,7 @@ def test_a_table_of_equal_rows_is_exact(method, rows):
 
 def test_only_tables_are_product_quantized():
     spec = linear()[0].spec
-    taking = [name for name in methods.names() if methods.get(name).candidates(spec)]
+    taking = [name for name in methods.every() if methods.get(name).candidates(spec)]
     assert {"weight_clustering", "sparse_dictionary"} <= set(taking)
     assert not {"product_quantization", "low_rank_vq"} & set(taking)
 

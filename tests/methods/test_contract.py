@@ -39,7 +39,7 @@ LINEARS = [
 
 
 def candidates():
-    for name in methods.names():
+    for name in methods.every():
         method = methods.get(name)
         for spec in (*TABLES, *LINEARS):
             found = method.candidates(spec)
@@ -103,7 +103,7 @@ def same(a, b):
 
 
 def test_settings_are_frozen_and_by_keyword():
-    for name in methods.names():
+    for name in methods.every():
         settings = methods.get(name).Settings
         assert is_dataclass(settings) and settings.__dataclass_params__.frozen
         assert all(field.kw_only for field in fields(settings))

@@ -16,7 +16,8 @@ from embedcomp.compress.contract import (
 from embedcomp.compress.factors import output_basis
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.errors import BadSettings
-from embedcomp.methods import low_rank, svd
+from embedcomp.methods import low_rank
+from embedcomp.methods.baselines import svd
 from embedcomp.served.rows import keeping_unrounded
 
 ROWS, DIM, INPUTS, OUTPUTS = 200, 8, 12, 9

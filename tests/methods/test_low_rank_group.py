@@ -10,7 +10,8 @@ import torch
 from embedcomp.compress.contract import Layer, TableSpec, TableStatistics
 from embedcomp.compress.loss import predicted_loss
 from embedcomp.errors import BadSettings
-from embedcomp.methods import low_rank, low_rank_group
+from embedcomp.methods import low_rank
+from embedcomp.methods.baselines import low_rank_group
 from embedcomp.served.rows import keeping_unrounded
 
 DIM, RANK = 8, 3

@@ -31,7 +31,7 @@ BY_TORCH = {"feature_processed", "sequences", "managed_collisions", "plain"}
 BY_COUNT = ("frequency_tiers", "trellis_coded")
 SWAPS: list[dict[str, Any]] = [
     {},
-    *({"method": name} for name in methods.names() if name not in ("keep", *BY_COUNT)),
+    *({"method": name} for name in methods.every() if name not in ("keep", *BY_COUNT)),
     *(
         {"method": "low_rank", "rank": 5, "storage": storage}
         for storage in ("float32", "float16", "column_int8", "column_int4", "column_mixed3")

@@ -40,4 +40,4 @@ def get(name: str) -> Solver:
     Raises:
         BadSettings: there is no such solver.
     """
-    return cast(Solver, registry.get(__name__, __path__, "solver", name))
+    return cast(Solver, registry.get({__name__: __path__}, "solver", name))
