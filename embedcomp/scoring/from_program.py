@@ -38,8 +38,9 @@ def as_graph(
     except CannotTrace as first:
         try:
             return _traced(_simpler(program), described, look_ups, weights), ""
-        except CannotTrace:
-            return None, f"the engine has no {first}"
+        except CannotTrace as second:
+            in_place = str(first).split()[0].endswith("_")  # of which nothing is left
+            return None, f"the engine has no {second if in_place else first}"
 
 
 def _simpler(program: ExportedProgram) -> ExportedProgram:

@@ -49,7 +49,13 @@ _BINARY = {"mul": "multiply", "add": "add", "sub": "subtract", "div": "divide"} 
     "pow": "power",
 }
 _NAMED = {  # arguments that come by name; an operation with others is not known
-    **{"add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"}, "gelu": {"approximate"}},
+    **{
+        "addmm": {"beta", "alpha"},
+        "add": {"alpha"},
+        "sub": {"alpha"},
+        "rsub": {"alpha"},
+        "gelu": {"approximate"},
+    },
     **{"sum": {"dim", "keepdim"}, "mean": {"dim", "keepdim"}, "clamp": {"min", "max"}},
 }
 _FLOAT32 = (None, torch.float32)  # types that a result may be asked for in
@@ -197,7 +203,7 @@ class Tracer:
             raise CannotTrace(f"{name} with {', '.join(kwargs)}")
         operations: dict[str, Callable[[], Any]] = {
             "linear": lambda: self._linear(args[0], args[1], args[2] if len(args) > 2 else None),
-            "addmm": lambda: self._linear(args[1], _turned(args[2]), args[0]),
+            "addmm": lambda: self._addmm(*args, **kwargs),
             **dict.fromkeys(("mm", "matmul", "bmm"), lambda: self._product(args[0], args[1])),
             **dict.fromkeys(_BINARY, lambda: self._binary(name, args[0], args[1], kwargs)),
             "rsub": lambda: self._binary("sub", args[1], args[0], kwargs),
@@ -323,6 +329,13 @@ class Tracer:
                     if 0 <= column <= held.numel() - count:
                         return name, form, column
         raise CannotTrace("a product with scattered numbers of a weight")
+
+    def _addmm(self, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Rows:
+        if alpha == beta == 1:
+            return self._linear(x, _turned(y), bias)
+        product = self._with_number("mul", self._product(x, y), alpha)
+        added = Rows(self._columns(bias).expand(product.shape))
+        return self._binary("add", product, self._with_number("mul", added, beta), {})
 
     def _product(self, x: Any, y: Any) -> Rows:
         if isinstance(x, Rows) and isinstance(y, Fixed) and y.value.dim() == 2:

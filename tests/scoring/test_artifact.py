@@ -295,8 +295,27 @@ def test_what_is_easily_traced_wrongly(tmp_path: Path) -> None:
     torch.manual_seed(0)
     case = Case(Sharp().eval(), lambda s: tabular().inputs(s)["ids"][:, 0], lambda m, x: m(x))
     inputs = case.inputs(2)
-    found = saved(case, tmp_path).score(inputs)
-    np.testing.assert_allclose(found, probabilities(case, inputs), atol=CLOSE)
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("compiled engine"), "what was traced is not what the model does"
+    np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=CLOSE)
+
+
+class Sorting(nn.Module):
+    """Works in place, which the engine can follow, and sorts, which it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(ROWS, DIM), nn.Linear(DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.table(ids).relu_().sort(1).values).squeeze(1)
+
+
+def test_the_reason_for_torch_is_what_the_engine_lacks(tmp_path: Path) -> None:
+    case = Case(Sorting().eval(), lambda s: torch.arange(B) % ROWS, lambda m, x: m(x))
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("torch, since the engine has no sort ")
+    np.testing.assert_allclose(scorer.score(case.inputs(1)), probabilities(case, case.inputs(1)))
 
 
 class Padded(Branching):
@@ -414,10 +433,13 @@ def test_scoring_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_one_users_part_is_computed_once_and_scores_are_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("swap", [MIXED, {}], ids=["factors", "whole"])
+def test_one_users_part_is_computed_once_and_scores_are_identical(
+    tmp_path: Path, swap: dict[str, Any]
+) -> None:
     case = dlrm()
     case.model.eval()
-    swapped(case, MIXED)
+    swapped(case, swap)
     scorer = saved(case, tmp_path, user=("a", "c"))
     dense, sparse = rebatched(case.inputs(3), B, torch.zeros(64, dtype=torch.long))
     others = rebatched(case.inputs(4)[1], B, torch.arange(64) % B)
