@@ -69,9 +69,14 @@ def _of_tuning(settings: CompareSettings, model: str, seed: int, epochs: int) ->
     return found
 
 
+def mix(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The methods of the planned mix."""
+    return tuple(name for name in methods.named(names) if name != KEEP)
+
+
 def singles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The methods of the mix; of none named, all."""
-    return tuple(name for name in methods.named(names or (methods.ALL,)) if name != KEEP)
+    """The methods of the mix; of none named, all that there are."""
+    return mix(names or (methods.ALL,))
 
 
 def source(settings: CompareSettings, model: str) -> ModelSource:
@@ -116,7 +121,7 @@ def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
     planned = cell.method == PLANNED
     return CompressSettings(
         budget=cell.budget or UNLIMITED,
-        methods=singles(settings.methods) if planned else (cell.method,),
+        methods=mix(settings.methods) if planned else (cell.method,),
         rest=() if planned else settings.rest,
         measure_rows=settings.measure_rows,
         solver=settings.solver,
@@ -133,7 +138,7 @@ def digest(value: Any) -> str:
 def _check(settings: CompareSettings) -> None:
     for budget in settings.budgets:
         parse_budget(budget, 1 << 40)
-    for name in (*settings.methods, *(settings.alone or ()), *settings.rest):
+    for name in (*methods.named(settings.methods), *(settings.alone or ()), *settings.rest):
         methods.get(name)
     for name in settings.models:
         if ":" not in name:

@@ -65,7 +65,7 @@ class Frontier:
             raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
         for budget in self.budgets:
             parse_budget(budget, self.original.manifest.bytes["total"])
-        for name in (*self.settings.methods, *self.baselines):
+        for name in (*methods.named(self.settings.methods), *self.baselines):
             methods.get(name)
         return Original.measure(self.original, self.log, self.settings)
 

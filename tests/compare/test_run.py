@@ -188,6 +188,17 @@ def test_all_methods_but_keep_are_compared_if_none_is_named():
     assert found == {"original", "planned", *methods.every()} - {"keep"}
 
 
+@pytest.mark.parametrize(
+    ("named", "mix"), [((), methods.names()), (("all",), methods.every()), (("svd",), ["svd"])]
+)
+def test_the_mix_is_of_the_methods_that_pay_unless_others_are_named(
+    named: tuple[str, ...], mix: list[str]
+) -> None:
+    settings = CompareSettings(models=("dlrm",), budgets=("5x",), methods=named)
+    planned = next(cell for cell in cells(settings) if cell.method == "planned")
+    assert set(compressing(settings, planned).methods) == set(mix) - {"keep"}
+
+
 def test_only_a_method_alone_leaves_layers_to_the_rest():
     found = {c.method: compressing(SETTINGS, c) for c in cells(SETTINGS) if c.compressed}
     assert found["half"].methods == ("half",) and found["half"].rest == SETTINGS.rest
