@@ -56,24 +56,30 @@ class Menu(Sequence[Choice]):
 
 def choices(layer: Layer, names: Iterable[str]) -> Menu:
     """Every candidate of these methods, with its bytes and its predicted loss."""
-    return together([Menu(layer, ()), *by_method(layer, names).values()])
+    found = found_by_method(layer.spec, seen_of(layer), names)
+    return menu(layer, (choice for some in found.values() for choice in some))
+
+
+def seen_of(layer: Layer) -> Layer:
+    """The layer as its candidates are tried on it: a large table is a sample of its rows."""
+    return layer.sampled(SAMPLED_ROWS) if isinstance(layer.spec, TableSpec) else layer
 
 
 @torch.no_grad()
-def by_method(layer: Layer, names: Iterable[str]) -> dict[str, Menu]:
+def found_by_method(spec: Spec, seen: Layer, names: Iterable[str]) -> dict[str, list[Choice]]:
     """Every candidate of each method, with its bytes and its predicted loss.
 
-    Candidates are really made and read back, so that rounding counts; large tables are compressed
-    on a sample of their rows (Layer.sampled).
+    Candidates are really made and read back, so that rounding counts.
+
+    Args:
+        spec: of the layer.
+        seen: the layer or a sample of it.
     """
-    is_table = isinstance(layer.spec, TableSpec)
-    seen = layer.sampled(SAMPLED_ROWS) if is_table else layer
     with threads_for(seen.weight.numel()), seen.trying() as tried:
-        found = {name: _of_method(name, layer.spec, tried) for name in names}
-    return {name: _menu(layer, some) for name, some in found.items()}
+        return {name: _of_method(name, spec, tried) for name in names}
 
 
-def _menu(layer: Layer, found: Iterable[Choice]) -> Menu:
+def menu(layer: Layer, found: Iterable[Choice]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
 
 
@@ -89,7 +95,7 @@ def _offered(candidates_of: Callable[[Spec], Sequence[Any]], spec: Spec) -> tupl
 
 def together(menus: Sequence[Menu]) -> Menu:
     """One layer's choices by several methods."""
-    return _menu(menus[0].layer, (choice for menu in menus for choice in menu))
+    return menu(menus[0].layer, (choice for one in menus for choice in one))
 
 
 def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:

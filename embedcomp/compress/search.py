@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import nn
 
 from embedcomp import methods
+from embedcomp.compress.aside import by_layer
 from embedcomp.compress.choices import (
     SAMPLED_ROWS,
     Choice,
     Chosen,
     Menu,
-    by_method,
     candidates,
     empty_on_meta,
     front,
+    menu,
     together,
     total_bytes,
     total_loss,
@@ -126,6 +128,20 @@ class LeastTime:
 
 Goal = LeastLoss | LeastBytes | LeastLossInTime | LeastTime
 SMALLEST, FASTEST = LeastBytes(math.inf), LeastTime()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A layer whose choices are asked for.
+
+    key: it is known by.
+    names: gives the methods that it may be given.
+    make: gives the layer.
+    """
+
+    key: str
+    names: Callable[[], Collection[str]]
+    make: Callable[[], Layer]
 
 
 @dataclass
@@ -261,7 +277,8 @@ class Search:
 
     def _settled(self) -> dict[str, Menu]:
         """Choices of the layers whose shape depends on no other's."""
-        return {name: self._choices(name) for name in self.layers if name not in self.readers}
+        settled = [name for name in self.layers if name not in self.readers]
+        return self._menus({name: self._whole(name) for name in settled})
 
     def _fixed(self, chosen: Chosen) -> dict[str, Menu]:
         """The same with the tables as chosen."""
@@ -272,10 +289,15 @@ class Search:
         }
 
     def _choices(self, name: str) -> Menu:
-        if name not in self._options:
-            names = ["keep", *(method for method in self.able(name) if not shares(method))]
-            self._options[name] = self._of(name, names, lambda: self.layers[name])
-        return self._options[name]
+        return self._menus({name: self._whole(name)})[name]
+
+    def _whole(self, name: str) -> _Asked:
+        """A layer with nothing folded into it."""
+
+        def names() -> list[str]:
+            return ["keep", *(method for method in self.able(name) if not shares(method))]
+
+        return _Asked(name, names, lambda: self.layers[name])
 
     def able(self, name: str) -> list[str]:
         """Methods that a layer may be given; shared decoders are planned in grouping.py."""
@@ -289,28 +311,30 @@ class Search:
         spec, others = self.layers[name].spec, dict.fromkeys(offered)
         return [n for n in others if n != "keep" and candidates(n, spec)]
 
-    def _of(self, key: str, names: Collection[str], make: Callable[[], Layer]) -> Menu:
-        """Choices of a layer, which is only made if some are not known under `key`."""
-        missing = [name for name in names if (key, name) not in self.known]
-        if missing:
-            found = by_method(make(), missing)
-            self.known.update({(key, name): menu for name, menu in found.items()})
-        return together([self.known[key, name] for name in names])
+    def _menus(self, asked: Mapping[str, _Asked]) -> dict[str, Menu]:
+        """Choices of several layers by name; what is not known is found out of all at once."""
+        names = {one.key: one.names() for one in asked.values() if one.key not in self._options}
+        missing = {k: [n for n in some if (k, n) not in self.known] for k, some in names.items()}
+        layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
+        found = by_layer([(layer, missing[key]) for key, layer in layers.items()])
+        for (key, layer), choices in zip(layers.items(), found, strict=True):
+            self.known.update({(key, n): menu(layer, some) for n, some in choices.items()})
+        for key, some in names.items():
+            self._options[key] = together([self.known[key, name] for name in some])
+        return {name: self._options[one.key] for name, one in asked.items()}
 
     def _of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu]:
         """Choices of the readers as narrow as these tables make them."""
         present = {name: r for name, r in self.readers.items() if name in self.layers}
-        return {name: self._of_reader(name, reader, tables) for name, reader in present.items()}
+        return self._menus({name: self._read(name, r, tables) for name, r in present.items()})
 
-    def _of_reader(self, name: str, reader: Reader, tables: Mapping[str, Choice]) -> Menu:
+    def _read(self, name: str, reader: Reader, tables: Mapping[str, Choice]) -> _Asked:
+        """A reader with the decoders of these tables folded into it."""
         read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
         if not read:
-            return self._choices(name)
-        key = f"{name}: {read}"
-        if key not in self._options:
-            names = self._worth_trying(name)
-            self._options[key] = self._of(key, names, lambda: self._narrow(name, reader, read))
-        return self._options[key]
+            return self._whole(name)
+        names = partial(self._worth_trying, name)
+        return _Asked(f"{name}: {read}", names, lambda: self._narrow(name, reader, read))
 
     def _worth_trying(self, name: str) -> Collection[str]:
         """Methods with a choice for the whole reader that no smaller (or faster) one beats."""

@@ -11,8 +11,9 @@ from rich.console import Console
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress import solvers
-from embedcomp.compress.choices import by_method, choices, empty_bytes, total_bytes, total_loss
+from embedcomp.compress import aside, solvers
+from embedcomp.compress.aside import _sent, by_layer
+from embedcomp.compress.choices import choices, empty_bytes, total_bytes, total_loss
 from embedcomp.compress.contract import TableSpec
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
@@ -295,11 +296,11 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
 
     asked = []
 
-    def counted(layer, names):
-        asked.extend((layer.spec.name, layer.weight.shape, name) for name in names)
-        return by_method(layer, names)
+    def counted(layers):
+        asked.extend((layer.spec.name, name) for layer, names in layers for name in names)
+        return by_layer(layers)
 
-    monkeypatch.setattr(module, "by_method", counted)
+    monkeypatch.setattr(module, "by_layer", counted)
     model, found, measured = small.measured()
     names, known = ("row_int8", "svd"), {}
     alone = plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
@@ -339,3 +340,20 @@ def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
         plan(model, found, measured, budget, ["low_rank"], known=menus, tuned=tuned)
         offered = [c for menu in menus.values() for c in menu if c.method == "low_rank"]
         assert tuned == any(c.settings.activation for c in offered)
+
+
+def test_processes_find_what_this_one_finds(monkeypatch):
+    """With two cores' threads, and from the second layer on, as if the first had taken long."""
+    _, found, measured = small.measured()
+    layers = [(layer, ["keep", "low_rank"]) for layer in measured.measured(found).layers.values()]
+    here = list(by_layer(layers))
+    monkeypatch.setattr(aside, "WORTH_STARTING", 0.0)
+    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    sent = []
+
+    def watched(asked):
+        sent.append(len(asked))
+        return _sent(asked)
+
+    monkeypatch.setattr(aside, "_sent", watched)
+    assert list(by_layer(layers)) == here and sent == [len(layers) - 1]

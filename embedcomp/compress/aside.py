@@ -1,0 +1,64 @@
+"""Choices of several layers, found in a process a core where that saves time.
+
+Candidates of different layers have nothing in common, and each is made by thousands of small
+operations, on which threads would only wait for one another. A process takes seconds to start, so
+there are none where the work is done before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from joblib import cpu_count
+from joblib.externals.loky import get_reusable_executor
+
+from embedcomp.compress.choices import Choice, candidates, found_by_method, seen_of
+from embedcomp.compress.contract import Layer
+
+WORTH_STARTING = 15.0  # seconds of work that is left
+WORTH_SENDING = 0.5  # the same where processes are there already
+IDLE = 300.0  # seconds after which a process without work ends
+
+Asked = tuple[Layer, Sequence[str]]  # a layer, and the methods whose candidates are wanted
+Found = dict[str, list[Choice]]  # by method
+
+
+def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
+    """Candidates of each layer by method; how long the first ones take says how to go on."""
+    sizes = [sum(len(candidates(name, layer.spec)) for name in names) for layer, names in asked]
+    began = time.perf_counter()
+    for place, one in enumerate(asked):
+        done = sum(sizes[:place])
+        spent = time.perf_counter() - began
+        worth = WORTH_SENDING if _executor.cache_info().currsize else WORTH_STARTING
+        left = sum(sizes[place:]) * spent / done if done else 0.0
+        if left > worth and len(asked) - place > 1 and _processes() > 1:
+            yield from _sent(asked[place:])
+            return
+        yield _of(*one)
+
+
+def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
+    """The same of these layers, each from the next process that is free."""
+    tasks = [(layer.spec, seen_of(layer), names) for layer, names in asked]
+    found: Iterator[Found] = _executor().map(found_by_method, *zip(*tasks, strict=True))
+    yield from found
+
+
+def _of(layer: Layer, names: Sequence[str]) -> Found:
+    return found_by_method(layer.spec, seen_of(layer), names)
+
+
+def _processes() -> int:
+    """As many as there are cores, and as many as threads would be."""
+    return min(torch.get_num_threads(), cpu_count())
+
+
+@cache
+def _executor() -> Any:
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return get_reusable_executor(max_workers=_processes(), timeout=IDLE, env=one)
