@@ -16,20 +16,20 @@ import torch
 from joblib import cpu_count
 from joblib.externals.loky import get_reusable_executor
 
-from embedcomp.compress.choices import Choice, candidates, found_by_method, seen_of
+from embedcomp.compress.choices import Choice, Wanted, found_by_method, seen_of
 from embedcomp.compress.contract import Layer
 
 WORTH_STARTING = 15.0  # seconds of work that is left
 WORTH_SENDING = 0.5  # the same where processes are there already
 IDLE = 300.0  # seconds after which a process without work ends
 
-Asked = tuple[Layer, Sequence[str]]  # a layer, and the methods whose candidates are wanted
+Asked = tuple[Layer, Wanted]
 Found = dict[str, list[Choice]]  # by method
 
 
 def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
     """Candidates of each layer by method; how long the first ones take says how to go on."""
-    sizes = [sum(len(candidates(name, layer.spec)) for name in names) for layer, names in asked]
+    sizes = [sum(map(len, wanted.values())) for _, wanted in asked]
     began = time.perf_counter()
     for place, one in enumerate(asked):
         done = sum(sizes[:place])
@@ -39,18 +39,15 @@ def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
         if left > worth and len(asked) - place > 1 and _processes() > 1:
             yield from _sent(asked[place:])
             return
-        yield _of(*one)
+        layer, wanted = one
+        yield found_by_method(layer.spec, seen_of(layer), wanted)
 
 
 def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
     """The same of these layers, each from the next process that is free."""
-    tasks = [(layer.spec, seen_of(layer), names) for layer, names in asked]
+    tasks = [(layer.spec, seen_of(layer), wanted) for layer, wanted in asked]
     found: Iterator[Found] = _executor().map(found_by_method, *zip(*tasks, strict=True))
     yield from found
-
-
-def _of(layer: Layer, names: Sequence[str]) -> Found:
-    return found_by_method(layer.spec, seen_of(layer), names)
 
 
 def _processes() -> int:

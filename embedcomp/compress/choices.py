@@ -35,6 +35,7 @@ class Choice:
 
 
 Chosen = dict[str, Choice]  # one choice a layer, by the layer's name
+Wanted = Mapping[str, Sequence[Any]]  # settings to be tried, by method
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Menu(Sequence[Choice]):
 
 def choices(layer: Layer, names: Iterable[str]) -> Menu:
     """Every candidate of these methods, with its bytes and its predicted loss."""
-    found = found_by_method(layer.spec, seen_of(layer), names)
+    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names))
     return menu(layer, (choice for some in found.values() for choice in some))
 
 
@@ -66,8 +67,8 @@ def seen_of(layer: Layer) -> Layer:
 
 
 @torch.no_grad()
-def found_by_method(spec: Spec, seen: Layer, names: Iterable[str]) -> dict[str, list[Choice]]:
-    """Every candidate of each method, with its bytes and its predicted loss.
+def found_by_method(spec: Spec, seen: Layer, wanted: Wanted) -> dict[str, list[Choice]]:
+    """Candidates of each method, with their bytes and their predicted losses.
 
     Candidates are really made and read back, so that rounding counts.
 
@@ -76,11 +77,16 @@ def found_by_method(spec: Spec, seen: Layer, names: Iterable[str]) -> dict[str, 
         seen: the layer or a sample of it.
     """
     with threads_for(seen.weight.numel()), seen.trying() as tried:
-        return {name: _of_method(name, spec, tried) for name in names}
+        return {name: _of_method(name, some, spec, tried) for name, some in wanted.items()}
 
 
 def menu(layer: Layer, found: Iterable[Choice]) -> Menu:
     return Menu(layer, tuple(sorted(found, key=lambda c: (c.bytes, c.loss))))
+
+
+def every(spec: Spec, names: Iterable[str]) -> Wanted:
+    """All candidates of these methods."""
+    return {name: candidates(name, spec) for name in names}
 
 
 def candidates(name: str, spec: Spec) -> tuple[Any, ...]:
@@ -98,10 +104,10 @@ def together(menus: Sequence[Menu]) -> Menu:
     return menu(menus[0].layer, (choice for one in menus for choice in one))
 
 
-def _of_method(name: str, spec: Spec, layer: Layer) -> list[Choice]:
+def _of_method(name: str, wanted: Sequence[Any], spec: Spec, layer: Layer) -> list[Choice]:
     method = methods.get(name)
     found = []
-    for settings in candidates(name, spec):
+    for settings in wanted:
         try:
             served = method.compress(layer, settings)
             loss = predicted_loss(layer, served)

@@ -16,8 +16,10 @@ from embedcomp.compress.choices import (
     Choice,
     Chosen,
     Menu,
+    Wanted,
     candidates,
     empty_on_meta,
+    every,
     front,
     menu,
     together,
@@ -25,7 +27,7 @@ from embedcomp.compress.choices import (
     total_loss,
     total_nanoseconds,
 )
-from embedcomp.compress.contract import Layer, TableSpec
+from embedcomp.compress.contract import Layer, LinearSpec, Spec, TableSpec
 from embedcomp.compress.costs import bytes_are_times, losses_are_times
 from embedcomp.compress.folding import narrowed
 from embedcomp.compress.latency import Timing
@@ -137,11 +139,13 @@ class _Asked:
     key: it is known by.
     names: gives the methods that it may be given.
     make: gives the layer.
+    wanted: gives the candidates that are tried.
     """
 
     key: str
     names: Callable[[], Collection[str]]
     make: Callable[[], Layer]
+    wanted: Callable[[Spec, Collection[str]], Wanted] = every
 
 
 @dataclass
@@ -179,7 +183,13 @@ class Search:
         feasible = [found for found in plans if found is not None]
         ends = [*starts[1:], self.smallest()]
         feasible += [end for end in ends if goal.reached(end)]
-        return min(feasible, key=goal.objective, default=None)
+        best = min(feasible, key=goal.objective, default=None)
+        if best is None:
+            return None
+        readers = self._of_readers(best, thoroughly=True)
+        polished = self._solved(goal, {**self._fixed(best), **readers}, best)
+        found = [best] if polished is None else [best, polished]
+        return min(found, key=goal.objective)
 
     def _with_one_method(self, goal: Goal) -> Chosen | None:
         """The plan of the single method that promises most before readers are narrowed."""
@@ -240,7 +250,8 @@ class Search:
     def _end(self, goal: Goal) -> Chosen:
         tables = self._solved(goal, self._settled(), {})
         assert tables is not None
-        chosen = self._solved(goal, {**self._fixed(tables), **self._of_readers(tables)}, tables)
+        readers = self._of_readers(tables, thoroughly=True)
+        chosen = self._solved(goal, {**self._fixed(tables), **readers}, tables)
         assert chosen is not None
         return chosen
 
@@ -316,33 +327,69 @@ class Search:
         names = {one.key: one.names() for one in asked.values() if one.key not in self._options}
         missing = {k: [n for n in some if (k, n) not in self.known] for k, some in names.items()}
         layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
-        found = by_layer([(layer, missing[key]) for key, layer in layers.items()])
+        wanted = {one.key: one.wanted for one in asked.values()}
+        found = by_layer(
+            [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()]
+        )
         for (key, layer), choices in zip(layers.items(), found, strict=True):
             self.known.update({(key, n): menu(layer, some) for n, some in choices.items()})
         for key, some in names.items():
             self._options[key] = together([self.known[key, name] for name in some])
         return {name: self._options[one.key] for name, one in asked.items()}
 
-    def _of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu]:
-        """Choices of the readers as narrow as these tables make them."""
-        present = {name: r for name, r in self.readers.items() if name in self.layers}
-        return self._menus({name: self._read(name, r, tables) for name, r in present.items()})
+    def _of_readers(
+        self, tables: Mapping[str, Choice], *, thoroughly: bool = False
+    ) -> dict[str, Menu]:
+        """Choices of the readers as narrow as these tables make them.
 
-    def _read(self, name: str, reader: Reader, tables: Mapping[str, Choice]) -> _Asked:
+        Args:
+            thoroughly: all there are, not only those that are likely the best.
+        """
+        present = {name: r for name, r in self.readers.items() if name in self.layers}
+        in_short = not thoroughly and not getattr(self.solver, "WHOLE_FAMILIES", False)
+        return self._menus(
+            {name: self._read(name, r, tables, in_short) for name, r in present.items()}
+        )
+
+    def _read(
+        self, name: str, reader: Reader, tables: Mapping[str, Choice], in_short: bool
+    ) -> _Asked:
         """A reader with the decoders of these tables folded into it."""
         read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
         if not read:
             return self._whole(name)
-        names = partial(self._worth_trying, name)
-        return _Asked(f"{name}: {read}", names, lambda: self._narrow(name, reader, read))
+        names, make = partial(self._worth_trying, name), partial(self._narrow, name, reader, read)
+        if in_short:
+            return _Asked(f"{name}, in short: {read}", names, make, partial(self._likely, name))
+        return _Asked(f"{name}: {read}", names, make)
 
     def _worth_trying(self, name: str) -> Collection[str]:
         """Methods with a choice for the whole reader that no smaller (or faster) one beats."""
+        return dict.fromkeys(["keep", *(choice.method for choice in self._unbeaten(name))])
+
+    def _unbeaten(self, name: str) -> list[Choice]:
+        """Choices for the whole reader that no smaller (or faster) one beats."""
         menu = self._choices(name)
         found = front(menu)
         if self.timing:
             found += front(self.timing.timed({name: menu}, {})[name], "nanoseconds")
-        return dict.fromkeys(["keep", *(choice.method for choice in found)])
+        return found
+
+    def _likely(self, name: str, spec: Spec, names: Collection[str]) -> Wanted:
+        """Candidates of a narrower reader that are unbeaten for the whole one.
+
+        Seven in eight of those on the convex hull of all are among them, and others are as good; a
+        reader of less than half the width is another layer, of which all are tried.
+        """
+        whole, found = self.layers[name].spec, every(spec, names)
+        assert isinstance(spec, LinearSpec) and isinstance(whole, LinearSpec)
+        if 2 * spec.inputs < whole.inputs:
+            return found
+        unbeaten = {(choice.method, choice.settings) for choice in self._unbeaten(name)}
+        return {
+            method: [s for s in some if method == "keep" or (method, s) in unbeaten]
+            for method, some in found.items()
+        }
 
     def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
         """Whether a block's table, as chosen, has a decoder that the reader takes in."""

@@ -13,7 +13,7 @@ from torch import nn
 from embedcomp import methods
 from embedcomp.compress import aside, solvers
 from embedcomp.compress.aside import _sent, by_layer
-from embedcomp.compress.choices import choices, empty_bytes, total_bytes, total_loss
+from embedcomp.compress.choices import choices, empty_bytes, every, total_bytes, total_loss
 from embedcomp.compress.contract import TableSpec
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
@@ -345,7 +345,10 @@ def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
 def test_processes_find_what_this_one_finds(monkeypatch):
     """With two cores' threads, and from the second layer on, as if the first had taken long."""
     _, found, measured = small.measured()
-    layers = [(layer, ["keep", "low_rank"]) for layer in measured.measured(found).layers.values()]
+    layers = [
+        (layer, every(layer.spec, ["keep", "low_rank"]))
+        for layer in measured.measured(found).layers.values()
+    ]
     here = list(by_layer(layers))
     monkeypatch.setattr(aside, "WORTH_STARTING", 0.0)
     monkeypatch.setattr(aside, "_processes", lambda: 2)

@@ -7,7 +7,9 @@ Every layer takes exactly one of its choices, and a solver's file holds two func
 
 `options` are the layers' menus by name. A menu is a sequence of choices that also knows its layer:
 solvers that weigh choices by their predicted loss read the choices alone; those that go by the
-spectrum of the weights read the layer. Both give None where nothing is within the limit.
+spectrum of the weights read the layer. Both give None where nothing is within the limit. A file
+with WHOLE_FAMILIES = True finds a method's choices of every rank in each menu, also in those of
+layers for which few of them are likely.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from embedcomp.compress.spectra import tail_exponent
 
 SPREAD = 0.3
 
+WHOLE_FAMILIES = True  # one threshold gives layers ranks of one method
+
 
 def least_loss(options: Mapping[str, Menu], most_bytes: float) -> Chosen | None:
     return thresholds.least_loss(options, _levels(options), most_bytes)

@@ -16,6 +16,8 @@ from embedcomp.compress import thresholds
 from embedcomp.compress.choices import Chosen, Menu
 from embedcomp.compress.spectra import singular_values
 
+WHOLE_FAMILIES = True  # one threshold gives layers ranks of one method
+
 
 def least_loss(options: Mapping[str, Menu], most_bytes: float) -> Chosen | None:
     return thresholds.least_loss(options, _levels(options), most_bytes)
