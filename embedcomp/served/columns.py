@@ -18,6 +18,7 @@ MOST_BITS = 8  # of one column, where columns differ
 FITTED_BITS = 4  # a bit more than these quarters the squared error
 SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
 REFINEMENTS = 4
+FITTED = 1 << 21  # numbers to which grids are fitted at a time
 NO_SPREAD = torch.finfo(torch.float32).tiny  # scale of a column of one value
 
 
@@ -221,9 +222,15 @@ def fit_grid(
         weights: of the same shape, at least one positive in a column.
         levels: steps between the lowest and the highest code, of all columns or of each [width].
     """
-    best = torch.ones(2, values.shape[1])
     if not values.numel():
-        return best
+        return torch.ones(2, values.shape[1])
+    each = torch.as_tensor(levels).expand(values.shape[1])
+    some = max(FITTED // len(values), 1)  # columns, so that what is tried of a wide matrix fits
+    parts = zip(values.split(some, 1), weights.split(some, 1), each.split(some), strict=True)
+    return torch.cat([_fitted(v, w, most, refinements) for v, w, most in parts], 1)
+
+
+def _fitted(values: Tensor, weights: Tensor, levels: Tensor, refinements: int) -> Tensor:
     weights = weights / weights.sum(0)
     mean = (values * weights).sum(0)
     seen = torch.where(weights > 0, values, mean)
