@@ -19,7 +19,7 @@ from joblib.externals.loky import get_reusable_executor
 from embedcomp.compress.choices import Choice, Wanted, found_by_method, seen_of
 from embedcomp.compress.contract import Layer
 
-WORTH_STARTING = 15.0  # seconds of work that is left
+WORTH_STARTING = 15.0  # seconds of CPU time that are left
 WORTH_SENDING = 0.5  # the same where processes are there already
 IDLE = 300.0  # seconds after which a process without work ends
 
@@ -28,18 +28,20 @@ Found = dict[str, list[Choice]]  # by method
 
 
 def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
-    """Candidates of each layer by method; how long the first ones take says how to go on."""
+    """Candidates of each layer by method; how long one layer takes says how to go on.
+
+    It is not the first one, for which libraries are loaded and what all layers share is computed.
+    """
     sizes = [sum(map(len, wanted.values())) for _, wanted in asked]
-    began = time.perf_counter()
-    for place, one in enumerate(asked):
-        done = sum(sizes[:place])
-        spent = time.perf_counter() - began
-        worth = WORTH_SENDING if _executor.cache_info().currsize else WORTH_STARTING
-        left = sum(sizes[place:]) * spent / done if done else 0.0
-        if left > worth and len(asked) - place > 1 and _processes() > 1:
-            yield from _sent(asked[place:])
-            return
-        layer, wanted = one
+    began = time.process_time()
+    for place, (layer, wanted) in enumerate(asked):
+        if place > 1 and _processes() > 1:
+            left = sum(sizes[place:]) * (time.process_time() - began) / max(sizes[place - 1], 1)
+            started = _executor.cache_info().currsize
+            if left > (WORTH_SENDING if started else WORTH_STARTING):
+                yield from _sent(asked[place:])
+                return
+        began = time.process_time()
         yield found_by_method(layer.spec, seen_of(layer), wanted)
 
 

@@ -325,6 +325,8 @@ class Tracer:
             if len(runs) == 1:
                 first, count = runs[0]
                 for name, held in self._weight_at.items():
+                    if not held.numel():
+                        continue
                     column = first - int(held.view(-1)[0])
                     if 0 <= column <= held.numel() - count:
                         return name, form, column

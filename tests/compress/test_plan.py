@@ -343,7 +343,7 @@ def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
 
 
 def test_processes_find_what_this_one_finds(monkeypatch):
-    """With two cores' threads, and from the second layer on, as if the first had taken long."""
+    """With two cores' threads, and from the third layer on, as if the second had taken long."""
     _, found, measured = small.measured()
     layers = [
         (layer, every(layer.spec, ["keep", "low_rank"]))
@@ -359,4 +359,4 @@ def test_processes_find_what_this_one_finds(monkeypatch):
         return _sent(asked)
 
     monkeypatch.setattr(aside, "_sent", watched)
-    assert list(by_layer(layers)) == here and sent == [len(layers) - 1]
+    assert list(by_layer(layers)) == here and sent == [len(layers) - 2]

@@ -318,6 +318,29 @@ def test_the_reason_for_torch_is_what_the_engine_lacks(tmp_path: Path) -> None:
     np.testing.assert_allclose(scorer.score(case.inputs(1)), probabilities(case, case.inputs(1)))
 
 
+class Hollow(nn.Module):
+    """Its first layer reads nothing, as one whose inputs were all compressed away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first = nn.Embedding(ROWS, DIM), nn.Linear(0, DIM)
+        nn.init.normal_(self.first.bias)
+        self.out = nn.Linear(DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.out(x * self.first(x[:, :0])).squeeze(1)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_weight_without_numbers_hides_no_other(tmp_path: Path) -> None:
+    case = Case(Hollow().eval(), lambda s: torch.arange(B) % ROWS, lambda m, x: m(x))
+    scorer = saved(case, tmp_path)
+    assert scorer.engine.startswith("compiled engine"), scorer.engine
+    found, wanted = scorer.score(case.inputs(1)), probabilities(case, case.inputs(1))
+    np.testing.assert_allclose(found, wanted, atol=CLOSE)
+
+
 class Padded(Branching):
     """Has a row for padding that is not zero, as one that is filled after it was made."""
 
