@@ -217,7 +217,7 @@ class Layer:
     def trying(self) -> Iterator[Layer]:
         """The layer while many candidates of it are made: codes that they share are kept so long.
 
-        Codes are as large as the layer, so they are neither kept for one that is made alone.
+        They are as large as the layer, so nothing is kept of a candidate that is made alone.
         """
         codes: dict[Hashable, Columns] = {}
         try:

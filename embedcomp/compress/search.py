@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -38,7 +39,8 @@ from embedcomp.served.embedded import Block, Reader, can_fold
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
 
-Known = dict[tuple[str, str], Menu]  # by layer (and what is folded into it) and method
+Known = dict[tuple[Hashable, str], Menu]  # by layer (with what is folded into it, and what is tried
+# of it where that is not all) and method
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class _Asked:
     wanted: gives the candidates that are tried.
     """
 
-    key: str
+    key: Hashable
     names: Callable[[], Collection[str]]
     make: Callable[[], Layer]
     wanted: Callable[[Spec, Collection[str]], Wanted] = every
@@ -172,7 +174,7 @@ class Search:
     known: Known = field(default_factory=dict)
     timing: Timing | None = None
     only: str | None = None
-    _options: dict[str, Menu] = field(default_factory=dict)
+    _options: dict[Hashable, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
         starts = self._starts(goal)
@@ -244,7 +246,8 @@ class Search:
 
     def offering(self, layers: Mapping[str, Layer], menus: Mapping[str, Menu]) -> Search:
         """The same search where some layers, taken as these, have other choices."""
-        options = {**self._options, **menus}
+        options = dict(self._options)
+        options.update(menus.items())
         return replace(self, layers=layers, known=dict(self.known), _options=options)
 
     def _end(self, goal: Goal) -> Chosen:
@@ -358,14 +361,14 @@ class Search:
         read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
         if not read:
             return self._whole(name)
-        names, make = partial(self._worth_trying, name), partial(self._narrow, name, reader, read)
-        if in_short:
-            return _Asked(f"{name}, in short: {read}", names, make, partial(self._likely, name))
-        return _Asked(f"{name}: {read}", names, make)
-
-    def _worth_trying(self, name: str) -> Collection[str]:
-        """Methods with a choice for the whole reader that no smaller (or faster) one beats."""
-        return dict.fromkeys(["keep", *(choice.method for choice in self._unbeaten(name))])
+        make = partial(self._narrow, name, reader, read)
+        unbeaten = self._unbeaten(name)
+        names = dict.fromkeys(["keep", *(choice.method for choice in unbeaten)])
+        if not in_short:
+            return _Asked(f"{name}: {read}", lambda: names, make)
+        tried = frozenset((choice.method, choice.settings) for choice in unbeaten)
+        key = f"{name}: {read}", tried  # other searches may find others unbeaten
+        return _Asked(key, lambda: names, make, partial(self._likely, name, tried))
 
     def _unbeaten(self, name: str) -> list[Choice]:
         """Choices for the whole reader that no smaller (or faster) one beats."""
@@ -375,7 +378,9 @@ class Search:
             found += front(self.timing.timed({name: menu}, {})[name], "nanoseconds")
         return found
 
-    def _likely(self, name: str, spec: Spec, names: Collection[str]) -> Wanted:
+    def _likely(
+        self, name: str, tried: Collection[tuple[str, Any]], spec: Spec, names: Collection[str]
+    ) -> Wanted:
         """Candidates of a narrower reader that are unbeaten for the whole one.
 
         Seven in eight of those on the convex hull of all are among them, and others are as good; a
@@ -385,9 +390,8 @@ class Search:
         assert isinstance(spec, LinearSpec) and isinstance(whole, LinearSpec)
         if 2 * spec.inputs < whole.inputs:
             return found
-        unbeaten = {(choice.method, choice.settings) for choice in self._unbeaten(name)}
         return {
-            method: [s for s in some if method == "keep" or (method, s) in unbeaten]
+            method: [s for s in some if method == "keep" or (method, s) in tried]
             for method, some in found.items()
         }
 

@@ -313,6 +313,33 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     assert again == alone and not asked
 
 
+def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():
+    """What is unbeaten among a few methods is not what is among more."""
+    model, found, measured = small.measured()
+    layers = measured.measured(found).layers
+
+    def search(names, known):
+        rest = readers(model), set(small.SINGLE), solvers.get("exact"), ()
+        return Search(layers, names, *rest, known)
+
+    few, more = ("low_rank",), ("low_rank", "row_int4", "column_quantized", "weight_clustering")
+    tables = {  # of all but a column, so that readers keep more than half of their inputs
+        name: next(
+            choice
+            for choice in search(few, {}).menu(name)
+            if getattr(choice.settings, "rank", 0) == layer.spec.dim - 1
+        )
+        for name, layer in layers.items()
+        if isinstance(layer.spec, TableSpec)
+    }
+    for names, before in ((more, few), (few, more)):
+        known = {}
+        search(before, known)._of_readers(tables)
+        menus = search(names, known)._of_readers(tables)
+        alone = search(names, {})._of_readers(tables)
+        assert {n: [*menu] for n, menu in menus.items()} == {n: [*m] for n, m in alone.items()}
+
+
 @pytest.mark.parametrize("name", methods.every())
 def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
     """What a method reads off the counts must be in its settings: an artifact has no counts."""
