@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from embedcomp.served import columns as module
 from embedcomp.served.columns import MOST_BITS, Columns, fit_grid, shared_out
 from embedcomp.served.kmeans import SAMPLED, seen, words_of
 from embedcomp.served.pursuit import _refitted, dictionary_of, pursued, summed
@@ -85,6 +86,15 @@ def test_the_first_columns_are_fitted_as_they_are_by_themselves(rows: int) -> No
         alone = Columns(values[part, :4], counts[part])
         torch.testing.assert_close(found.errors(), alone.errors())
         torch.testing.assert_close(found.fitted(bits), alone.fitted(bits))
+
+
+def test_a_wide_matrix_is_fitted_some_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, weights = normal(50, 23) ** 3, uniform(50, 23, seed=1)
+    levels = torch.arange(1, 24)
+    whole = module.fit_grid(values, weights, levels)
+    monkeypatch.setattr(module, "FITTED", 4 * len(values))
+    some = module.fit_grid(values, weights, levels)  # whose sums are rounded otherwise
+    torch.testing.assert_close(some, whole, rtol=1e-4, atol=0)
 
 
 def test_no_other_bits_of_columns_leave_a_smaller_error() -> None:
