@@ -7,8 +7,10 @@ there are none where the work is done before.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from typing import Any
 
@@ -22,6 +24,8 @@ from embedcomp.compress.contract import Layer
 WORTH_STARTING = 15.0  # seconds of CPU time that are left
 WORTH_SENDING = 0.5  # the same where processes are there already
 IDLE = 300.0  # seconds after which a process without work ends
+
+log = logging.getLogger(__name__)
 
 Asked = tuple[Layer, Wanted]
 Found = dict[str, list[Choice]]  # by method
@@ -46,10 +50,26 @@ def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
 
 
 def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
-    """The same of these layers, each from the next process that is free."""
+    """The same of these layers, each from the next process that is free.
+
+    A process that is killed, mostly for lack of memory, takes the others with it. What they had not
+    found is then found here, where one layer is in memory at a time.
+    """
     tasks = [(layer.spec, seen_of(layer), wanted) for layer, wanted in asked]
-    found: Iterator[Found] = _executor().map(found_by_method, *zip(*tasks, strict=True))
-    yield from found
+    done = 0
+    try:
+        for found in _executor().map(found_by_method, *zip(*tasks, strict=True)):
+            done += 1
+            yield found
+    except BrokenProcessPool:
+        _executor.cache_clear()
+        log.warning(
+            "a planning process was killed, perhaps for lack of memory; "
+            "the other %d layers are planned one after the other",
+            len(tasks) - done,
+        )
+        for task in tasks[done:]:
+            yield found_by_method(*task)
 
 
 def _processes() -> int:

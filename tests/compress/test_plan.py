@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -13,7 +15,14 @@ from torch import nn
 from embedcomp import methods
 from embedcomp.compress import aside, solvers
 from embedcomp.compress.aside import _sent, by_layer
-from embedcomp.compress.choices import choices, empty_bytes, every, total_bytes, total_loss
+from embedcomp.compress.choices import (
+    choices,
+    empty_bytes,
+    every,
+    found_by_method,
+    total_bytes,
+    total_loss,
+)
 from embedcomp.compress.contract import TableSpec
 from embedcomp.compress.layers import find
 from embedcomp.compress.plan import Plan, render
@@ -387,3 +396,27 @@ def test_processes_find_what_this_one_finds(monkeypatch):
 
     monkeypatch.setattr(aside, "_sent", watched)
     assert list(by_layer(layers)) == here and sent == [len(layers) - 2]
+
+
+def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
+    _, found, measured = small.measured()
+    layers = [
+        (layer, every(layer.spec, ["keep", "low_rank"]))
+        for layer in measured.measured(found).layers.values()
+    ]
+    here = list(by_layer(layers))
+    second = layers[1][0].spec.name
+    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "found_by_method", partial(_killed_at, os.getpid(), second))
+    aside._executor.cache_clear()
+    assert list(aside._sent(layers)) == here
+    assert "a planning process was killed" in caplog.text
+    monkeypatch.undo()
+    assert list(aside._sent(layers)) == here, "processes are started again"
+
+
+def _killed_at(parent, layer, spec, seen, wanted):
+    """As if there were no memory for a layer in any process but the first."""
+    if spec.name == layer and os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found_by_method(spec, seen, wanted)
