@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard embedcomp/*/*.cpp embedcomp/*/*.h e
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0
 	$(BIN)/python proto/build.py
-	$(BIN)/python -c 'from embedcomp.scoring import native; native.library()'  # says where it is not
+	$(BIN)/python -c 'from embedcomp.kernels import native; native.library()'  # says where it is not
 	touch $(STAMP)
 
 demo: $(STAMP)

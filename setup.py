@@ -26,7 +26,7 @@ class BuildEngine(build_ext):
         self.failed = False
         super().run()
         if self.failed and self.inplace:
-            for old in Path("embedcomp/scoring").glob("_engine*.so"):
+            for old in Path("embedcomp/kernels").glob("_engine*.so"):
                 old.unlink()
 
     def build_extension(self, ext):
@@ -42,9 +42,9 @@ setup(
     cmdclass={"build_ext": BuildEngine},
     ext_modules=[
         Extension(
-            "embedcomp.scoring._engine",
-            ["embedcomp/scoring/engine.cpp"],
-            depends=["embedcomp/scoring/engine.h", "embedcomp/scoring/kernels.inc"],
+            "embedcomp.kernels._engine",
+            ["embedcomp/kernels/engine.cpp"],
+            depends=["embedcomp/kernels/engine.h", "embedcomp/kernels/kernels.inc"],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,

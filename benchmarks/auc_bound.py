@@ -21,17 +21,17 @@ from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.compare.made import Original
-from embedcomp.compress.heldout import HeldOut
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.statistics import score_batch
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.progress import shown
-from embedcomp.settings import CompressSettings, read_changes, validated
-from embedcomp.source import ModelSource
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.progress import shown
+from embedcomp.recipes.settings import CompressSettings, read_changes, validated
+from embedcomp.sensitivity.statistics import score_batch
+from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.settings import TrainSettings
 
 BOUNDS = (0.0003, 0.001, 0.003)

@@ -24,9 +24,9 @@ from embedcomp.compare.report import report, tables
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import compare
 from embedcomp.compare.sections import sections
-from embedcomp.compress.tune import TuneSettings
-from embedcomp.progress import counted
-from embedcomp.settings import CompareSettings
+from embedcomp.recipes.progress import counted
+from embedcomp.recipes.settings import CompareSettings
+from embedcomp.swapping.tune import TuneSettings
 
 BUDGETS = ("5x", "10x", "20x", "50x", "100x")
 MODEL = "dcnv2"

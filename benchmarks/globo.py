@@ -23,7 +23,7 @@ from benchmarks import child
 from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp.log.click_log import ClickLog
-from embedcomp.settings import CompressSettings
+from embedcomp.recipes.settings import CompressSettings
 
 MODEL = "deepfm"
 MIN_COUNT = 10

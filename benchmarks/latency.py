@@ -25,20 +25,22 @@ from rich.table import Table
 from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
-from embedcomp import in_time, recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.plan import Plan
+from embedcomp import recipes
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
+from embedcomp.engine import calibrate
+from embedcomp.engine.prepare import encoded
 from embedcomp.errors import LimitsTooSmall
-from embedcomp.files import remove
+from embedcomp.kernels import clock
 from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.log.synth import synth
-from embedcomp.scoring import calibrate, clock
-from embedcomp.scoring.prepare import encoded
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes import in_time
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.support.files import remove
 from embedcomp.train.settings import TrainSettings
 
 MODELS = {

@@ -56,8 +56,8 @@ def _embedcomp(method: str, table: np.ndarray, counts: np.ndarray, rank: int) ->
     import torch
 
     from embedcomp import methods
-    from embedcomp.compress.contract import Layer, TableSpec, TableStatistics
-    from embedcomp.served.table import CompressedTable
+    from embedcomp.modules.table import CompressedTable
+    from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
 
     rows, dim = table.shape
     spec = TableSpec(name="table", rows=rows, dim=dim, pooling="sum")

@@ -18,10 +18,10 @@ from benchmarks.script import WORK, command, console, open_log, parser
 from embedcomp import recipes
 from embedcomp.compare.cells import ORIGINAL, Cell
 from embedcomp.compare.run import Trained
-from embedcomp.compress.checked import CheckSettings, render, summary
 from embedcomp.log.click_log import ClickLog
-from embedcomp.progress import shown, steps
-from embedcomp.settings import CompareSettings, CompressSettings
+from embedcomp.recipes.progress import shown, steps
+from embedcomp.recipes.settings import CompareSettings, CompressSettings
+from embedcomp.swapping.checked import CheckSettings, render, summary
 
 MODEL = "dcnv2"
 

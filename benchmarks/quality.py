@@ -25,17 +25,17 @@ from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.statistics import Statistics
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BudgetTooSmall
-from embedcomp.evaluate import evaluate
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.progress import shown
-from embedcomp.settings import CompressSettings, changed, read_changes
-from embedcomp.source import ModelSource
+from embedcomp.recipes.evaluate import evaluate
+from embedcomp.recipes.progress import shown
+from embedcomp.recipes.settings import CompressSettings, changed, read_changes
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 MIN_COUNT = 2  # the command line's default

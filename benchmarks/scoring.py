@@ -39,13 +39,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 import embedcomp
 from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
-from embedcomp import artifact
-from embedcomp.artifact import Artifact
-from embedcomp.bench import limits
-from embedcomp.compress.sizes import model_bytes
+from embedcomp.artifact import artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.log.batches import in_order
-from embedcomp.metrics import Quality
-from embedcomp.scoring.alone import stand_alone_from_log
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.scorer.alone import stand_alone_from_log
+from embedcomp.scorer.bench import limits
+from embedcomp.support.metrics import Quality
 
 ROWS, FEATURES, WIDTH, DENSE = 100_000, 26, 64, 13
 KEYS = [f"f{i}" for i in range(FEATURES)]
@@ -358,7 +358,7 @@ import sys, time
 began = time.perf_counter()
 import numpy as np, pyarrow as pa
 import embedcomp
-from embedcomp.scoring.prepare import made_up
+from embedcomp.engine.prepare import made_up
 scorer = embedcomp.Scorer.open(sys.argv[1])
 parts = made_up(scorer.alone, scorer.features if scorer.has_features else None, 64, 0)
 scorer.call(parts, None)()

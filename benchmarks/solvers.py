@@ -21,8 +21,13 @@ from rich.table import Table
 
 from benchmarks import result
 from benchmarks.script import command, console, parser
-from embedcomp.compress.choices import Choice, Chosen, total_bytes, total_loss
-from embedcomp.compress.solvers import exact, greedy, highs
+from embedcomp.planning.choices import (
+    Choice,
+    Chosen,
+    total_bytes,
+    total_loss,
+)
+from embedcomp.planning.solvers import exact, greedy, highs
 
 SOLVERS = {"exact": exact, "highs": highs, "greedy": greedy}
 SHARES = (0.5, 0.1, 0.02)  # of the uncompressed bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import result
 from embedcomp.errors import BadSettings
-from embedcomp.files import replacing
+from embedcomp.support.files import replacing
 
 
 class Steps:

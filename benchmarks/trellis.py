@@ -4,7 +4,7 @@
 
 Columns are normal, Laplacian and uniform, in 1 to 8 bits. `steps` is frequency_tiers' storage and
 `trellis` that of trellis_coded, each with a grid fitted to the values. The bound is Shannon's, of
-normal values. With --design the numbers that windows stand for (embedcomp/scoring/windows.npy) are
+normal values. With --design the numbers that windows stand for (embedcomp/kernels/windows.npy) are
 made anew: by turns normal values are encoded and each number becomes the mean of what it stood for
 (Lloyd's algorithm), from several random beginnings, of which the best is taken.
 """
@@ -23,9 +23,9 @@ from scipy.stats import norm
 
 from benchmarks import result
 from benchmarks.script import command, console, parser
-from embedcomp.scoring import windows
-from embedcomp.served.tiers import TieredRows
-from embedcomp.served.trellis import TrellisRows, encode
+from embedcomp.kernels import windows
+from embedcomp.storage.tiers import TieredRows
+from embedcomp.storage.trellis import TrellisRows, encode
 
 VALUES = 1 << 17
 COLUMNS = 8

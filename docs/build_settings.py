@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embedcomp import models
-from embedcomp.compress.tune import TuneSettings
-from embedcomp.settings import CompareSettings, CompressSettings, JobSettings
+from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 HEAD = """\

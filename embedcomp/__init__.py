@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from embedcomp.installed import check
+from embedcomp.kernels.installed import check
+from embedcomp.support.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from embedcomp.inplace import (
+    from embedcomp.recipes.in_place import (
         commit_,
         explain,
         freeze_,
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
         swap_,
         thaw_,
     )
-    from embedcomp.scorer import Scorer
+    from embedcomp.scorer.scorer import Scorer
 
-__version__ = "0.1.0"
 __all__ = [
     "Scorer",
     "commit_",
@@ -42,4 +42,5 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when they are first asked for: torchrec takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'scorer' if name == 'Scorer' else 'inplace'}"), name)
+    room = "scorer.scorer" if name == "Scorer" else "recipes.in_place"
+    return getattr(import_module(f"{__name__}.{room}"), name)

@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from embedcomp.compress.tune import TuneSettings
 from embedcomp.errors import EmbedcompError
-from embedcomp.evaluate import render
-from embedcomp.files import remove, replacing
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.synth import synth
-from embedcomp.settings import CompressSettings, JobSettings
+from embedcomp.recipes.evaluate import render
+from embedcomp.recipes.settings import CompressSettings, JobSettings
+from embedcomp.support.files import remove, replacing
+from embedcomp.swapping.tune import TuneSettings
 from pipelines.cluster import connected
 from pipelines.job import TEST, Job, located
 from pipelines.records import say

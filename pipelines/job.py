@@ -22,21 +22,23 @@ from typing import Any, TypeVar
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from embedcomp import evaluate, recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.plan import Plan, render
-from embedcomp.compress.sizes import model_bytes
-from embedcomp.compress.statistics import Statistics
+from embedcomp import recipes
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadSettings
-from embedcomp.files import remove, replacing, sha256
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
-from embedcomp.settings import CompressSettings, JobSettings
-from embedcomp.source import ModelSource
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.planning.plan import Plan, render
+from embedcomp.recipes import evaluate
+from embedcomp.recipes.settings import CompressSettings, JobSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.files import remove, replacing, sha256
+from embedcomp.support.metrics import Quality
 from embedcomp.train import workers
 from embedcomp.train.fit import Watch
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 from pipelines import shards
@@ -229,8 +231,8 @@ class Job:
         pieces = self.log.pieces(TEST)
         for name, folder in models.items():
             work = partial(_quality, self.log, folder)
-            quality = shards.total(work, pieces, self.shards, Quality())
-            found[name] = {"path": str(folder), **quality.to_dict()}
+            scored = shards.total(work, pieces, self.shards, Quality())
+            found[name] = {"path": str(folder), **scored.to_dict()}
         for name, folder in models.items():
             found[name] |= self.once(partial(_size_and_speed, self.log, folder))
         return found
@@ -322,7 +324,7 @@ def _control(
 def _quality(log: ClickLog, folder: Path, pieces: list[Piece]) -> Quality:
     opened = Artifact.open(folder)
     with fast_tables(opened.model()) as model:
-        return evaluate.quality(model, log, opened.features, pieces)
+        return quality(model, log, opened.features, pieces)
 
 
 def _size_and_speed(log: ClickLog, folder: Path) -> dict[str, Any]:

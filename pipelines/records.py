@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-import embedcomp
-from embedcomp.files import remove, replacing
+from embedcomp.support.files import remove, replacing
+from embedcomp.support.version import __version__
 
 CHECKPOINTS = ".checkpoints"  # where recipes keep the state of a run, in the step's folder
 
@@ -54,7 +54,7 @@ class Records:
             make: given the place, writes the output, whole or not at all, and says where.
         """
         file = self.out / ".steps" / f"{name}.json"
-        found, wanted = _read(file), {"embedcomp": embedcomp.__version__, **inputs}
+        found, wanted = _read(file), {"embedcomp": __version__, **inputs}
         wanted = json.loads(json.dumps(wanted))
         kept = None if self.force else self._kept(found, wanted)
         if kept is not None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from embedcomp.errors import EmbedcompError
-from embedcomp.evaluate import render
-from embedcomp.settings import read_job
+from embedcomp.recipes.evaluate import render
+from embedcomp.recipes.settings import read_job
 from pipelines.cluster import connected
 from pipelines.job import Job, located
 

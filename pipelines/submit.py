@@ -17,7 +17,7 @@ import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from embedcomp.errors import EmbedcompError
-from embedcomp.settings import JobSettings, read_job
+from embedcomp.recipes.settings import JobSettings, read_job
 from pipelines.cluster import AUTH_MODE
 from pipelines.job import located
 

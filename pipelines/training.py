@@ -19,10 +19,10 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.api.train_fn_utils import report as report_metrics
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import EmbedcompError
-from embedcomp.files import remove
-from embedcomp.progress import shown
+from embedcomp.recipes.progress import shown
+from embedcomp.support.files import remove
 from embedcomp.train import workers
 from embedcomp.train.fit import Report, Watch
 from pipelines.cluster import cpus_of_each

@@ -20,14 +20,19 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from embedcomp.engine.description import (
+    COMPILED,
+    MACHINE_CODE,
+    OWN_CODE,
+    TORCH,
+)
 from embedcomp.errors import BadRequest, BadSettings
-from embedcomp.scoring.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
 from serving.convert import from_request
 from serving.errors import CannotListen, Refused
 from serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 if TYPE_CHECKING:
-    from embedcomp.scorer import Scorer
+    from embedcomp.scorer.scorer import Scorer
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Scoring"].full_name
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers

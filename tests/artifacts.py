@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
-from embedcomp.scorer import Scorer
+from embedcomp.scorer.scorer import Scorer
 
 
 def scored_alike(
@@ -17,7 +17,7 @@ def scored_alike(
 ) -> np.ndarray:
     """The model's probabilities of some rows, which an engine ("compiled" or "torch") gives too."""
     if engine == "torch":
-        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+        monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = Scorer.open(made.folder)
     assert scorer.engine.startswith(engine)
     piece = log.pieces("test")[0]

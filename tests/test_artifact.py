@@ -12,20 +12,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from embedcomp import artifact, recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress import swap
-from embedcomp.compress.sizes import model_bytes
-from embedcomp.compress.tune import TuneSettings
+from embedcomp import recipes
+from embedcomp.artifact import artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadArtifact, BadRequest
-from embedcomp.evaluate import disk_bytes, quality
-from embedcomp.files import replacing
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.scorer import Scorer
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.recipes.evaluate import disk_bytes
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.support.files import replacing
+from embedcomp.swapping import swap
+from embedcomp.swapping.tune import TuneSettings
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()

@@ -19,8 +19,8 @@ from torchrec.inference.modules import quantize_inference_model
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 import embedcomp
-from embedcomp.compress.bound import worst
 from embedcomp.errors import BadLog, BadModel, BadSettings
+from embedcomp.planning.bound import worst
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, Plain, bags, config, dlrm, kjt, plain
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.metrics import Quality, auc_fall
+from embedcomp.support.metrics import Quality, auc_fall
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])

@@ -15,19 +15,19 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.proof import Figures, Proof
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadArtifact, BadLog
-from embedcomp.evaluate import quality
-from embedcomp.inspect import describe, render
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.proof import Figures, Proof
-from embedcomp.scorer import Scorer
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.inspect import describe, render
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.recipes.verify import verify
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.swapping.tune import TuneSettings
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
-from embedcomp.verify import verify
 from tests.cli.test_commands import run
 
 SOURCE = ModelSource(model="deepfm", settings={"width": 4, "hidden": [8]}).complete()
@@ -201,7 +201,7 @@ def test_a_proof_comes_back_from_its_manifest() -> None:
 
 
 def test_figures_of_one_kind_of_label_have_no_auc() -> None:
-    from embedcomp.metrics import Quality
+    from embedcomp.support.metrics import Quality
 
     found = Quality()
     found.add(np.zeros(4, np.float32), np.zeros(4, np.float32))
@@ -290,7 +290,7 @@ class Branches(nn.Module):
 
     def __init__(self, features: Features):
         super().__init__()
-        from embedcomp.layers import embedding_bags
+        from embedcomp.models._layers import embedding_bags
 
         self.bags = embedding_bags(features, 4)
         self.out = nn.Linear(4 * len(features.ids) + len(features.dense), 1)

@@ -19,9 +19,9 @@ ENGINE = ("engine.cpp", "engine.h", "kernels.inc", "__init__.py")
 def test_a_build_without_a_compiler_goes_on_and_says_so_and_leaves_no_old_engine(
     tmp_path: Path, compiler: str
 ) -> None:
-    scoring = tmp_path / "embedcomp/scoring"
+    scoring = tmp_path / "embedcomp/kernels"
     scoring.mkdir(parents=True)
-    for name in (*SOURCES, *(f"embedcomp/scoring/{name}" for name in ENGINE)):
+    for name in (*SOURCES, *(f"embedcomp/kernels/{name}" for name in ENGINE)):
         shutil.copy(ROOT / name, tmp_path / name)
     old = scoring / "_engine.cpython-311-x86_64-linux-gnu.so"
     old.write_text("of other sources")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from embedcomp.compress import choices
-from embedcomp.compress.contract import Layer, LinearSpec, LinearStatistics
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.threads import FEW, threads_for
+from embedcomp.kernels.threads import FEW, threads_for
+from embedcomp.planning import choices
+from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
+from embedcomp.sensitivity.loss import predicted_loss
 
 OTHER = 2  # threads, of which a test with one would notice nothing
 

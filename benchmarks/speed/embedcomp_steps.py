@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.child import answer
 from benchmarks.speed.task import Task
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.source import ModelSource
 from embedcomp.train.fit import Data, Report, fit
 from embedcomp.train.probe import USUAL_L2
 from embedcomp.train.settings import TrainSettings

@@ -21,9 +21,9 @@ def bench(
     """Rows/s and microseconds a call by batch size, and the share of what this machine could do."""
     import os
 
-    from embedcomp.bench import bench as measured
-    from embedcomp.bench import render, to_dict
-    from embedcomp.scorer import Scorer
+    from embedcomp.scorer.bench import bench as measured
+    from embedcomp.scorer.bench import render, to_dict
+    from embedcomp.scorer.scorer import Scorer
 
     found = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):

@@ -10,9 +10,9 @@ import typer
 
 def build(artifact: Annotated[Path, typer.Argument(help="Artifact or model.")]) -> None:
     """Compile what the engine cannot run into machine code, in this machine's cache."""
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.errors import BadArtifact
-    from embedcomp.scorer import Scorer
+    from embedcomp.scorer.scorer import Scorer
 
     opened = Artifact.open(artifact)
     if opened.standalone is None:
@@ -24,6 +24,6 @@ def build(artifact: Annotated[Path, typer.Argument(help="Artifact or model.")]) 
     if scorer.work is not None:
         typer.echo(f"{opened.folder}: {scorer.engine}; there is nothing to build")
         return
-    from embedcomp.scoring.by_torch import machine_code
+    from embedcomp.scorer.by_torch import machine_code
 
     typer.echo(f"{opened.folder}: machine code in {machine_code(opened)}")

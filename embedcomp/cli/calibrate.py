@@ -12,7 +12,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="File for the cost model, for --cost-model.")],
 ) -> None:
     """Time the engine on this machine, so that plans for it can keep to a latency elsewhere."""
-    from embedcomp.scoring.calibrate import calibrated
+    from embedcomp.engine.calibrate import calibrated
 
     model = calibrated()
     model.save(out)

@@ -43,8 +43,8 @@ def compare(
     from embedcomp.compare.sections import sections
     from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.progress import counted
-    from embedcomp.settings import CompareSettings, read_changes, validated
+    from embedcomp.recipes.progress import counted
+    from embedcomp.recipes.settings import CompareSettings, read_changes, validated
 
     if log is None and not report:
         raise BadSettings("there is nothing to do: give a LOG to compare on, or --report")

@@ -58,12 +58,12 @@ def compress(
 ) -> None:
     """Plan the best model within budgets or a loss of AUC, compress, tune, write an artifact."""
     from embedcomp import recipes
-    from embedcomp.artifact import Artifact
-    from embedcomp.compress.plan import render
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.progress import shown
-    from embedcomp.settings import CompressSettings, read_changes, validated
+    from embedcomp.planning.plan import render
+    from embedcomp.recipes.progress import shown
+    from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 
     given = {
         "budget": budget,

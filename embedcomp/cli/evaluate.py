@@ -17,10 +17,10 @@ def evaluate(
     json: Json = None,
 ) -> None:
     """AUC, log loss, calibration, bytes and speed on a split of a click log."""
-    from embedcomp.artifact import Artifact
-    from embedcomp.evaluate import evaluate as measured
-    from embedcomp.evaluate import render
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
+    from embedcomp.recipes.evaluate import evaluate as measured
+    from embedcomp.recipes.evaluate import render
 
     clicks = ClickLog(log)
     opened = {str(path): Artifact.open(path) for path in models}
@@ -35,8 +35,8 @@ def inspect(
     model: Annotated[Path, typer.Argument(help="Model or artifact.")], json: Json = None
 ) -> None:
     """Print what a model or artifact holds: features, layers, bytes and quality."""
-    from embedcomp.artifact import Artifact
-    from embedcomp.inspect import describe, render
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.recipes.inspect import describe, render
 
     opened = Artifact.open(model)
     found = describe(opened)

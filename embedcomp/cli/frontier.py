@@ -23,13 +23,13 @@ def frontier(
     json: str | None,
 ) -> None:
     """One artifact a budget under `out`, evaluated, with a table and a picture."""
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.compare import frontier as made
-    from embedcomp.compress.plan import Plan, render
     from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.progress import counted
-    from embedcomp.settings import CompressSettings, validated
+    from embedcomp.planning.plan import Plan, render
+    from embedcomp.recipes.progress import counted
+    from embedcomp.recipes.settings import CompressSettings, validated
 
     names = tuple(dict.fromkeys(listed(budgets)))
     if not names:

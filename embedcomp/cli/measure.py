@@ -26,11 +26,11 @@ def measure(
 ) -> None:
     """How well predicted losses rank the true ones, which options swapped in one by one show."""
     from embedcomp import recipes
-    from embedcomp.artifact import Artifact
-    from embedcomp.compress.checked import CheckSettings, render, summary
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.progress import steps
-    from embedcomp.settings import CompressSettings, changed
+    from embedcomp.recipes.progress import steps
+    from embedcomp.recipes.settings import CompressSettings, changed
+    from embedcomp.swapping.checked import CheckSettings, render, summary
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = changed(CompressSettings(budget="100%", methods=names), changes or [])

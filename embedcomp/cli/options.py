@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from embedcomp.files import replacing
+from embedcomp.support.files import replacing
 
 Json = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON to this file; - prints it.")

@@ -22,10 +22,10 @@ def recompress(
 ) -> None:
     """Compress new weights of a model by an existing plan, and say whether a new plan would pay."""
     from embedcomp import recipes
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.progress import shown
-    from embedcomp.settings import CompressSettings, changed
+    from embedcomp.recipes.progress import shown
+    from embedcomp.recipes.settings import CompressSettings, changed
 
     settings = CompressSettings(budget="100%")
     settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])

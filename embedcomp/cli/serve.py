@@ -18,7 +18,7 @@ def serve(
     precision: Precision = None,
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
-    from embedcomp.scorer import Scorer
+    from embedcomp.scorer.scorer import Scorer
     from serving.server import ServerSettings
     from serving.server import serve as run
 

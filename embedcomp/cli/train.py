@@ -32,12 +32,12 @@ def train(
 ) -> None:
     """Train a model on a click log, or load one from a checkpoint."""
     from embedcomp import recipes
+    from embedcomp.artifact.source import ModelSource
     from embedcomp.log.click_log import ClickLog
     from embedcomp.log.counts import count
     from embedcomp.log.features import Features
-    from embedcomp.progress import shown
-    from embedcomp.settings import changed, read_changes
-    from embedcomp.source import ModelSource
+    from embedcomp.recipes.progress import shown
+    from embedcomp.recipes.settings import changed, read_changes
     from embedcomp.train.settings import TrainSettings
 
     if epochs is None and checkpoint is not None:

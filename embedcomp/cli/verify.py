@@ -20,10 +20,10 @@ def verify(
     json: Json = None,
 ) -> None:
     """Score the rows again that the artifact's quality was recorded on; ends with 0 if it holds."""
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.verify import TOLERANCE, render
-    from embedcomp.verify import verify as verified
+    from embedcomp.recipes.verify import TOLERANCE, render
+    from embedcomp.recipes.verify import verify as verified
 
     found = verified(
         Artifact.open(artifact), ClickLog(log), TOLERANCE if tolerance is None else tolerance

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from embedcomp import methods, models
-from embedcomp.compress.sizes import parse_budget
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
-from embedcomp.settings import CompareSettings, CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.modules.sizes import parse_budget
+from embedcomp.recipes.settings import CompareSettings, CompressSettings
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 ORIGINAL = "original"  # the trained model

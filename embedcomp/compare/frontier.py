@@ -12,18 +12,18 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from embedcomp import methods, recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
 from embedcomp.compare.made import Clock, Original, Progress, Silent, of_plan, score
 from embedcomp.compare.pictures import Curve, Level, Picture, Point, html, png
 from embedcomp.compare.provenance import provenance
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.sizes import parse_budget
 from embedcomp.errors import BadSettings
-from embedcomp.evaluate import SPEED_BATCHES
-from embedcomp.files import remove, replacing
 from embedcomp.log.click_log import ClickLog
-from embedcomp.settings import BESIDE_ONE, CompressSettings
+from embedcomp.modules.sizes import parse_budget
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.evaluate import SPEED_BATCHES
+from embedcomp.recipes.settings import BESIDE_ONE, CompressSettings
+from embedcomp.support.files import remove, replacing
 
 SIMPLE = ("half", "row_int", "svd", "drop_rare", "magnitude")  # how baselines' names begin
 NAME = "frontier"

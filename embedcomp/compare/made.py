@@ -10,17 +10,17 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from embedcomp import methods, recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.cells import digest
-from embedcomp.compress.choices import candidates
-from embedcomp.compress.heldout import HeldOut
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.statistics import Statistics
 from embedcomp.errors import LimitsTooSmall
-from embedcomp.evaluate import evaluate
 from embedcomp.log.click_log import ClickLog
-from embedcomp.served.formats import CannotStore
-from embedcomp.settings import CompressSettings
+from embedcomp.planning.choices import candidates
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.evaluate import evaluate
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.storage.formats import CannotStore
+from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.fit import Watch
 
 T = TypeVar("T")

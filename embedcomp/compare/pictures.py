@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embedcomp.files import replacing
+from embedcomp.support.files import replacing
 
 COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22"),

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import embedcomp
+from embedcomp.support.version import __version__
 
 PACKAGES = ("numpy", "torch", "fbgemm-gpu-cpu", "torchrec", "pyarrow", "pandas")
 
@@ -27,15 +27,15 @@ def provenance() -> dict[str, Any]:
 
 def own_version() -> str:
     """Of embedcomp, with the commit where it runs from a checkout, "+" if files differ from it."""
-    root = Path(embedcomp.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return embedcomp.__version__
+        return __version__
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return embedcomp.__version__
-    return f"{embedcomp.__version__} {found.stdout.strip()}"
+        return __version__
+    return f"{__version__} {found.stdout.strip()}"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

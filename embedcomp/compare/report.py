@@ -16,8 +16,8 @@ from embedcomp.compare.pictures import Curve, Level, Picture, Point, html, png
 from embedcomp.compare.results import Record
 from embedcomp.compare.sections import Group, Section, Spread, sections
 from embedcomp.errors import BadResults
-from embedcomp.evaluate import SPEED_BATCHES
-from embedcomp.files import replacing
+from embedcomp.recipes.evaluate import SPEED_BATCHES
+from embedcomp.support.files import replacing
 
 BATCHES = tuple(str(n) for n in SPEED_BATCHES)
 LARGEST = BATCHES[-1]

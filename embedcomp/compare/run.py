@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare import results
 from embedcomp.compare.cells import (
     CONTROL,
@@ -25,11 +25,11 @@ from embedcomp.compare.cells import (
 from embedcomp.compare.made import Clock, Original, Progress, Silent, score
 from embedcomp.compare.provenance import provenance
 from embedcomp.compare.results import Record
-from embedcomp.files import remove
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.settings import CompareSettings
+from embedcomp.recipes.settings import CompareSettings
+from embedcomp.support.files import remove
 from embedcomp.train.fit import Watch
 
 

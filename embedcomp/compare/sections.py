@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
 from embedcomp.compare.results import Record
-from embedcomp.compress.sizes import parse_budget
+from embedcomp.modules.sizes import parse_budget
 
 WHOLE = 1 << 40  # bytes of a made-up model, by which budgets are ordered
 

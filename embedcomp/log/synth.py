@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedcomp.errors import BadSettings
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 
 RANK = 4
 GROUP_ROWS = 100_000  # rows generated and written at a time

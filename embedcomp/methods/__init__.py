@@ -1,6 +1,6 @@
 """Compression methods, one file each; this folder and `baselines` in it are the registry.
 
-What a method's file holds is written in embedcomp/compress/contract.py.
+What a method's file holds is written in embedcomp/sensitivity/layer.py.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import cast
 
-from embedcomp import registry
-from embedcomp.compress.contract import Method
+from embedcomp.sensitivity.layer import Method
+from embedcomp.support import registry
 
 ALL = "all"  # said instead of names
 BASELINES = [f"{folder}/baselines" for folder in __path__]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec
-from embedcomp.served.formats import ColumnStorage
+from embedcomp.methods.parts import build
+from embedcomp.sensitivity.layer import Layer, Served, Spec
+from embedcomp.storage.formats import ColumnStorage
 
 
 @dataclass(frozen=True, kw_only=True)

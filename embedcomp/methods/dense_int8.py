@@ -6,8 +6,8 @@ has to be calibrated. What rounding the inputs costs is part of the predicted lo
 
 from __future__ import annotations
 
-from embedcomp.compress.contract import LinearSpec, Spec
-from embedcomp.compress.whole import Settings, in_storage
+from embedcomp.methods.parts.whole import Settings, in_storage
+from embedcomp.sensitivity.layer import LinearSpec, Spec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
 

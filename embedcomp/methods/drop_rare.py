@@ -10,10 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from embedcomp.compress import fewer_rows
-from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.compress.fewer_rows import FewerRows
-from embedcomp.served.index import IndexForm
+from embedcomp.methods.parts import fewer_rows
+from embedcomp.methods.parts.fewer_rows import FewerRows
+from embedcomp.sensitivity.layer import (
+    Layer,
+    Served,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.index import IndexForm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from embedcomp.compress import build
-from embedcomp.compress.algebra import basis
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import Weighting, metric_roots
-from embedcomp.served.linear import CorrectedLinear
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import Weighting, metric_roots
+from embedcomp.modules.linear import CorrectedLinear
+from embedcomp.sensitivity.algebra import basis
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+)
 
 RANKS = (2, 4, 8, 16)
 

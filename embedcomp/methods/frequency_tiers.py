@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from embedcomp.compress import tiered
-from embedcomp.compress.contract import Spec
-from embedcomp.compress.factors import Weighting
-from embedcomp.served.tiers import TieredRows
+from embedcomp.methods.parts import tiered
+from embedcomp.methods.parts.factors import Weighting
+from embedcomp.sensitivity.layer import Spec
+from embedcomp.storage.tiers import TieredRows
 
 SHARES = (0.125, 0.125, 0.25, 0.5)  # of the rows, by tier: each is as long as all before it
 

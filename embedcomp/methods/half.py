@@ -6,8 +6,8 @@ that fp16 would overflow are refused.
 
 from __future__ import annotations
 
-from embedcomp.compress.contract import TableSpec
-from embedcomp.compress.whole import Settings, candidates, in_storage
+from embedcomp.methods.parts.whole import Settings, candidates, in_storage
+from embedcomp.sensitivity.layer import TableSpec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
 

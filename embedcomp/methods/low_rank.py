@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import (
+from embedcomp.errors import BadSettings
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import (
     Weighting,
     centre_linear,
     fill_linear,
@@ -22,8 +22,13 @@ from embedcomp.compress.factors import (
     mimic_table,
     output_basis,
 )
-from embedcomp.errors import BadSettings
-from embedcomp.served.formats import FactorStorage
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+)
+from embedcomp.storage.formats import FactorStorage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from embedcomp.compress import tiered
-from embedcomp.compress.contract import Spec
-from embedcomp.compress.factors import Weighting
-from embedcomp.scoring import native
-from embedcomp.served.trellis import TrellisRows
+from embedcomp.kernels import native
+from embedcomp.methods.parts import tiered
+from embedcomp.methods.parts.factors import Weighting
+from embedcomp.sensitivity.layer import Spec
+from embedcomp.storage.trellis import TrellisRows
 
 log = logging.getLogger(__name__)
 

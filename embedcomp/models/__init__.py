@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from embedcomp import registry
+from embedcomp.support import registry
 
 
 def names() -> list[str]:

@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.errors import BadSettings
-from embedcomp.layers import Fields, embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
-from embedcomp.served.embedded import Embedded, ReadsEmbedded
+from embedcomp.models._layers import (
+    Fields,
+    embedding_bags,
+    initialised,
+    mlp,
+)
+from embedcomp.modules.embedded import Embedded, ReadsEmbedded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.layers import embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
-from embedcomp.served.embedded import Embedded, ReadsEmbedded
+from embedcomp.models._layers import embedding_bags, initialised, mlp
+from embedcomp.modules.embedded import Embedded, ReadsEmbedded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.layers import embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
+from embedcomp.models._layers import embedding_bags, initialised, mlp
 
 
 @dataclass(frozen=True, kw_only=True)

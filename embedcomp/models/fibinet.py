@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp.errors import BadSettings
-from embedcomp.layers import Fields, FirstOrder, embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
+from embedcomp.models._layers import (
+    Fields,
+    FirstOrder,
+    embedding_bags,
+    initialised,
+    mlp,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.layers import Fields, FirstOrder, embedding_bags, initialised, mlp
 from embedcomp.log.features import Features
+from embedcomp.models._layers import (
+    Fields,
+    FirstOrder,
+    embedding_bags,
+    initialised,
+    mlp,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from embedcomp.errors import BadModel
-from embedcomp.files import replacing
+from embedcomp.support.files import replacing
 from embedcomp.train.plateau import Plateau
 
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from embedcomp.evaluate import quality
 from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 from embedcomp.train import checkpoint, memory, probe, workers
 from embedcomp.train.key import RunKey
 from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
@@ -57,6 +57,10 @@ class Report:
 Watch = Callable[[Report], None]
 
 
+def quiet(report: Report) -> None:
+    """A watch that shows nothing."""
+
+
 def fit(
     model: nn.Module,
     data: Data,
@@ -64,7 +68,7 @@ def fit(
     folder: Path,
     *,
     teacher: nn.Module | None = None,
-    watch: Watch = lambda report: None,
+    watch: Watch = quiet,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best validation AUC.
 

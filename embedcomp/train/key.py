@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-import embedcomp
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.support.version import __version__
 from embedcomp.train import workers
 from embedcomp.train.settings import TrainSettings
 
@@ -46,7 +46,7 @@ class RunKey:
         teacher: nn.Module | None,
     ) -> RunKey:
         return cls(
-            version=embedcomp.__version__,
+            version=__version__,
             settings=settings,
             workers=workers.count(),
             log=log.stamp(list(splits)),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedcomp.served.table import CompressedTable
+from embedcomp.modules.table import CompressedTable
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FlatTables
 

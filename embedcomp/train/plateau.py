@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 
 
 @dataclass

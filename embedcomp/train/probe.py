@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from embedcomp.files import replacing
 from embedcomp.log.click_log import Piece
-from embedcomp.metrics import Quality
+from embedcomp.support.files import replacing
+from embedcomp.support.metrics import Quality
 from embedcomp.train import workers
 from embedcomp.train.settings import TrainSettings
 

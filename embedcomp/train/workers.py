@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import Piece
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 
 T = TypeVar("T")
 

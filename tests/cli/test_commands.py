@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from embedcomp.cli import main
-from embedcomp.compress.bound import SURE
-from embedcomp.layers import embedding_bags
 from embedcomp.log.features import Features
+from embedcomp.models._layers import embedding_bags
+from embedcomp.planning.bound import SURE
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
@@ -121,8 +121,8 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("embedcomp.scoring.calibrate.ROUNDS", 1)
-    monkeypatch.setattr("embedcomp.in_time.SECONDS", 0.1)
+    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
+    monkeypatch.setattr("embedcomp.recipes.in_time.SECONDS", 0.1)
     assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
     assert "machine.json: the cost of" in capsys.readouterr().out
     given = ["compress", "model", "--log", "log", "--methods", "half,svd"]
@@ -136,8 +136,8 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     limits = ["--latency-budget", budget, "--budget", "3x"]
     assert run(monkeypatch, *given, *limits, "--out", "quick") == 0
     assert f"us a call (budget {budget}; measured" in " ".join(capsys.readouterr().out.split())
-    from embedcomp.artifact import Artifact
-    from embedcomp.scoring import calibrate
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.engine import calibrate
 
     plan = Artifact.open("quick").plan
     assert plan is not None and plan.microseconds is not None
@@ -298,7 +298,7 @@ def test_a_users_own_model_is_loaded_and_compressed(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
 
     features = Artifact.open("model").features
     weights = Plain(features)
@@ -340,7 +340,7 @@ def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    from embedcomp.artifact import Artifact
+    from embedcomp.artifact.artifact import Artifact
 
     model, small = Artifact.open("model"), Artifact.open("small")
     state = model.model().state_dict()
@@ -369,8 +369,8 @@ def test_bench_prints_rows_and_the_share_of_the_limit(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("embedcomp.bench.SECONDS", 0.001)
-    monkeypatch.setattr("embedcomp.bench.BATCHES", (1, 64))
+    monkeypatch.setattr("embedcomp.scorer.bench.SECONDS", 0.001)
+    monkeypatch.setattr("embedcomp.scorer.bench.BATCHES", (1, 64))
     arguments = ["bench", "small", "--against", "model", "--precision", "bfloat16"]
     assert run(monkeypatch, *arguments, "--json", "-") == 0
     import json
@@ -388,7 +388,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
+    monkeypatch.setattr("embedcomp.recipes.evaluate.SPEED_SECONDS", 0.01)
     command = ["compress", "model", "--log", "log", "--frontier", "2x,3x,1000000x", "--out", "f"]
     command += ["--methods", "row_int8,half", "--baselines", "row_int8", "--tune-epochs", 1]
     assert run(monkeypatch, *command, "--dry-run") == 0
@@ -419,7 +419,7 @@ def test_compare_goes_on_where_it_was_and_reports(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
+    monkeypatch.setattr("embedcomp.recipes.evaluate.SPEED_SECONDS", 0.01)
     command = ["compare", "log", "--models", "deepfm", "--methods", "row_int8", "--budgets", "3x"]
     command += ["--set", "train.epochs=1", "--set", "train.batch_rows=1024", "--out", "c"]
     assert run(monkeypatch, *command, "--json", "-") == 0

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 import pytest
 
 from embedcomp import methods, recipes
+from embedcomp.artifact.source import ModelSource
 from embedcomp.compare import results
 from embedcomp.compare.cells import cells, compressing
 from embedcomp.compare.made import Original, Silent
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import _Comparison, compare
-from embedcomp.compress.contract import LinearSpec
-from embedcomp.compress.layers import Found
-from embedcomp.compress.plan import Plan
 from embedcomp.errors import BadLog, BadSettings, LatencyTooSmall
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.log.synth import synth
-from embedcomp.settings import CompareSettings, CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.settings import CompareSettings, CompressSettings
+from embedcomp.sensitivity.layer import LinearSpec
+from embedcomp.sensitivity.layers import Found
 from embedcomp.train.fit import Watch
 from embedcomp.train.settings import TrainSettings
 
@@ -65,7 +65,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> ClickLog:
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embedcomp.evaluate.SPEED_SECONDS", 0.01)
+        patch.setattr("embedcomp.recipes.evaluate.SPEED_SECONDS", 0.01)
         yield
 
 

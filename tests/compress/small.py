@@ -11,10 +11,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.compress.layers import Found, find
-from embedcomp.compress.statistics import Statistics, measure
 from embedcomp.log.batches import Batch
-from embedcomp.served.embedded import Embedded, ReadsEmbedded
+from embedcomp.modules.embedded import Embedded, ReadsEmbedded
+from embedcomp.sensitivity.layers import Found, find
+from embedcomp.sensitivity.statistics import Statistics, measure
 
 ROWS = {"a": 300, "b": 40, "c": 60}  # rows of each feature's table; bags of c have 0 to 3 ids
 SINGLE = {"a", "b"}

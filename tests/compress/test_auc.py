@@ -7,9 +7,9 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.compress.auc import Noisy
 from embedcomp.errors import BadLog, BadSettings
-from embedcomp.metrics import Quality
+from embedcomp.sensitivity.auc import Noisy
+from embedcomp.support.metrics import Quality
 
 
 def scored(seed=0, rows=200_000, spread=1.2):

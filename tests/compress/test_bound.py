@@ -7,8 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedcomp.compress.bound import ROUNDS, SURE, smallest_within, worst
-from embedcomp.compress.plan import Outcome, Plan, Planned
+from embedcomp.planning.bound import (
+    ROUNDS,
+    SURE,
+    smallest_within,
+    worst,
+)
+from embedcomp.planning.plan import Outcome, Plan, Planned
 
 BOUND = 1e-3
 KEPT = Plan(

@@ -11,10 +11,16 @@ import torch
 from sklearn.metrics import log_loss
 
 from embedcomp import methods
-from embedcomp.compress.checked import Checked, CheckSettings, check, spearman, summary
-from embedcomp.compress.choices import Choice, choices
-from embedcomp.compress.spread import Option, spread
 from embedcomp.errors import BadModel, BadSettings
+from embedcomp.planning.choices import Choice, choices
+from embedcomp.planning.spread import Option, spread
+from embedcomp.swapping.checked import (
+    Checked,
+    CheckSettings,
+    check,
+    spearman,
+    summary,
+)
 from tests.compress import small
 
 TABLE, LINEAR = "embeddings.embedding_bags.t_a", "deep.1"

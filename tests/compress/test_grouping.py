@@ -14,18 +14,19 @@ from torch import nn
 
 import embedcomp
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress import planner, swap
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.sharing import groups
-from embedcomp.compress.sizes import model_bytes, module_bytes
-from embedcomp.compress.statistics import Statistics
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BudgetTooSmall
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.modules.sizes import model_bytes, module_bytes
+from embedcomp.planning import planner
+from embedcomp.planning.plan import Plan
+from embedcomp.planning.sharing import groups
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.swapping import swap
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.optim import optimizers
 from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike

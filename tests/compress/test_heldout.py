@@ -10,11 +10,11 @@ import torch
 from scipy.special import expit
 from torch import nn
 
-from embedcomp.compress.heldout import HeldOut
-from embedcomp.compress.lastbias import add_to_bias, last_bias
-from embedcomp.compress.plan import Outcome
 from embedcomp.errors import BadLog, BadModel
-from embedcomp.served.linear import CompressedLinear
+from embedcomp.modules.linear import CompressedLinear
+from embedcomp.planning.plan import Outcome
+from embedcomp.swapping.heldout import HeldOut
+from embedcomp.swapping.lastbias import add_to_bias, last_bias
 
 
 class Two(nn.Module):

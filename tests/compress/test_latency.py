@@ -11,22 +11,30 @@ from functools import cache
 import numpy as np
 import pytest
 
-from embedcomp import in_time, methods
-from embedcomp.compress import swap
-from embedcomp.compress.choices import Choice, Menu, empty_bytes, empty_on_meta
-from embedcomp.compress.contract import TableSpec
-from embedcomp.compress.folding import narrowed
-from embedcomp.compress.latency import LatencyBudget, Timing
-from embedcomp.compress.plan import Plan, render
-from embedcomp.compress.planner import _planned, plan
-from embedcomp.compress.solvers import highs
+from embedcomp import methods
+from embedcomp.engine import calibrate, cost
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.cost import CostModel, Counts
+from embedcomp.engine.lower import lower
 from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall, LimitsTooSmall
-from embedcomp.in_time import Measured
-from embedcomp.scoring import calibrate, cost, native
-from embedcomp.scoring.alone import as_array, stand_alone
-from embedcomp.scoring.cost import CostModel, Counts
-from embedcomp.scoring.lower import lower
-from embedcomp.served.embedded import readers
+from embedcomp.kernels import native
+from embedcomp.modules.embedded import readers
+from embedcomp.planning.choices import (
+    Choice,
+    Menu,
+    empty_bytes,
+    empty_on_meta,
+)
+from embedcomp.planning.folding import narrowed
+from embedcomp.planning.latency import LatencyBudget, Timing
+from embedcomp.planning.plan import Plan, render
+from embedcomp.planning.planner import _planned, plan
+from embedcomp.planning.solvers import highs
+from embedcomp.recipes import in_time
+from embedcomp.recipes.in_time import Measured
+from embedcomp.scorer.alone import stand_alone
+from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.swapping import swap
 from tests.compress import small
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedcomp.compress.layers import find
+from embedcomp.sensitivity.layers import find
 from tests.compress import small
 
 

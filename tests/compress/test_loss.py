@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from embedcomp.compress.algebra import root
-from embedcomp.compress.loss import predicted_loss
 from embedcomp.methods import dense_int8, low_rank
 from embedcomp.methods.baselines import svd
+from embedcomp.sensitivity.algebra import root
+from embedcomp.sensitivity.loss import predicted_loss
 from tests.methods.test_low_rank import OUTPUTS, linear, psd
 
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.contract import Layer, LinearSpec, LinearStatistics
-from embedcomp.compress.loss import predicted_loss
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BudgetTooSmall
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.methods import low_rank
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
+from embedcomp.sensitivity.loss import predicted_loss
 from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike
 

@@ -13,9 +13,12 @@ from rich.console import Console
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress import aside, solvers
-from embedcomp.compress.aside import _sent, by_layer
-from embedcomp.compress.choices import (
+from embedcomp.errors import BadSettings, BudgetTooSmall
+from embedcomp.modules.embedded import readers
+from embedcomp.modules.sizes import model_bytes, module_bytes, parse_budget
+from embedcomp.planning import aside, solvers
+from embedcomp.planning.aside import _sent, by_layer
+from embedcomp.planning.choices import (
     choices,
     empty_bytes,
     every,
@@ -23,15 +26,18 @@ from embedcomp.compress.choices import (
     total_bytes,
     total_loss,
 )
-from embedcomp.compress.contract import TableSpec
-from embedcomp.compress.layers import find
-from embedcomp.compress.plan import Plan, render
-from embedcomp.compress.planner import by_name, plan
-from embedcomp.compress.search import LeastBytes, LeastLoss, Search
-from embedcomp.compress.sizes import model_bytes, module_bytes, parse_budget
-from embedcomp.compress.swap import apply, empty_like, freeze, on_meta, thaw
-from embedcomp.errors import BadSettings, BudgetTooSmall
-from embedcomp.served.embedded import readers
+from embedcomp.planning.plan import Plan, render
+from embedcomp.planning.planner import by_name, plan
+from embedcomp.planning.search import LeastBytes, LeastLoss, Search
+from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.sensitivity.layers import find
+from embedcomp.swapping.swap import (
+    apply,
+    empty_like,
+    freeze,
+    on_meta,
+    thaw,
+)
 from tests.compress import small
 
 WHOLE = model_bytes(small.model())["total"]
@@ -285,7 +291,7 @@ def test_values_that_a_storage_cannot_hold_are_left_out_of_the_choices(caplog):
 
 
 def test_large_tables_are_judged_on_a_sample(monkeypatch):
-    from embedcomp.compress import choices as module
+    from embedcomp.planning import choices as module
 
     _, found, _ = small.measured()
     layer = found.layers["embeddings.embedding_bags.t_a"]
@@ -301,7 +307,7 @@ def test_large_tables_are_judged_on_a_sample(monkeypatch):
 
 
 def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
-    from embedcomp.compress import search as module
+    from embedcomp.planning import search as module
 
     asked = []
 

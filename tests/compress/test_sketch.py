@@ -7,13 +7,19 @@ import torch
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.compress import folding, sketch, statistics
-from embedcomp.compress.contract import LinearStatistics
-from embedcomp.compress.layers import find
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.compress.sketch import DIRECTIONS, Root, Sketched, root_of
-from embedcomp.compress.statistics import Statistics, measure
-from embedcomp.served.embedded import Decoder
+from embedcomp.modules.embedded import Decoder
+from embedcomp.planning import folding
+from embedcomp.sensitivity import sketch, statistics
+from embedcomp.sensitivity.layer import LinearStatistics
+from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.sensitivity.sketch import (
+    DIRECTIONS,
+    Root,
+    Sketched,
+    root_of,
+)
+from embedcomp.sensitivity.statistics import Statistics, measure
 
 ROWS, INPUTS, OUTPUTS, RANK = 700, 300, 12, 20
 

@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 import torch
 
-from embedcomp.compress import solvers, spectra
-from embedcomp.compress.choices import Choice, Menu, front, total_bytes, total_loss
-from embedcomp.compress.contract import Layer, LinearSpec, LinearStatistics
-from embedcomp.compress.solvers import exact, farms, greedy, highs, welore
 from embedcomp.errors import BadSettings
 from embedcomp.methods import keep, low_rank
+from embedcomp.planning import solvers
+from embedcomp.planning.choices import (
+    Choice,
+    Menu,
+    front,
+    total_bytes,
+    total_loss,
+)
+from embedcomp.planning.solvers import (
+    exact,
+    farms,
+    greedy,
+    highs,
+    welore,
+)
+from embedcomp.sensitivity import spectra
+from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
 
 OPTIMAL = [exact, highs]
 BY_SPECTRUM = [welore, farms]

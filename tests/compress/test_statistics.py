@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.compress.layers import find
-from embedcomp.compress.statistics import Statistics, measure
 from embedcomp.log.batches import Batch
+from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.statistics import Statistics, measure
 from tests.compress import small
 
 

@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 from embedcomp import recipes
-from embedcomp.artifact import FORMAT, Artifact
+from embedcomp.artifact.artifact import FORMAT, Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.log.synth import synth
-from embedcomp.scorer import Scorer
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.scorer import Scorer
 from embedcomp.train.settings import TrainSettings
 
 HERE = Path(__file__).parent

@@ -8,16 +8,6 @@ import pytest
 import torch
 
 from embedcomp import methods
-from embedcomp.compress.choices import empty_bytes
-from embedcomp.compress.contract import (
-    Layer,
-    LinearSpec,
-    LinearStatistics,
-    TableSpec,
-    TableStatistics,
-)
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.compress.rotation import rotation
 from embedcomp.errors import BadSettings
 from embedcomp.methods.baselines import (
     low_rank_vq,
@@ -25,7 +15,17 @@ from embedcomp.methods.baselines import (
     sparse_dictionary,
     weight_clustering,
 )
-from embedcomp.served.rows import keeping_unrounded
+from embedcomp.methods.parts.rotation import rotation
+from embedcomp.planning.choices import empty_bytes
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.storage.rows import keeping_unrounded
 
 ROWS, DIM = 2000, 8
 CODES = (low_rank_vq, product_quantization, sparse_dictionary, weight_clustering)

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load, save
 
 from embedcomp import methods
-from embedcomp.compress.choices import empty_on_meta
-from embedcomp.compress.contract import (
+from embedcomp.errors import BadSettings
+from embedcomp.modules.sizes import module_bytes
+from embedcomp.planning.choices import empty_on_meta
+from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
     LinearStatistics,
     TableSpec,
     TableStatistics,
 )
-from embedcomp.compress.sizes import module_bytes
-from embedcomp.compress.swap import freeze, thaw
-from embedcomp.errors import BadSettings
+from embedcomp.swapping.swap import freeze, thaw
 
 TABLES = [
     TableSpec(name="mean", rows=50, dim=4, pooling="mean"),

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from embedcomp import methods
-from embedcomp.compress.contract import (
+from embedcomp.modules.sizes import module_bytes
+from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
     LinearStatistics,
     TableSpec,
     TableStatistics,
 )
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.compress.sizes import module_bytes
+from embedcomp.sensitivity.loss import predicted_loss
 
 ROWS, DIM = 40, 8
 GENERATOR = torch.Generator()

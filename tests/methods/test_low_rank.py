@@ -5,20 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from embedcomp.compress.algebra import DAMPING, basis, moments, roots
-from embedcomp.compress.contract import (
+from embedcomp.errors import BadSettings
+from embedcomp.methods import low_rank
+from embedcomp.methods.baselines import svd
+from embedcomp.methods.parts.factors import output_basis
+from embedcomp.sensitivity.algebra import (
+    DAMPING,
+    basis,
+    moments,
+    roots,
+)
+from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
     LinearStatistics,
     TableSpec,
     TableStatistics,
 )
-from embedcomp.compress.factors import output_basis
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.errors import BadSettings
-from embedcomp.methods import low_rank
-from embedcomp.methods.baselines import svd
-from embedcomp.served.rows import keeping_unrounded
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.storage.rows import keeping_unrounded
 
 ROWS, DIM, INPUTS, OUTPUTS = 200, 8, 12, 9
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from embedcomp.compress.contract import Layer, TableSpec, TableStatistics
-from embedcomp.compress.loss import predicted_loss
 from embedcomp.errors import BadSettings
 from embedcomp.methods import low_rank
 from embedcomp.methods.baselines import low_rank_group
-from embedcomp.served.rows import keeping_unrounded
+from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.storage.rows import keeping_unrounded
 
 DIM, RANK = 8, 3
 

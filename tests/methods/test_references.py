@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from embedcomp import methods
-from embedcomp.compress import build
-from embedcomp.compress.contract import (
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import fill_linear, output_basis, pooled_basis
+from embedcomp.methods.parts.rotation import WORDS, rotation
+from embedcomp.modules.embedded import Block, Reader, ReadsEmbedded
+from embedcomp.planning.folding import narrowed
+from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
     LinearStatistics,
     TableSpec,
     TableStatistics,
 )
-from embedcomp.compress.factors import fill_linear, output_basis, pooled_basis
-from embedcomp.compress.folding import narrowed
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.compress.rotation import WORDS, rotation
-from embedcomp.served.embedded import Block, Reader, ReadsEmbedded
-from embedcomp.served.kmeans import nearest, words_of
-from embedcomp.served.pursuit import dictionary_of, pursued, summed
-from embedcomp.served.rows import StoredRows
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.storage.kmeans import nearest, words_of
+from embedcomp.storage.pursuit import dictionary_of, pursued, summed
+from embedcomp.storage.rows import StoredRows
 
 ROWS, DIM, INPUTS, OUTPUTS = 60, 6, 32, 24
 SEEDS = range(3)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.served.tiers import Tiers
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.storage.tiers import Tiers
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike
 

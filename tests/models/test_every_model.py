@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from embedcomp import models, recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.scorer import Scorer
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.scorer import Scorer
 from embedcomp.train.settings import TrainSettings
 
 ROWS = 60
@@ -93,7 +93,7 @@ def test_compressed_it_is_as_small_as_asked_and_scores_as_the_model_does(
     wanted = probabilities(compressed, synth_log)
     assert np.corrcoef(wanted, probabilities(original, synth_log))[0, 1] > 0.9
     same_in_parts(Scorer(compressed), synth_log, wanted)
-    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = Scorer(compressed)
     assert scorer.engine.startswith("torch")
     same_in_parts(scorer, synth_log, wanted)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embedcomp import models
-from embedcomp.layers import initialised
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.models._layers import initialised
 
 ROWS, WIDTH = 12, 4
 SETTINGS = {"width": WIDTH, "hidden": (8, 6)}

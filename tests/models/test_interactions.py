@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from embedcomp.errors import BadSettings
-from embedcomp.layers import Fields, FirstOrder
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.models import autoint, fibinet
+from embedcomp.models._layers import Fields, FirstOrder
 from embedcomp.models.nfm import bi_interaction
 
 B, F, D = 5, 4, 3

@@ -20,11 +20,11 @@ import torch
 from ray.util.state import list_actors
 from safetensors.torch import load_file
 
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.settings import JobSettings, read_job
+from embedcomp.recipes.settings import JobSettings, read_job
 from embedcomp.train.fit import Data
 from pipelines import run
 from pipelines.job import Job

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.tune import TuneSettings
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.settings import CompressSettings, JobSettings
-from embedcomp.source import ModelSource
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.settings import CompressSettings, JobSettings
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 from pipelines import job
 from pipelines.job import STATISTICS, Job

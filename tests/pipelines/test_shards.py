@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from embedcomp import recipes
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BudgetTooSmall, EmbedcompError
-from embedcomp.evaluate import quality
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
-from embedcomp.settings import CompressSettings
-from embedcomp.source import ModelSource
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.support.metrics import Quality
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from pipelines import job, shards
 from pipelines.cluster import largest_share

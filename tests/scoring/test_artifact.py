@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import embedcomp
 from embedcomp import methods
-from embedcomp.compress.contract import LinearSpec, Spec
-from embedcomp.compress.layers import find
 from embedcomp.errors import BadArtifact, BadRequest
-from embedcomp.scoring.apart import CannotExport
-from embedcomp.scoring.export import rebatched
+from embedcomp.graph.apart import CannotExport
+from embedcomp.graph.export import rebatched
+from embedcomp.sensitivity.layer import LinearSpec, Spec
+from embedcomp.sensitivity.layers import find
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, dlrm, kjt, reads_weight, tabular
 from tests.cli.test_commands import run
 
@@ -118,7 +118,7 @@ def test_torch_scores_the_same_where_the_engine_was_not_built(
     swapped(case, MIXED)
     inputs = case.inputs(2)
     found = saved(case, tmp_path).score(inputs)
-    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = embedcomp.Scorer.open(tmp_path / "m")
     assert scorer.engine.startswith("torch")
     np.testing.assert_allclose(scorer.score(inputs), found, atol=CLOSE)
@@ -430,7 +430,7 @@ def test_torch_refuses_several_users_as_one_too(
     case = dlrm()
     case.model.eval()
     saved(case, tmp_path, user=["a"])
-    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = embedcomp.Scorer.open(tmp_path / "m")
     assert scorer.engine.startswith("torch")
     with pytest.raises(BadRequest, match="'a': differs between rows"):

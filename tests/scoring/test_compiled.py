@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import embedcomp
-from embedcomp.scoring import compiled
+from embedcomp.scorer import compiled
 from tests.cases import Case, dlrm, sequences
 from tests.cli.test_commands import run
 

@@ -8,10 +8,11 @@ from statistics import mean
 
 import pytest
 
-from embedcomp.scoring import calibrate, clock, cost, native
-from embedcomp.scoring.cost import Reads
-from embedcomp.scoring.lower import lower
-from embedcomp.scoring.program import BLOCK
+from embedcomp.engine import calibrate, cost
+from embedcomp.engine.cost import Reads
+from embedcomp.engine.lower import lower
+from embedcomp.engine.program import BLOCK
+from embedcomp.kernels import clock, native
 
 TILES, PANEL, LANES = (6, 3, 1), 64, 16  # rows, columns and numbers of a vector
 IN_A_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}

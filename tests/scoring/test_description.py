@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import embedcomp
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine.description import COMPILED, TORCH
 from embedcomp.errors import BadSettings
-from embedcomp.inspect import describe
-from embedcomp.scoring import native
-from embedcomp.scoring.description import COMPILED, TORCH
-from embedcomp.scoring.portable import Portable
+from embedcomp.kernels import native
+from embedcomp.recipes.inspect import describe
+from embedcomp.scorer.portable import Portable
 from tests.cases import Case, dlrm, sequences
 
 FORMAT_2 = Path(__file__).parent.parent / "data/format_2"

@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from embedcomp.scoring import native
-from embedcomp.scoring.alone import as_array
-from embedcomp.scoring.engine import Engine, Ids, Inputs, address
-from embedcomp.scoring.graph import Feature, Graph, Node
-from embedcomp.scoring.lower import lower
-from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
-from embedcomp.served.formats import STORAGES
-from embedcomp.served.kmeans import nearest
-from embedcomp.served.pursuit import likest
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.tiers import TieredRows
-from embedcomp.served.trellis import TrellisRows
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.engine import (
+    Engine,
+    Ids,
+    Inputs,
+    address,
+)
+from embedcomp.engine.lower import lower
+from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
+from embedcomp.graph.graph import Feature, Graph, Node
+from embedcomp.kernels import native
+from embedcomp.storage.formats import STORAGES
+from embedcomp.storage.kmeans import nearest
+from embedcomp.storage.pursuit import likest
+from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.tiers import TieredRows
+from embedcomp.storage.trellis import TrellisRows
 
 library = native.library()
 pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import embedcomp
+from embedcomp.engine.engine import BadId
 from embedcomp.errors import BadRequest
-from embedcomp.scoring.engine import BadId
 from tests.cases import DIM, ROWS, B
 
 CLOSE = 1e-6
@@ -111,7 +111,7 @@ def test_scores_are_the_models_for_any_rows_and_order(
     model: nn.Module, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+        monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = scorer_of(model, tmp_path)
     assert scorer.engine.startswith("compiled engine" if compiled else "torch")
     for rows in (1, 2, 5, 2 * B):
@@ -125,7 +125,7 @@ def test_what_does_not_fit_the_example_is_named(
     compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+        monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     scorer = scorer_of(Deep().eval(), tmp_path)
     x = inputs(1)
     name = r"column 2 of input\['seen'\]" if compiled else "tables.a"

@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.engine import (
+    BadId,
+    Engine,
+    Ids,
+    Inputs,
+    address,
+)
+from embedcomp.engine.lower import lower
+from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadRequest
-from embedcomp.scoring import native
-from embedcomp.scoring.alone import as_array
-from embedcomp.scoring.engine import BadId, Engine, Ids, Inputs, address
-from embedcomp.scoring.graph import Feature, Graph, Node
-from embedcomp.scoring.lower import lower
-from embedcomp.scoring.tensors import StoredMatrix, Table, Tensors
-from embedcomp.served.index import Cut, Index, Map
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import CompressedBag
+from embedcomp.graph.graph import Feature, Graph, Node
+from embedcomp.kernels import native
+from embedcomp.modules.table import CompressedBag
+from embedcomp.storage.index import Cut, Index, Map
+from embedcomp.storage.rows import StoredRows
 
 library = native.library()
 pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from embedcomp.engine.engine import (
+    Engine,
+    Ids,
+    Inputs,
+    address,
+)
+from embedcomp.engine.lower import lower
+from embedcomp.engine.tensors import Table, Tensors
 from embedcomp.errors import BadRequest
-from embedcomp.scoring import native
-from embedcomp.scoring.engine import Engine, Ids, Inputs, address
-from embedcomp.scoring.graph import Feature, Graph, Node
-from embedcomp.scoring.lower import lower
-from embedcomp.scoring.tensors import Table, Tensors
+from embedcomp.graph.graph import Feature, Graph, Node
+from embedcomp.kernels import native
 from tests.scoring.test_engine import TORCH, kernels
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")

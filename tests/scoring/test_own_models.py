@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from embedcomp import models
-from embedcomp.compress.layers import find
-from embedcomp.compress.planner import by_name
-from embedcomp.compress.statistics import Statistics
-from embedcomp.compress.swap import apply
+from embedcomp.artifact.source import ModelSource
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.scoring.by_torch import in_memory
-from embedcomp.source import ModelSource
+from embedcomp.planning.planner import by_name
+from embedcomp.scorer.by_torch import in_memory
+from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.swapping.swap import apply
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
-from embedcomp.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import EmbedcompError
 from embedcomp.log.batches import to_batch
 from tests.cases import DENSE, ROWS, TABLES, Case, dlrm, sequences, tabular

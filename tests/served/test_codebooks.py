@@ -9,11 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcomp.errors import BadSettings
-from embedcomp.scoring import native
-from embedcomp.served.codebooks import pack, unpack
-from embedcomp.served.kmeans import SAMPLED, clusters, nearest, words_of
-from embedcomp.served.pursuit import likest, pursued, summed
-from embedcomp.served.rows import StoredRows
+from embedcomp.kernels import native
+from embedcomp.storage.codebooks import pack, unpack
+from embedcomp.storage.kmeans import (
+    SAMPLED,
+    clusters,
+    nearest,
+    words_of,
+)
+from embedcomp.storage.pursuit import likest, pursued, summed
+from embedcomp.storage.rows import StoredRows
 
 WIDTH = 6
 

@@ -6,10 +6,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.served.decode import Affine
-from embedcomp.served.embedded import Embedded, ReadsEmbedded, fold
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import CompressedBag
+from embedcomp.modules.embedded import Embedded, ReadsEmbedded, fold
+from embedcomp.modules.table import CompressedBag
+from embedcomp.storage.decode import Affine
+from embedcomp.storage.rows import StoredRows
 
 DIM, DENSE = 4, 2
 SINGLE = {"a", "b"}

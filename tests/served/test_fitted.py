@@ -8,12 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedcomp.served import columns as module
-from embedcomp.served.columns import MOST_BITS, Columns, fit_grid, shared_out
-from embedcomp.served.kmeans import SAMPLED, seen, words_of
-from embedcomp.served.pursuit import _refitted, dictionary_of, pursued, summed
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.tiers import TieredRows
+from embedcomp.storage import columns as module
+from embedcomp.storage.columns import (
+    MOST_BITS,
+    Columns,
+    fit_grid,
+    shared_out,
+)
+from embedcomp.storage.kmeans import SAMPLED, seen, words_of
+from embedcomp.storage.pursuit import (
+    _refitted,
+    dictionary_of,
+    pursued,
+    summed,
+)
+from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.tiers import TieredRows
 
 ROWS, WIDTH = 3000, 6
 

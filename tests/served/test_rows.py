@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcomp.served.columns import Columns, fit_grid
-from embedcomp.served.formats import STORAGES, CannotStore, format_of
-from embedcomp.served.rows import StoredRows, keeping_unrounded
+from embedcomp.storage.columns import Columns, fit_grid
+from embedcomp.storage.formats import STORAGES, CannotStore, format_of
+from embedcomp.storage.rows import StoredRows, keeping_unrounded
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
 CODES = ("product1x4", "product3x4", "product2x8", "clustered3", "clustered8", "sparse2x16")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from embedcomp.served.decode import Affine, Scatter
-from embedcomp.served.linear import LowRankLinear
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import CompressedBag, CompressedEmbedding
+from embedcomp.modules.linear import LowRankLinear
+from embedcomp.modules.table import CompressedBag, CompressedEmbedding
+from embedcomp.storage.decode import Affine, Scatter
+from embedcomp.storage.rows import StoredRows
 
 ROWS, DIM = 30, 6
 IDS = torch.tensor([3, 3, 29, 0, 7, 8])

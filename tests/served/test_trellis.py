@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from embedcomp.compress.contract import TableSpec
 from embedcomp.errors import BadSettings
+from embedcomp.kernels import native
 from embedcomp.methods import trellis_coded
-from embedcomp.scoring import native
-from embedcomp.served.tiers import TieredRows
-from embedcomp.served.trellis import TrellisRows
+from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.storage.tiers import TieredRows
+from embedcomp.storage.trellis import TrellisRows
 
 ROWS, WIDTH = 3000, 6
 needs_engine = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
@@ -80,7 +80,7 @@ def test_every_row_is_read_by_itself(row_bits: tuple[int, ...]) -> None:
 def test_torch_finds_codes_as_good_as_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     values = normal(600)
     found = [left(filled(values, 11), values)]
-    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     found.append(left(filled(values, 11), values))
     assert found[0] == pytest.approx(found[1], rel=1e-3)  # the engine sees 64 steps beyond a block
 
@@ -94,7 +94,7 @@ def test_plans_leave_it_out_where_the_engine_was_not_built(
         for by_count in (True, False)
     )
     assert len(trellis_coded.candidates(counted)) > 10 and not trellis_coded.candidates(other)
-    monkeypatch.setattr("embedcomp.scoring.native.library", lambda: None)
+    monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
     assert not trellis_coded.candidates(other) and not caplog.messages
     assert not trellis_coded.candidates(counted)
     (told,) = caplog.messages

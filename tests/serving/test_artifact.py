@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from toy_scorer import FEATURES
 
-from embedcomp import artifact
-from embedcomp.scorer import Scorer
-from embedcomp.source import ModelSource
+from embedcomp.artifact import artifact
+from embedcomp.artifact.source import ModelSource
+from embedcomp.scorer.scorer import Scorer
 from serving.client import Client
 from serving.server import ScoringServer, ServerSettings
 

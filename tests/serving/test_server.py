@@ -17,8 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from toy_scorer import FEATURES, ToyScorer
 
+from embedcomp.engine.description import (
+    COMPILED,
+    MACHINE_CODE,
+    OWN_CODE,
+    TORCH,
+    Description,
+)
 from embedcomp.errors import BadSettings
-from embedcomp.scoring.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH, Description
 from serving.client import Client
 from serving.convert import to_request
 from serving.errors import CallFailed, CannotListen, Refused, Unreachable

@@ -12,9 +12,9 @@ from threading import Event
 import numpy as np
 import pyarrow as pa
 
+from embedcomp.engine.description import COMPILED, Description
 from embedcomp.log.features import DenseFeature, Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
-from embedcomp.scoring.description import COMPILED, Description
 
 
 def _vocabulary(*values: int | str) -> Vocabulary:

@@ -14,13 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
 from embedcomp import recipes
-from embedcomp.compress import tune
-from embedcomp.compress.plan import Plan
-from embedcomp.compress.tune import TuneSettings
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features
+from embedcomp.planning.plan import Plan
+from embedcomp.swapping import tune
+from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.fit import Data, Report, Watch
 from embedcomp.train.key import RunKey
 from embedcomp.train.settings import TrainSettings

@@ -12,7 +12,7 @@ import torch
 
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 from embedcomp.train import probe
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed, trained

@@ -17,7 +17,7 @@ from embedcomp import models
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 from embedcomp.train import fit as fitting
 from embedcomp.train.fit import Data, Report, evaluations, fit
 from embedcomp.train.optim import LazyAdam

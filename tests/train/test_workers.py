@@ -17,7 +17,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
-from embedcomp.metrics import Quality
+from embedcomp.support.metrics import Quality
 from embedcomp.train import checkpoint, probe, workers
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings

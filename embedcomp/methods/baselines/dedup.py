@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embedcomp.compress import fewer_rows
-from embedcomp.compress.contract import Layer, Served, Spec
-from embedcomp.compress.factors import output_basis
-from embedcomp.compress.fewer_rows import FewerRows
+from embedcomp.methods.parts import fewer_rows
+from embedcomp.methods.parts.factors import output_basis
+from embedcomp.methods.parts.fewer_rows import FewerRows
+from embedcomp.sensitivity.layer import Layer, Served, Spec
 
 STEPS = 24  # of the search for the grid
 

@@ -10,9 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embedcomp.compress.algebra import Basis, basis, gram, roots
-from embedcomp.compress.contract import Layer, LinearSpec
-from embedcomp.compress.truncated import Settings, by, candidates, empty
+from embedcomp.methods.parts.truncated import (
+    Settings,
+    by,
+    candidates,
+    empty,
+)
+from embedcomp.sensitivity.algebra import (
+    Basis,
+    basis,
+    gram,
+    roots,
+)
+from embedcomp.sensitivity.layer import Layer, LinearSpec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
 

@@ -14,15 +14,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embedcomp.compress import build
-from embedcomp.compress.algebra import DAMPING, moments, solve
-from embedcomp.compress.contract import Layer, Served, SharesDecoder, Spec, TableSpec
-from embedcomp.compress.factors import Weighting, encoded, layer_moments, pooled_basis
 from embedcomp.errors import BadSettings
-from embedcomp.served.decode import Affine
-from embedcomp.served.formats import FactorStorage
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import CompressedTable
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import (
+    Weighting,
+    encoded,
+    layer_moments,
+    pooled_basis,
+)
+from embedcomp.modules.table import CompressedTable
+from embedcomp.sensitivity.algebra import DAMPING, moments, solve
+from embedcomp.sensitivity.layer import (
+    Layer,
+    Served,
+    SharesDecoder,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.decode import Affine
+from embedcomp.storage.formats import FactorStorage
+from embedcomp.storage.rows import StoredRows
 
 
 @dataclass(frozen=True, kw_only=True)

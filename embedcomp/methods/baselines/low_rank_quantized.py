@@ -12,15 +12,20 @@ from typing import Literal
 
 import torch
 
-from embedcomp.compress import build
-from embedcomp.compress.algebra import leading_few
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
-from embedcomp.compress.factors import layer_moments, metric_roots, output_basis
-from embedcomp.compress.loss import predicted_loss
-from embedcomp.compress.sketch import root_of
-from embedcomp.served.decode import Affine
-from embedcomp.served.linear import CorrectedLinear
-from embedcomp.served.table import CompressedTable
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import layer_moments, metric_roots, output_basis
+from embedcomp.modules.linear import CorrectedLinear
+from embedcomp.modules.table import CompressedTable
+from embedcomp.sensitivity.algebra import leading_few
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+)
+from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.sensitivity.sketch import root_of
+from embedcomp.storage.decode import Affine
 
 TURNS = 4
 RANKS = (1, 2, 4, 8, 16)

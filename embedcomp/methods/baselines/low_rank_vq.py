@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.compress.factors import Weighting
-from embedcomp.compress.rotation import fill_rotated
-from embedcomp.served.formats import ProductBits
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import Weighting
+from embedcomp.methods.parts.rotation import fill_rotated
+from embedcomp.sensitivity.layer import (
+    Layer,
+    Served,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.formats import ProductBits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.compress.factors import Weighting, layer_moments
 from embedcomp.errors import BadSettings
-from embedcomp.served.decode import Scatter
-from embedcomp.served.formats import FactorStorage
-from embedcomp.served.rows import StoredRows
-from embedcomp.served.table import CompressedTable
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import Weighting, layer_moments
+from embedcomp.modules.table import CompressedTable
+from embedcomp.sensitivity.layer import (
+    Layer,
+    Served,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.decode import Scatter
+from embedcomp.storage.formats import FactorStorage
+from embedcomp.storage.rows import StoredRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,19 @@ from typing import Literal
 
 import torch
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec, TableSpec
-from embedcomp.compress.factors import layer_moments
-from embedcomp.served.csr import CsrRows
-from embedcomp.served.decode import Scatter
-from embedcomp.served.linear import CompressedLinear
-from embedcomp.served.table import CompressedTable
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import layer_moments
+from embedcomp.modules.linear import CompressedLinear
+from embedcomp.modules.table import CompressedTable
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.csr import CsrRows
+from embedcomp.storage.decode import Scatter
 
 DENSITIES = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02, 0.01)
 

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embedcomp.compress import fewer_rows
-from embedcomp.compress.contract import Layer, Served, Spec
-from embedcomp.compress.factors import layer_moments
-from embedcomp.compress.fewer_rows import FewerRows
-from embedcomp.compress.loss import row_errors
+from embedcomp.methods.parts import fewer_rows
+from embedcomp.methods.parts.factors import layer_moments
+from embedcomp.methods.parts.fewer_rows import FewerRows
+from embedcomp.sensitivity.layer import Layer, Served, Spec
+from embedcomp.sensitivity.loss import row_errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,15 @@ from typing import Literal
 
 import torch
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, LinearSpec, Served, Spec
 from embedcomp.errors import BadSettings
-from embedcomp.served.linear import MonarchLinear
+from embedcomp.methods.parts import build
+from embedcomp.modules.linear import MonarchLinear
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+)
 
 FEWEST = 16  # inputs of a layer that is worth it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedcomp.compress.whole import Settings, candidates, in_storage
+from embedcomp.methods.parts.whole import Settings, candidates, in_storage
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec, TableSpec
-from embedcomp.served.formats import sparse
+from embedcomp.methods.parts import build
+from embedcomp.sensitivity.layer import (
+    Layer,
+    Served,
+    Spec,
+    TableSpec,
+)
+from embedcomp.storage.formats import sparse
 
 
 @dataclass(frozen=True, kw_only=True)

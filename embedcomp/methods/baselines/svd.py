@@ -6,9 +6,14 @@ of the weight's short side.
 
 from __future__ import annotations
 
-from embedcomp.compress.algebra import Basis, basis, gram
-from embedcomp.compress.contract import Layer, LinearSpec
-from embedcomp.compress.truncated import Settings, by, candidates, empty
+from embedcomp.methods.parts.truncated import (
+    Settings,
+    by,
+    candidates,
+    empty,
+)
+from embedcomp.sensitivity.algebra import Basis, basis, gram
+from embedcomp.sensitivity.layer import Layer, LinearSpec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from embedcomp.compress import build
-from embedcomp.compress.contract import Layer, Served, Spec
-from embedcomp.served.formats import ClusteredBits, clustered
+from embedcomp.methods.parts import build
+from embedcomp.sensitivity.layer import Layer, Served, Spec
+from embedcomp.storage.formats import ClusteredBits, clustered
 
 
 @dataclass(frozen=True, kw_only=True)

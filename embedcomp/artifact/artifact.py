@@ -1,0 +1,298 @@
+"""Trained and compressed models on disk: a folder NAME/VERSION/ without pickle.
+
+    manifest.json       what the model is, how it was made, its quality, a checksum a file
+    model.safetensors   every tensor that is served, once; its metadata has the other names of those
+                        that layers share
+    scoring.json        the dense part as a graph, its inputs and tables (scoring/standalone.py)
+    dense.pt2           the dense part as torch.export wrote it, without weights
+    features/           vocabularies (Parquet) and dense scales: from raw columns to model inputs
+
+A trained model is an artifact whose layers are all kept as they are, so every command takes
+either. Each save makes a new version; nothing is overwritten. Reading what a scorer needs imports
+no torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from embedcomp.artifact.proof import Proof
+from embedcomp.engine.standalone import PROGRAM, Standalone
+from embedcomp.engine.tensors import OTHER_NAMES, other_names
+from embedcomp.errors import BadArtifact
+from embedcomp.log.features import Features
+from embedcomp.log.schema import first_problem
+from embedcomp.support.files import replacing, sha256
+from embedcomp.support.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from embedcomp.artifact.source import ModelSource
+    from embedcomp.planning.plan import Plan
+
+FORMAT = 2  # 1: without scoring.json and dense.pt2
+TENSORS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandsAlone:
+    """All that an artifact has to hold so that its scorer needs none of the model's code."""
+
+    standalone: Standalone
+    program: ExportedProgram
+    held: dict[str, Tensor]  # every tensor that is served
+
+
+class Manifest(BaseModel):
+    """manifest.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    embedcomp: str = __version__
+    created: str
+    source: dict[str, Any] | None = None  # None: a model that only its owner's code can build
+    plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
+    training: dict[str, Any] = {}  # settings and history
+    metrics: dict[str, Any] = {}  # by split: a Proof's to_metrics
+    needs_code: str = ""  # why only the model's own code can score it; empty: it needs none
+    bytes: dict[str, int]
+    checksums: dict[str, str]  # sha256 by file
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of a model on disk."""
+
+    folder: Path  # NAME/VERSION
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Open NAME (its newest version) or NAME/VERSION.
+
+        Raises:
+            BadArtifact: there is none, or its files are not those that were written.
+        """
+        folder = _version_folder(Path(path))
+        manifest = _read_manifest(folder)
+        for name, wanted in manifest.checksums.items():
+            if _checksum(folder / name) != wanted:
+                raise BadArtifact(
+                    f"{folder / name} is not the file that was written (its checksum differs); "
+                    "copy the artifact again"
+                )
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def plan(self) -> Plan | None:
+        from embedcomp.planning.plan import Plan
+
+        return Plan.from_dict(self.manifest.plan) if self.manifest.plan is not None else None
+
+    @property
+    def proof(self) -> Proof | None:
+        """What was measured of its quality; None: it was made before there were proofs, or is its
+        owner's."""
+        return Proof.from_metrics(self.manifest.metrics)
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from.
+
+        Raises:
+            BadArtifact: it was saved from its owner's program, which alone can build it.
+        """
+        from embedcomp.artifact.source import ModelSource
+
+        if self.manifest.source is None:
+            raise BadArtifact(
+                f"{self.folder} was saved with embedcomp.save, and only the program that holds its "
+                "model can train or compress it; here it can be served"
+            )
+        return ModelSource(**self.manifest.source)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it scores raw columns; else what the model itself takes."""
+        return (self.folder / "features").is_dir()
+
+    @cached_property
+    def features(self) -> Features:
+        return Features.load(self.folder / "features")
+
+    @cached_property
+    def standalone(self) -> Standalone | None:
+        """What a scorer needs; None: only the model's own code can score."""
+        return Standalone.load(self.folder)
+
+    @property
+    def tensors_file(self) -> Path:
+        return self.folder / TENSORS
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor.
+
+        Raises:
+            BadArtifact: the file is not readable.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.tensors_file, "pt") as file:
+                # cloned, since a mapped file is not aligned and BLAS then differs in the last bit
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                others = other_names(file.metadata())
+        except SafetensorError as error:
+            raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
+        return found | {name: found[kept] for name, kept in others.items()}
+
+    def model(self) -> nn.Module:
+        """The model with its stored tensors, in evaluation mode.
+
+        Raises:
+            BadArtifact: the tensors do not fit the manifest's model.
+        """
+        from embedcomp.swapping.swap import empty_like
+
+        model = self.source.build_empty(self.features)
+        if self.plan is not None:
+            model = empty_like(model, self.plan)
+        tensors = self.tensors()
+        extra = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+        try:
+            state = {name: t for name, t in tensors.items() if name not in extra}
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
+        return model.eval()
+
+
+def save(
+    out: str | Path,
+    model: nn.Module,
+    *,
+    bytes: Mapping[str, int],
+    alone: StandsAlone | None,
+    needs_code: str = "",
+    features: Features | None = None,
+    source: ModelSource | None = None,
+    plan: Plan | None = None,
+    training: Mapping[str, Any] | None = None,
+    proof: Proof | None = None,
+) -> Artifact:
+    """Write a new version of the model under `out`, whole or not at all.
+
+    Args:
+        alone: what it takes to score without the model's code.
+        needs_code: why there is no such thing.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    versions = _versions(Path(out))
+    target = Path(out) / str(versions[-1] + 1 if versions else 1)
+    with replacing(target) as fresh:
+        fresh.mkdir()
+        if features is not None:
+            features.save(fresh / "features")
+        tensors = alone.held if alone is not None else model.state_dict()
+        kept, others = _once(tensors)
+        save_file(kept, fresh / TENSORS, {OTHER_NAMES: json.dumps(others)} if others else None)
+        (fresh / TENSORS).chmod(0o644)  # it is written for its owner alone
+        if alone is not None:
+            alone.standalone.save(fresh)
+            torch.export.save(alone.program, fresh / PROGRAM)
+        files = sorted(f for f in fresh.rglob("*") if f.is_file())
+        manifest = Manifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=source.model_dump() if source is not None else None,
+            plan=plan.to_dict() if plan is not None else None,
+            training=dict(training or {}),
+            metrics=proof.to_metrics() if proof is not None else {},
+            needs_code=needs_code,
+            bytes=dict(bytes),
+            checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
+        )
+        (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+    return Artifact.open(target)
+
+
+def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous tensors that share no memory, as safetensors wants them, each under one name.
+
+    Returns:
+        The tensors, and the name that each of the other names stands for.
+    """
+    found: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        first = seen.setdefault(own.data_ptr(), name)
+        if first == name or not own.numel():
+            found[name] = own
+        elif (own.shape, own.dtype) == (found[first].shape, found[first].dtype):
+            others[name] = first
+        else:
+            found[name] = own.clone()
+    return found, others
+
+
+def _versions(out: Path) -> list[int]:
+    if not out.is_dir():
+        return []
+    return sorted(int(child.name) for child in out.iterdir() if child.name.isdecimal())
+
+
+def _version_folder(path: Path) -> Path:
+    if (path / "manifest.json").is_file():
+        return path.resolve()
+    versions = _versions(path)
+    if not versions:
+        raise BadArtifact(
+            f"{path} is not a model or artifact: it has no manifest.json and no numbered version; "
+            "make one with `embedcomp train` or `embedcomp compress`"
+        )
+    return (path / str(versions[-1])).resolve()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / "manifest.json"
+    try:
+        manifest = Manifest.model_validate_json(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadArtifact(f"{file} cannot be read: {error}") from error
+    except ValidationError as error:
+        raise BadArtifact(f"{file} is not a manifest: {first_problem(error)}") from error
+    if manifest.format > FORMAT:
+        raise BadArtifact(
+            f"{file} has format {manifest.format}, and this embedcomp reads up to {FORMAT}; "
+            "install a newer embedcomp"
+        )
+    return manifest
+
+
+def _checksum(file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise BadArtifact(f"{file} is missing or cannot be read: {error}") from error

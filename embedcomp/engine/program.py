@@ -1,0 +1,174 @@
+"""The engine's program: buffers and operations, and where the buffers lie in memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from embedcomp.engine.pack import LANES
+from embedcomp.engine.tensors import Rows
+from embedcomp.kernels import native
+
+BLOCK = 48  # rows at a time: what they need fits the second-level cache
+ITEM, USER = 0, 1  # stages
+
+Piece = tuple[int, int, int]  # buffer, first column, number of columns
+NOTHING: Piece = (-1, 0, 0)
+
+
+@dataclass
+class Buffer:
+    """Numbers of a row: its own, the user's, or the same for all."""
+
+    width: int
+    stage: int
+    constant: np.ndarray | None = None
+
+
+@dataclass
+class Op:
+    """An operation before it is written down for the engine."""
+
+    kind: int
+    stage: int
+    out: int
+    out_at: int = 0
+    x: list[Piece] = field(default_factory=list)
+    y: list[Piece] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    scratch: int = 0  # floats a row
+    name: str = ""  # of the weight that a graph's linear layer multiplies by
+
+    @property
+    def reads(self) -> set[int]:
+        others = self.fields.get("init", -1), self.fields.get("counts", NOTHING)[0]
+        return {piece[0] for piece in (*self.x, *self.y)} | {b for b in others if b >= 0}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row costs: multiplications (each with an addition) by stage and format, and bytes."""
+
+    item_products: Mapping[str, int]
+    user_products: Mapping[str, int]
+    weight_bytes: int  # read by every block of rows
+
+
+class Program:
+    """What the engine runs, with everything that it points to."""
+
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        ops: Sequence[Op],
+        out: int,
+        tables: Mapping[str, Rows],
+        work: Work,
+    ):
+        self.held: list[Any] = [tables]
+        self.work, self.ops = work, tuple(ops)
+        self.rows = {name: table.stored.num_ids for name, table in tables.items()}
+        places = _places(buffers, ops, out)
+        packed = (native.Buffer * len(buffers))()
+        for made, buffer, at in zip(packed, buffers, places.at, strict=True):
+            made.at, made.width, made.stage = at, buffer.width, buffer.stage
+            if buffer.constant is not None:
+                made.constant = self._hold(buffer.constant)
+        users, items = ([self._op(op) for op in ops if op.stage == stage] for stage in (USER, ITEM))
+        user_ops, item_ops = (native.Op * len(users))(*users), (native.Op * len(items))(*items)
+        self.held += [packed, user_ops, item_ops]
+        self.struct = native.Program(
+            user_ops=user_ops,
+            item_ops=item_ops,
+            buffers=packed,
+            user_count=len(users),
+            item_count=len(items),
+            user_width=places.user,
+            item_width=places.item,
+            scratch=max((op.scratch for op in ops), default=0) + 1,
+            dots=max((op.fields.get("products", 0) for op in ops), default=0),
+            out=out,
+            block=BLOCK,
+        )
+        self.splits = bool(users)
+
+    def _op(self, op: Op) -> native.Op:
+        values = {name: v for name, v in op.fields.items() if name != "products"}
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                values[name] = self._hold(value)
+        table, counts = values.pop("table", None), native.Piece(*values.pop("counts", NOTHING))
+        defaults = {"init": -1, "times": 1, "counts": counts}
+        made = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
+        made.x, made.x_pieces = self._pieces(op.x), len(op.x)
+        made.y, made.y_pieces = self._pieces(op.y), len(op.y)
+        if table is not None:
+            made.table = ctypes.pointer(table)
+        return made
+
+    def _pieces(self, pieces: Sequence[Piece]) -> Any:
+        made = (native.Piece * max(len(pieces), 1))(*(native.Piece(*piece) for piece in pieces))
+        self.held.append(made)
+        return made
+
+    def _hold(self, array: np.ndarray) -> int:
+        self.held.append(array)
+        return int(array.ctypes.data)
+
+
+@dataclass(frozen=True)
+class _Places:
+    at: list[int]
+    user: int  # floats a row
+    item: int
+
+
+def _places(buffers: Sequence[Buffer], ops: Sequence[Op], out: int) -> _Places:
+    """Where each buffer lies; a row's own are reused when nothing reads them any more."""
+    last = {buffer: i for i, op in enumerate(ops) for buffer in (op.out, *op.reads)}
+    at = [0] * len(buffers)
+    free: list[tuple[int, int]] = []  # (first, width), sorted
+    item = 0
+    written: dict[int, int] = {}
+    for i, op in enumerate(ops):
+        written.setdefault(op.out, i)
+    user = 0
+    for i, buffer in enumerate(buffers):
+        if buffer.stage == USER and i in written:
+            at[i], user = user, user + _padded(buffer.width)
+    for i, op in enumerate(ops):
+        if op.stage == ITEM and written[op.out] == i:
+            width = _padded(buffers[op.out].width)
+            hole = next((h for h in free if h[1] >= width), None)
+            if hole is None:
+                at[op.out], item = item, item + width
+            else:
+                free.remove(hole)
+                at[op.out] = hole[0]
+                if hole[1] > width:
+                    free.append((hole[0] + width, hole[1] - width))
+        for done in {op.out, *op.reads}:
+            held = buffers[done]
+            if held.stage == ITEM and last[done] == i and done != out:
+                free.append((at[done], _padded(held.width)))
+        free = _merged(free)
+    return _Places(at, user, item)
+
+
+def _merged(free: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for first, width in sorted(free):
+        if merged and sum(merged[-1]) == first:
+            merged[-1] = (merged[-1][0], merged[-1][1] + width)
+        else:
+            merged.append((first, width))
+    return merged
+
+
+def _padded(width: int) -> int:
+    """Whole vectors, so that buffers begin on a cache line."""
+    return -(-width // LANES) * LANES

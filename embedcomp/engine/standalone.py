@@ -1,0 +1,111 @@
+"""scoring.json: what an artifact's scorer has to know, none of it code of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
+from embedcomp.errors import BadArtifact
+from embedcomp.graph.graph import Graph, Leaf, LookUp
+
+FILE, PROGRAM = "scoring.json", "dense.pt2"
+PRECISIONS = ("float32", "bfloat16", "int8")  # of products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standalone:
+    """A model's dense part and its lookups.
+
+    weights: tensors that the program takes after the inputs and the lookups' rows.
+    graph: for the engine; None: torch runs the program, because of `reason`.
+    layers: compressed modules by name, as `served.layout` describes them.
+    user: features that are the same for all candidates of a request.
+    user_columns: the same of dense inputs, by their place among the dense ones.
+    least_rows: that the program takes at a time; a model may squeeze a single row's batch away.
+    """
+
+    leaves: tuple[Leaf, ...]
+    look_ups: tuple[LookUp, ...]
+    weights: tuple[str, ...]
+    graph: Graph | None
+    reason: str
+    stored: Mapping[str, StoredMatrix]
+    tables: Mapping[str, Table]
+    layers: Mapping[str, Mapping[str, Any]]
+    user: tuple[str, ...] = ()
+    user_columns: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    precision: str = "float32"
+    least_rows: int = 1
+
+    @property
+    def precisions(self) -> set[str]:
+        """What the engine multiplies in: as the artifact says, and as layers are stored for."""
+        stored = self.tensors({})
+        return {self.precision, *filter(None, map(stored.multiplied_in, self.weights))}
+
+    def tensors(self, held: Mapping[str, np.ndarray]) -> Tensors:
+        return Tensors(held, self.stored, self.tables)
+
+    def save(self, folder: Path) -> None:
+        values = {
+            "leaves": [asdict(leaf) for leaf in self.leaves],
+            "look_ups": [asdict(look_up) for look_up in self.look_ups],
+            "weights": self.weights,
+            "graph": self.graph.to_dict() if self.graph is not None else None,
+            "reason": self.reason,
+            "stored": {name: asdict(matrix) for name, matrix in self.stored.items()},
+            "tables": {name: asdict(table) for name, table in self.tables.items()},
+            "layers": self.layers,
+            "user": self.user,
+            "user_columns": {str(i): columns for i, columns in self.user_columns.items()},
+            "precision": self.precision,
+            "least_rows": self.least_rows,
+        }
+        (folder / FILE).write_text(json.dumps(values) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Standalone | None:
+        """What was saved; None where nothing was.
+
+        Raises:
+            BadArtifact: the file does not hold together.
+        """
+        file = folder / FILE
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text())
+            graph = values["graph"]
+            columns = values["user_columns"].items()
+            return cls(
+                leaves=tuple(Leaf(**_tuples(leaf)) for leaf in values["leaves"]),
+                look_ups=tuple(LookUp(**_tuples(look_up)) for look_up in values["look_ups"]),
+                weights=tuple(values["weights"]),
+                graph=None if graph is None else Graph.from_dict(graph),
+                reason=values["reason"],
+                stored={name: StoredMatrix(**m) for name, m in values["stored"].items()},
+                tables={name: _table(table) for name, table in values["tables"].items()},
+                layers=values["layers"],
+                user=tuple(values["user"]),
+                user_columns={int(i): tuple(of) for i, of in columns},
+                precision=values["precision"],
+                least_rows=values.get("least_rows", 1),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadArtifact(f"{file} cannot be read: {error}") from error
+
+
+def _table(values: Mapping[str, Any]) -> Table:
+    if values["decodes"] is True:  # as it was before there was more than one kind of decoder
+        values = {**values, "decodes": "affine"}
+    return Table(**{**values, "decodes": values["decodes"] or ""})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -1,0 +1,58 @@
+"""Truncated decompositions: the two factors that a basis of the weight gives, nothing centred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from embedcomp.methods.parts import build
+from embedcomp.methods.parts.factors import fill_linear, fill_table
+from embedcomp.sensitivity.algebra import Basis
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Served,
+    Spec,
+)
+from embedcomp.storage.formats import FactorStorage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    rank: int
+    storage: FactorStorage = "float32"
+
+
+def candidates(spec: Spec) -> list[Settings]:
+    return [
+        Settings(rank=k, storage=storage)
+        for k in build.ranks(spec)
+        if k
+        for storage in build.FEW_STORAGES
+    ]
+
+
+def empty(spec: Spec, settings: Settings) -> Served:
+    bias = isinstance(spec, LinearSpec) and spec.bias
+    return build.low_rank(spec, settings.rank, settings.storage, bias=bias)
+
+
+def by(name: str, basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Settings], Served]:
+    """A method's `compress`.
+
+    Args:
+        name: of the basis, which all candidates of a layer share.
+        basis_of: right singular vectors of a table [rows, dim], left ones of a linear layer's
+            weight [outputs, inputs].
+    """
+
+    def compress(layer: Layer, settings: Settings) -> Served:
+        served = empty(layer.spec, settings)
+        found = layer.shared(name, lambda: basis_of(layer))
+        if isinstance(layer.spec, LinearSpec):
+            fill_linear(served, layer, found, settings.rank, refit=False)
+        else:
+            fill_table(served, layer, found, settings.rank, None, refit=False)
+        return served
+
+    return compress

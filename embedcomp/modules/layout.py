@@ -1,0 +1,185 @@
+"""Compressed layers as data: what it takes to build one again, without its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from embedcomp.modules.linear import (
+    CompressedLinear,
+    CorrectedLinear,
+    LowRankLinear,
+    MonarchLinear,
+    ServedLinear,
+)
+from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
+from embedcomp.storage.csr import CsrRows
+from embedcomp.storage.decode import Affine, Decoder, Scatter
+from embedcomp.storage.index import Cut, Index, Map
+from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.tiers import TieredRows, Tiers
+from embedcomp.storage.trellis import TrellisRows
+
+Compressed = CompressedTable | ServedLinear
+Layout = dict[str, Any]
+
+
+def layouts(model: nn.Module) -> dict[str, Layout]:
+    """The compressed layers of a model, by name."""
+    found: dict[str, Layout] = {}
+    holders: dict[int, str] = {}  # of decoders, the first table of each
+    for name, module in model.named_modules():
+        if isinstance(module, Compressed):
+            found[name] = _layout(module)
+            decode = getattr(module, "decode", None)
+            if isinstance(decode, Affine):
+                holder = holders.setdefault(id(decode.stored), name)
+                if holder != name:
+                    found[name]["decode"]["of"] = holder
+    return found
+
+
+def share(model: nn.Module, layouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give built tables, in their places, the decoders that they share."""
+    for name, layout in layouts.items():
+        holder = (layout.get("decode") or {}).get("of")
+        if holder is not None:
+            table, other = model.get_submodule(name), model.get_submodule(holder)
+            assert isinstance(table, CompressedTable) and isinstance(other, CompressedTable)
+            table.decode_with(other)
+
+
+def _layout(layer: Compressed) -> Layout:
+    return _of_linear(layer) if isinstance(layer, ServedLinear) else _of_table(layer)
+
+
+def _of_linear(layer: ServedLinear) -> Layout:
+    inputs, outputs = layer.in_features, layer.out_features
+    bias = None if layer.stored_bias is None else layer.stored_bias.storage
+    shape = {"inputs": inputs, "outputs": outputs, "bias": bias}
+    if isinstance(layer, CompressedLinear):
+        return {"kind": "linear", **shape, **_of_rows(layer.stored)}
+    if isinstance(layer, LowRankLinear):
+        factors = {"rank": layer.first.width, "storage": layer.first.storage}
+        return {"kind": "low_rank", **shape, **factors, "activation": layer.activation}
+    if isinstance(layer, CorrectedLinear):
+        storages = {"storage": layer.stored.storage, "factors": layer.first.storage}
+        return {"kind": "corrected", **shape, "rank": layer.first.width, **storages}
+    assert isinstance(layer, MonarchLinear)
+    storage = layer.left.storage
+    return {"kind": "monarch", "width": inputs, "blocks": layer.p, "bias": bias, "storage": storage}
+
+
+def _of_table(layer: CompressedTable) -> Layout:
+    table = {
+        "kind": "embedding",
+        "rows": layer.rows,
+        "dim": layer.dim,
+        "width": layer.stored.width,
+        **_of_rows(layer.stored),
+        "index": _of_index(layer.index),
+        "decode": _of_decoder(layer.decode),
+        "padding_idx": layer.padding_idx,
+    }
+    if isinstance(layer, CompressedEmbedding):
+        return table
+    assert isinstance(layer, CompressedBag)
+    bag = {"pooling": layer.pooling, "last_offset": layer.last_offset, "folded": layer.folded}
+    return {**table, "kind": "bag", **bag}
+
+
+def _of_rows(stored: StoredRows) -> Layout:
+    if isinstance(stored, CsrRows):
+        return {"storage": "float16", "nonzeros": stored.nonzeros}
+    if isinstance(stored, Tiers):
+        tiers = {"ends": list(stored.ends), stored.unit: list(stored.sizes)}
+        return {"storage": stored.storage, "tiers": tiers}
+    return {"storage": stored.storage}
+
+
+def _of_index(index: Index | None) -> Layout | None:
+    if index is None:
+        return None
+    if isinstance(index, Cut):
+        return {"kind": "cut", "stored": index.stored}
+    return {"kind": "map", "stored": index.stored}
+
+
+def _of_decoder(decode: Decoder | None) -> Layout | None:
+    if decode is None:
+        return None
+    if isinstance(decode, Scatter):
+        assert decode.stored_bias is not None
+        return {"kind": "scatter", "storage": decode.stored_bias.storage}
+    return {
+        "kind": "affine",
+        "rank": decode.k,
+        "most": decode.stored.rows,
+        "storage": decode.stored.storage,
+        "bias": decode.has_bias,
+        "residual": decode.residual,
+    }
+
+
+def build(layout: Mapping[str, Any]) -> Compressed:
+    """An empty layer with this layout; a decoder that it shares is its own until `share`."""
+    values = dict(layout)
+    kind = values.pop("kind")
+    if kind in _LINEARS:
+        bias = values.pop("bias")  # in the first formats, whether there is one, of floats
+        return _LINEARS[kind](**values, bias={True: "float32", False: None}.get(bias, bias))
+    rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
+    index, decode = values.pop("index", None), values.pop("decode")
+    stored_rows = rows if index is None else index["stored"]
+    form = {name: values.pop(name, None) for name in ("storage", "nonzeros", "tiers")}
+    parts: dict[str, Any] = {
+        "stored": _rows(stored_rows, width, **form),
+        "index": _index(rows, index),
+        "decode": _decoder(width, dim, decode),
+    }
+    if kind == "embedding":
+        return CompressedEmbedding(rows, dim, **parts, **values)
+    folded = values.pop("folded", False)
+    bag = CompressedBag(rows, dim, **parts, **values)
+    bag.folded = folded
+    return bag
+
+
+def _rows(
+    rows: int,
+    width: int,
+    storage: Any,
+    nonzeros: int | None,
+    tiers: Mapping[str, Sequence[int]] | None,
+) -> StoredRows:
+    if tiers is not None:
+        form = TrellisRows if storage == "trellis" else TieredRows
+        return form(rows, width, **tiers)
+    return StoredRows(rows, width, storage) if nonzeros is None else CsrRows(rows, width, nonzeros)
+
+
+_LINEARS: dict[str, Callable[..., ServedLinear]] = {
+    "linear": CompressedLinear,
+    "low_rank": LowRankLinear,
+    "corrected": CorrectedLinear,
+    "monarch": MonarchLinear,
+}
+
+
+def _index(rows: int, layout: Mapping[str, Any] | None) -> Index | None:
+    if layout is None:
+        return None
+    stored = layout["stored"]
+    return Cut(stored) if layout["kind"] == "cut" else Map(rows, stored)
+
+
+def _decoder(width: int, dim: int, layout: Mapping[str, Any] | None) -> Decoder | None:
+    if layout is None:
+        return None
+    values = dict(layout)
+    values.pop("of", None)
+    if values.pop("kind", "affine") == "scatter":
+        return Scatter(width, dim, values.get("storage", "float32"))
+    return Affine(values.pop("rank", width), dim, **values)

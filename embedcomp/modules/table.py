@@ -1,0 +1,192 @@
+"""Compressed tables: an index map, stored rows and, where the rows are codes, a decoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedcomp.storage.columns import Columns
+from embedcomp.storage.decode import Affine, Decoder
+from embedcomp.storage.index import Index
+from embedcomp.storage.rows import StoredRows
+
+Pooling = Literal["sum", "mean", "none"]  # "none": a sequence of rows, as nn.Embedding gives
+
+
+class CompressedTable(nn.Module):
+    """What bags and sequences have in common: rows that are looked up and decoded.
+
+    Args:
+        rows, dim: shape of the table that it stands for.
+        stored: its rows; k wide if there is a decoder, else `dim` wide. k may be 0: then every row
+            is the decoder's bias.
+        index: which stored row an id reads; None: its own.
+        padding_idx: row that counts for nothing: a bag skips it, a sequence gives zeros for it.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        stored: StoredRows,
+        *,
+        decode: Decoder | None,
+        index: Index | None = None,
+        padding_idx: int | None = None,
+    ):
+        super().__init__()
+        assert decode is not None or stored.width == dim
+        assert index is not None or stored.rows == rows
+        self.rows, self.dim, self.padding_idx = rows, dim, padding_idx
+        self.index, self.stored, self.decode = index, stored, decode
+
+    def fill(
+        self,
+        codes: Tensor | Columns,
+        row_weights: Tensor | None = None,
+        column_weights: Tensor | None = None,
+    ) -> None:
+        """Store codes [stored rows, k], which are the rows themselves without a decoder."""
+        self.stored.fill(codes, row_weights, column_weights)
+
+    def decode_with(self, other: CompressedTable) -> None:
+        """Share the other's decoder, all but its bias, from now on."""
+        assert isinstance(self.decode, Affine) and isinstance(other.decode, Affine)
+        own, shared = self.decode.stored, other.decode.stored
+        assert (own.rows, own.width, own.storage) == (shared.rows, shared.width, shared.storage)
+        self.decode.stored = shared
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Codes [n, k] of ids [n]."""
+        return self.stored.gather(ids if self.index is None else self.index(ids))
+
+    def codes_of_rows(self) -> Tensor:
+        """The codes of every id [rows, k]."""
+        codes = self.stored.to_float()
+        if self.index is None:
+            return codes
+        return codes.index_select(0, self.index(torch.arange(self.rows, device=codes.device)))
+
+    def decoded(self, codes: Tensor, constant: Tensor) -> Tensor:
+        """Pooled codes [B, k] to [B, dim]; `constant` [B, 1] is how often a bag has the bias."""
+        return codes if self.decode is None else self.decode(codes, constant)
+
+    def to_float(self) -> Tensor:
+        """The table that it stands for: [rows, dim]."""
+        codes = self.codes_of_rows()
+        return self.decoded(codes, codes.new_ones(1, 1))
+
+    # What modules around a table read of it.
+
+    @property
+    def weight(self) -> Tensor:
+        return self.to_float()
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.rows
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.dim
+
+
+class CompressedEmbedding(CompressedTable):
+    """Stands for an nn.Embedding: ids of any shape to rows [..., dim]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes = self.gather(input.reshape(-1))
+        rows = self.decoded(codes, codes.new_ones(1, 1)).view(*input.shape, self.dim)
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
+
+
+class CompressedBag(CompressedTable):
+    """Stands for an nn.EmbeddingBag.
+
+    Pooling commutes with an affine decoder, so the k-wide codes are pooled and every bag is decoded
+    once; an empty bag gives zeros.
+
+    Args:
+        pooling: "sum" or "mean".
+        last_offset: offsets end with the number of ids, as torchrec's do.
+    """
+
+    folded = False  # a reader of `Embedded` takes the codes as they are
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        pooling: Pooling,
+        stored: StoredRows,
+        *,
+        decode: Decoder | None,
+        index: Index | None = None,
+        last_offset: bool = True,
+        padding_idx: int | None = None,
+    ):
+        super().__init__(rows, dim, stored, decode=decode, index=index, padding_idx=padding_idx)
+        self.pooling, self.last_offset = pooling, last_offset
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Ids [n] and offsets, or ids [B, L], to pooled rows [B, dim]."""
+        return self.decoded(*self.codes(input, offsets, per_sample_weights))
+
+    def codes(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled codes [B, k] and how often each bag has the decoder's bias, [B, 1]."""
+        bounds, ids = bag_bounds(input, offsets, self.last_offset), input.reshape(-1)
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        if weights is not None and self.pooling == "mean":
+            raise ValueError("a bag of means takes no per_sample_weights; sum it instead")
+        weights, rows = kept(ids, weights, self.padding_idx), self.gather(ids)
+        if weights is None:
+            lengths = bounds.diff()[:, None].float()
+            constant = lengths.clamp_max(1) if self.pooling == "mean" else lengths
+            return pooled(rows, bounds, self.pooling, None), constant
+        total, constant = pooled(rows, bounds, "sum", weights), pooled_weights(weights, bounds)
+        if self.pooling == "mean":  # of the ids that are not padding
+            return total / constant.clamp_min(1), constant.clamp_max(1)
+        return total, constant
+
+
+def bag_bounds(input: Tensor, offsets: Tensor | None, last_offset: bool) -> Tensor:
+    """Bounds of the bags, int [B + 1]: bag i holds ids bounds[i] to bounds[i + 1]."""
+    if offsets is None:
+        length = input.shape[1]
+        return torch.arange(len(input) + 1, device=input.device) * length
+    if last_offset:
+        return offsets
+    end = torch.full((1,), len(input), dtype=offsets.dtype, device=offsets.device)
+    return torch.cat([offsets, end])
+
+
+def kept(ids: Tensor, weights: Tensor | None, padding_idx: int | None) -> Tensor | None:
+    """Weights [n] of ids with those of padding at 0; None: all ids weigh 1."""
+    if padding_idx is None:
+        return weights
+    real = (ids != padding_idx).float()
+    return real if weights is None else weights * real
+
+
+def pooled_weights(weights: Tensor, bounds: Tensor) -> Tensor:
+    """Weights [n] to the bags' sums [B, 1]."""
+    return pooled(weights[:, None], bounds, "sum", None)
+
+
+def pooled(rows: Tensor, bounds: Tensor, pooling: str, weights: Tensor | None) -> Tensor:
+    """Rows [n, k] to the bags' sums or means [B, k]."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(bounds) - 1, 0)
+    places = torch.arange(len(rows), dtype=bounds.dtype, device=rows.device)
+    return F.embedding_bag(
+        places, rows, bounds, mode=pooling, per_sample_weights=weights, include_last_offset=True
+    )

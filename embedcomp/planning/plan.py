@@ -1,0 +1,207 @@
+"""A plan: what is done with every layer of a model, as a value that is stored and shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from rich.table import Table
+
+from embedcomp import methods
+from embedcomp.planning.latency import LatencyBudget
+from embedcomp.sensitivity.statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is done with one layer."""
+
+    layer: str  # module name
+    kind: str  # "table" or "linear"
+    shape: tuple[int, int]  # of its weight, before decoders are folded into it
+    method: str
+    settings: dict[str, Any]
+    bytes_before: int
+    bytes_after: int
+    loss: float  # predicted increase of the mean log loss; NaN where nobody predicted it
+
+    @property
+    def typed_settings(self) -> Any:
+        """The settings as the method's own dataclass."""
+        return methods.get(self.method).Settings(**self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was found on held-out rows when a plan was carried out."""
+
+    rows: int
+    where: str  # the rows' split
+    auc_loss: float  # decrease of the AUC
+    auc_error: float  # standard error of that
+    bias: str = ""  # parameter that is added to every logit; "": there is none
+    shift: float = 0.0  # added to it, so that the mean score is the original's
+    score_error: float | None = None  # standard error of the mean score on other rows, relative to
+    # the mean score; None: it was not looked at
+
+    def __str__(self) -> str:
+        told = (
+            "AUC not measured"
+            if math.isnan(self.auc_loss)
+            else (
+                f"measured AUC {-self.auc_loss:+.2e} (standard error {self.auc_error:.1e}) "
+                f"on {self.rows:,} {self.where} rows"
+            )
+        )
+        if self.score_error is None:
+            return told
+        if not self.bias:
+            return f"{told}, mean score not kept: the model has no bias that is in every logit"
+        return f"{told}, mean score kept by {self.bias} {self.shift:+.4f} ({self._calibration})"
+
+    @property
+    def _calibration(self) -> str:
+        assert self.score_error is not None
+        return f"on other rows to {2 * self.score_error:.2%}, two standard errors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done with every layer of a model."""
+
+    budget_bytes: int
+    bytes_before: int  # of the whole model
+    bytes_after: int
+    layers: tuple[Planned, ...]
+    untouched: dict[str, str]  # reasons, by module name
+    single_valued: tuple[str, ...]  # features whose decoders may be folded
+    solver: str = "exact"  # that chose
+    max_auc_loss: float | None = None  # that was asked for in the place of a budget
+    auc_loss: float | None = None  # predicted decrease of the AUC; None: scores were not at hand
+    outcome: Outcome | None = None  # once it was carried out
+    latency_budget: str = ""  # of a call, as it was asked for
+    microseconds: float | None = None  # predicted, of such a call; None: nobody asked
+    microseconds_before: float | None = None  # the same of the original
+    measured_microseconds: float | None = None  # of such a call, once the plan was carried out
+    measured_microseconds_before: float | None = None  # of the original, in turns with it
+    measured_error: float | None = None  # of the ratio of these two, relative
+    measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
+    # was made of, where it is carried out in the same process; not stored with the plan
+
+    @property
+    def tables(self) -> list[Planned]:
+        return [planned for planned in self.layers if planned.kind == "table"]
+
+    @property
+    def linears(self) -> list[Planned]:
+        return [planned for planned in self.layers if planned.kind == "linear"]
+
+    @property
+    def loss(self) -> float:
+        """Predicted increase of the mean log loss."""
+        return sum(planned.loss for planned in self.layers)
+
+    @property
+    def times_allowed(self) -> float | None:
+        """The measured time over that of the latency budget; None: it was not measured."""
+        if self.measured_microseconds is None or self.measured_microseconds_before is None:
+            return None
+        asked = LatencyBudget.parse(self.latency_budget)
+        return asked.share(self.measured_microseconds_before, self.measured_microseconds)
+
+    @property
+    def in_time(self) -> bool:
+        """The latency budget is not missed by more than what the measurement is off by."""
+        times = self.times_allowed
+        return times is None or times <= 1 + (self.measured_error or 0.0)
+
+    @property
+    def missed(self) -> str:
+        """A sentence that says by how much the latency budget is missed; empty: it is kept."""
+        if self.in_time:
+            return ""
+        return (
+            f"the latency budget {self.latency_budget} is missed: a call is measured at "
+            f"{self.measured_microseconds:,.1f} us, {self.times_allowed:.2f} times what that "
+            "allows, and no plan that was tried is nearer to it; raise the budget or allow more "
+            "methods"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        values = asdict(replace(self, measured=Statistics()))
+        del values["measured"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        layers = tuple(_planned(**layer) for layer in values["layers"])
+        outcome = values.get("outcome")
+        told = {
+            "layers": layers,
+            "single_valued": tuple(values["single_valued"]),
+            "outcome": None if outcome is None else Outcome(**outcome),
+        }
+        return cls(**{**values, **told})
+
+
+RENAMED = {"float16": "half"}  # methods, since a plan was stored
+
+
+def _planned(method: str, shape: Sequence[int], **values: Any) -> Planned:
+    rows, columns = shape
+    return Planned(method=RENAMED.get(method, method), shape=(rows, columns), **values)
+
+
+def render(plan: Plan) -> Table:
+    """The plan as a table for a person."""
+    table = Table(title=_title(plan), caption=plan.missed or None)
+    table.add_column("layer", overflow="fold")
+    for column in ("shape", "method", "settings"):
+        table.add_column(column)
+    for column in ("bytes before", "after", "predicted loss"):
+        table.add_column(column, justify="right")
+    for planned in plan.layers:
+        settings = told(planned.method, planned.settings)
+        sizes = f"{planned.bytes_before:,}", f"{planned.bytes_after:,}"
+        shape = " x ".join(str(n) for n in planned.shape)
+        loss = f"{planned.loss:.2e}"
+        table.add_row(planned.layer, shape, planned.method, settings, *sizes, loss)
+    for name, reason in plan.untouched.items():
+        table.add_row(name or "(the model)", "", "untouched", reason)
+    return table
+
+
+def told(method: str, settings: Mapping[str, Any]) -> str:
+    """The settings that are not the method's defaults, for a person."""
+    defaults = {f.name: f.default for f in fields(methods.get(method).Settings)}
+    return ", ".join(f"{name} {v}" for name, v in settings.items() if v != defaults[name])
+
+
+def _title(plan: Plan) -> str:
+    times = plan.bytes_before / max(plan.bytes_after, 1)
+    asked = f"budget {plan.budget_bytes:,}"
+    if plan.latency_budget and plan.budget_bytes == plan.bytes_after:
+        asked = "no budget"
+    if plan.max_auc_loss is not None:
+        asked = f"AUC loss at most {plan.max_auc_loss:g}"
+    told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
+    auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
+    found = "" if plan.outcome is None else f"; {plan.outcome}"
+    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}{found}"
+
+
+def _latency(plan: Plan) -> str:
+    if plan.microseconds is None:
+        return ""
+    before = f"{plan.microseconds_before:,.1f} to " if plan.microseconds_before else ""
+    told = f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget}"
+    if plan.measured_microseconds is None or plan.measured_microseconds_before is None:
+        return f"{told})"
+    times = plan.measured_microseconds_before / plan.measured_microseconds
+    return (
+        f"{told}; measured {plan.measured_microseconds_before:,.1f} to "
+        f"{plan.measured_microseconds:,.1f} us, {times:.2f}x ± {plan.measured_error:.0%})"
+    )

@@ -1,0 +1,418 @@
+"""The search for the best plan, where some layers become narrower by what others choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from embedcomp import methods
+from embedcomp.errors import BadSettings
+from embedcomp.modules.embedded import Block, Reader, can_fold
+from embedcomp.planning.aside import by_layer
+from embedcomp.planning.choices import (
+    SAMPLED_ROWS,
+    Choice,
+    Chosen,
+    Menu,
+    Wanted,
+    candidates,
+    empty_on_meta,
+    every,
+    front,
+    menu,
+    together,
+    total_bytes,
+    total_loss,
+    total_nanoseconds,
+)
+from embedcomp.planning.costs import bytes_are_times, losses_are_times
+from embedcomp.planning.folding import narrowed
+from embedcomp.planning.latency import Timing
+from embedcomp.planning.sharing import shares
+from embedcomp.planning.solvers import Solver, exact, highs
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearSpec,
+    Spec,
+    TableSpec,
+)
+
+ROUNDS = 4  # of planning readers for tables and tables for readers
+
+Known = dict[tuple[Hashable, str], Menu]  # by layer (with what is folded into it, and what is tried
+# of it where that is not all) and method
+
+
+@dataclass(frozen=True)
+class LeastLoss:
+    """Within a number of bytes, the smallest predicted loss."""
+
+    most_bytes: int
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        return solver.least_loss(options, self.most_bytes)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_bytes(chosen) <= self.most_bytes
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_loss(chosen)
+
+    def beside(self, bytes: int) -> LeastLoss:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, most_bytes=self.most_bytes - bytes)
+
+
+@dataclass(frozen=True)
+class LeastBytes:
+    """Within a predicted loss, the fewest bytes."""
+
+    most_loss: float
+    taken: int = 0  # bytes, beside what is chosen
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        return solver.least_bytes(options, self.most_loss)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_loss(chosen) <= self.most_loss
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return self.taken + total_bytes(chosen)
+
+    def beside(self, bytes: int) -> LeastBytes:
+        """The same where so many bytes are taken by something else."""
+        return replace(self, taken=self.taken + bytes)
+
+
+@dataclass(frozen=True)
+class LeastLossInTime:
+    """Within a time of a call, and perhaps a number of bytes, the smallest predicted loss."""
+
+    most_nanoseconds: int
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        """One limit after the other: the plan for one of them often keeps to both."""
+        in_time = bytes_are_times(solver.least_loss, options, self.most_nanoseconds)
+        if in_time is None or total_bytes(in_time) <= self.most_bytes:
+            return in_time
+        in_bytes = solver.least_loss(options, self.most_bytes)
+        if in_bytes is None or total_nanoseconds(in_bytes) <= self.most_nanoseconds:
+            return in_bytes
+        good = max(total_loss(in_time), total_loss(in_bytes))
+        return highs.least_loss_in_both(options, self.most_bytes, self.most_nanoseconds, good)
+
+    def reached(self, chosen: Chosen) -> bool:
+        in_bytes = total_bytes(chosen) <= self.most_bytes
+        return in_bytes and total_nanoseconds(chosen) <= self.most_nanoseconds
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_loss(chosen)
+
+
+@dataclass(frozen=True)
+class LeastTime:
+    """Whatever the loss, and perhaps within a number of bytes, the shortest time of a call."""
+
+    most_bytes: float = math.inf
+
+    def solve(self, solver: Solver, options: Mapping[str, Menu]) -> Chosen | None:
+        return losses_are_times(exact.least_loss, options, self.most_bytes)
+
+    def reached(self, chosen: Chosen) -> bool:
+        return total_bytes(chosen) <= self.most_bytes
+
+    def objective(self, chosen: Chosen) -> float:
+        """What is to be small."""
+        return total_nanoseconds(chosen)
+
+
+Goal = LeastLoss | LeastBytes | LeastLossInTime | LeastTime
+SMALLEST, FASTEST = LeastBytes(math.inf), LeastTime()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A layer whose choices are asked for.
+
+    key: it is known by.
+    names: gives the methods that it may be given.
+    make: gives the layer.
+    wanted: gives the candidates that are tried.
+    """
+
+    key: Hashable
+    names: Callable[[], Collection[str]]
+    make: Callable[[], Layer]
+    wanted: Callable[[Spec, Collection[str]], Wanted] = every
+
+
+@dataclass
+class Search:
+    """Planning where some linear layers become narrower by what is chosen for the tables.
+
+    For any tables, the readers' choices and so the best rest are as good as the solver. Tables and
+    readers are planned in turns, from wide readers, from the smallest tables and from the plan of a
+    single method; the best plan that reaches the goal wins.
+
+    Args:
+        rest: methods for a layer that none of `names` takes.
+        known: choices that searches of the same layers share, whatever their methods and goals.
+        timing: says how long choices take, where a goal is about time.
+        only: the one of `names` that may be used; None: all of them.
+    """
+
+    layers: Mapping[str, Layer]
+    names: Collection[str]
+    readers: Mapping[str, Reader]
+    single_valued: set[str]
+    solver: Solver
+    rest: Collection[str] = ()
+    known: Known = field(default_factory=dict)
+    timing: Timing | None = None
+    only: str | None = None
+    _options: dict[Hashable, Menu] = field(default_factory=dict)
+
+    def best(self, goal: Goal) -> Chosen | None:
+        starts = self._starts(goal)
+        plans = [self._from(start, goal) for start in starts]
+        simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal)
+        if simple is not None:  # a mix is never worse, and may begin where it ends
+            plans += [simple, self._from(simple, goal)]
+        feasible = [found for found in plans if found is not None]
+        ends = [*starts[1:], self.smallest()]
+        feasible += [end for end in ends if goal.reached(end)]
+        best = min(feasible, key=goal.objective, default=None)
+        if best is None:
+            return None
+        readers = self._of_readers(best, thoroughly=True)
+        polished = self._solved(goal, {**self._fixed(best), **readers}, best)
+        found = [best] if polished is None else [best, polished]
+        return min(found, key=goal.objective)
+
+    def _with_one_method(self, goal: Goal) -> Chosen | None:
+        """The plan of the single method that promises most before readers are narrowed."""
+        several = self.only is None and len(self.names) > 1
+        if not several or not any(name in self.readers for name in self.layers):
+            return None
+        alone = [replace(self, only=name, _options={}) for name in self.names]
+        promises = [search._promise(goal) for search in alone]
+        least = min(promises)
+        return None if math.isinf(least) else alone[promises.index(least)].best(goal)
+
+    def _promise(self, goal: Goal) -> float:
+        """The objective of the best plan with readers as they are; infinite: there is none."""
+        options = {name: self._choices(name) for name in self.layers}
+        try:
+            found = self._solved(goal, options, {})
+        except BadSettings:  # a solver that chooses ranks, and a method without
+            found = None
+        return math.inf if found is None else goal.objective(found)
+
+    def smallest(self) -> Chosen:
+        """The smallest plan with the smallest choice of each table."""
+        return self._end(SMALLEST)
+
+    def fastest(self) -> Chosen:
+        """The fastest plan that is found, whatever its loss."""
+        found = self.best(FASTEST)
+        assert found is not None
+        return found
+
+    def kept(self) -> Chosen:
+        """Every layer as it is."""
+        kept = {
+            name: Menu(layer, tuple(c for c in self._choices(name) if c.method == "keep"))
+            for name, layer in self.layers.items()
+        }
+        chosen = self._solved(SMALLEST, kept, {})
+        assert chosen is not None
+        return chosen
+
+    def near(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """The best plan from the readers on that these tables' choices make as narrow."""
+        return self._from(chosen, goal)
+
+    def guess(self, chosen: Chosen, goal: Goal) -> Chosen | None:
+        """What `near` begins with: its readers are those of the old choices."""
+        return self._solved(goal, {**self._settled(), **self._of_readers(chosen)}, chosen)
+
+    def menu(self, name: str) -> Menu:
+        """Choices of a layer with nothing folded into it."""
+        return self._choices(name)
+
+    def offering(self, layers: Mapping[str, Layer], menus: Mapping[str, Menu]) -> Search:
+        """The same search where some layers, taken as these, have other choices."""
+        options = dict(self._options)
+        options.update(menus.items())
+        return replace(self, layers=layers, known=dict(self.known), _options=options)
+
+    def _end(self, goal: Goal) -> Chosen:
+        tables = self._solved(goal, self._settled(), {})
+        assert tables is not None
+        readers = self._of_readers(tables, thoroughly=True)
+        chosen = self._solved(goal, {**self._fixed(tables), **readers}, tables)
+        assert chosen is not None
+        return chosen
+
+    def _solved(self, goal: Goal, options: dict[str, Menu], beside: Chosen) -> Chosen | None:
+        """The best of the options; their times are those beside these choices."""
+        timed = self.timing.timed(options, beside) if self.timing else options
+        return goal.solve(self.solver, timed)
+
+    def _starts(self, goal: Goal) -> list[Chosen]:
+        """Plans to begin with, by whose tables readers are narrow; the first has none."""
+        if isinstance(goal, LeastLossInTime):
+            fastest = self.best(LeastTime(goal.most_bytes))
+            return [{}, self._end(SMALLEST), *([] if fastest is None else [fastest])]
+        if isinstance(goal, LeastTime):
+            return [{}, self._end(SMALLEST), self._end(FASTEST)]
+        has_readers = any(name in self.readers for name in self.layers)
+        return [{}, self._end(SMALLEST)] if has_readers else [{}]
+
+    def _from(self, start: Chosen, goal: Goal) -> Chosen | None:
+        best, beside = None, start
+        for _ in range(ROUNDS):
+            options = {**self._settled(), **self._of_readers(beside)}
+            guess = self._solved(goal, options, beside)
+            if guess is None:
+                break
+            beside = guess
+            found = self._solved(goal, {**self._fixed(guess), **self._of_readers(guess)}, guess)
+            if found is None:
+                continue
+            if best is not None and goal.objective(found) >= goal.objective(best):
+                break
+            best = beside = found
+        return best
+
+    def _settled(self) -> dict[str, Menu]:
+        """Choices of the layers whose shape depends on no other's."""
+        settled = [name for name in self.layers if name not in self.readers]
+        return self._menus({name: self._whole(name) for name in settled})
+
+    def _fixed(self, chosen: Chosen) -> dict[str, Menu]:
+        """The same with the tables as chosen."""
+        is_table = {n: isinstance(layer.spec, TableSpec) for n, layer in self.layers.items()}
+        return {
+            name: Menu(menu.layer, (chosen[name],)) if is_table[name] else menu
+            for name, menu in self._settled().items()
+        }
+
+    def _choices(self, name: str) -> Menu:
+        return self._menus({name: self._whole(name)})[name]
+
+    def _whole(self, name: str) -> _Asked:
+        """A layer with nothing folded into it."""
+
+        def names() -> list[str]:
+            return ["keep", *(method for method in self.able(name) if not shares(method))]
+
+        return _Asked(name, names, lambda: self.layers[name])
+
+    def able(self, name: str) -> list[str]:
+        """Methods that a layer may be given; shared decoders are planned in grouping.py."""
+        found = self._able(name, self.names) or self._able(name, self.rest)
+        if self.only is None:
+            return found
+        return [n for n in found if n == self.only or n not in self.names]
+
+    def _able(self, name: str, offered: Collection[str]) -> list[str]:
+        """Those of the methods that take a layer."""
+        spec, others = self.layers[name].spec, dict.fromkeys(offered)
+        return [n for n in others if n != "keep" and candidates(n, spec)]
+
+    def _menus(self, asked: Mapping[str, _Asked]) -> dict[str, Menu]:
+        """Choices of several layers by name; what is not known is found out of all at once."""
+        names = {one.key: one.names() for one in asked.values() if one.key not in self._options}
+        missing = {k: [n for n in some if (k, n) not in self.known] for k, some in names.items()}
+        layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
+        wanted = {one.key: one.wanted for one in asked.values()}
+        found = by_layer(
+            [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()]
+        )
+        for (key, layer), choices in zip(layers.items(), found, strict=True):
+            self.known.update({(key, n): menu(layer, some) for n, some in choices.items()})
+        for key, some in names.items():
+            self._options[key] = together([self.known[key, name] for name in some])
+        return {name: self._options[one.key] for name, one in asked.items()}
+
+    def _of_readers(
+        self, tables: Mapping[str, Choice], *, thoroughly: bool = False
+    ) -> dict[str, Menu]:
+        """Choices of the readers as narrow as these tables make them.
+
+        Args:
+            thoroughly: all there are, not only those that are likely the best.
+        """
+        present = {name: r for name, r in self.readers.items() if name in self.layers}
+        in_short = not thoroughly and not getattr(self.solver, "WHOLE_FAMILIES", False)
+        return self._menus(
+            {name: self._read(name, r, tables, in_short) for name, r in present.items()}
+        )
+
+    def _read(
+        self, name: str, reader: Reader, tables: Mapping[str, Choice], in_short: bool
+    ) -> _Asked:
+        """A reader with the decoders of these tables folded into it."""
+        read = {b.table: tables[b.table] for b in reader.blocks if self._folds(b, tables)}
+        if not read:
+            return self._whole(name)
+        make = partial(self._narrow, name, reader, read)
+        unbeaten = self._unbeaten(name)
+        names = dict.fromkeys(["keep", *(choice.method for choice in unbeaten)])
+        if not in_short:
+            return _Asked(f"{name}: {read}", lambda: names, make)
+        tried = frozenset((choice.method, choice.settings) for choice in unbeaten)
+        key = f"{name}: {read}", tried  # other searches may find others unbeaten
+        return _Asked(key, lambda: names, make, partial(self._likely, name, tried))
+
+    def _unbeaten(self, name: str) -> list[Choice]:
+        """Choices for the whole reader that no smaller (or faster) one beats."""
+        menu = self._choices(name)
+        found = front(menu)
+        if self.timing:
+            found += front(self.timing.timed({name: menu}, {})[name], "nanoseconds")
+        return found
+
+    def _likely(
+        self, name: str, tried: Collection[tuple[str, Any]], spec: Spec, names: Collection[str]
+    ) -> Wanted:
+        """Candidates of a narrower reader that are unbeaten for the whole one.
+
+        Seven in eight of those on the convex hull of all are among them, and others are as good; a
+        reader of less than half the width is another layer, of which all are tried.
+        """
+        whole, found = self.layers[name].spec, every(spec, names)
+        assert isinstance(spec, LinearSpec) and isinstance(whole, LinearSpec)
+        if 2 * spec.inputs < whole.inputs:
+            return found
+        return {
+            method: [s for s in some if method == "keep" or (method, s) in tried]
+            for method, some in found.items()
+        }
+
+    def _folds(self, block: Block, tables: Mapping[str, Choice]) -> bool:
+        """Whether a block's table, as chosen, has a decoder that the reader takes in."""
+        if block.table not in tables:
+            return False
+        choice, spec = tables[block.table], self.layers[block.table].spec
+        empty = empty_on_meta(choice.method, spec, choice.settings)
+        return can_fold(block, empty, self.single_valued)
+
+    def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
+        folded = {table: self._compressed(table, choice) for table, choice in read.items()}
+        return narrowed(self.layers[name], reader, folded, self.single_valued)
+
+    def _compressed(self, table: str, choice: Choice) -> tuple[Layer, nn.Module]:
+        """A table as it was and as it is, on a sample of its rows."""
+        layer = self.layers[table].sampled(SAMPLED_ROWS)
+        return layer, methods.get(choice.method).compress(layer, choice.settings)

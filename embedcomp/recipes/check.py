@@ -1,0 +1,60 @@
+"""Hold predicted losses against measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from embedcomp import methods
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.errors import BadModel
+from embedcomp.log.batches import Batch
+from embedcomp.planning.choices import choices
+from embedcomp.planning.spread import Option, spread
+from embedcomp.recipes.measure import layers_of
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.swapping import checked
+from embedcomp.swapping.checked import Checked, CheckSettings, Counted
+
+
+def options(
+    original: Artifact,
+    measured: Statistics,
+    settings: CompressSettings,
+    checking: CheckSettings,
+    rows: int,
+    watch: Counted = checked.quiet,
+) -> list[Option]:
+    """Options of all layers to hold predicted losses against measured ones on.
+
+    Args:
+        rows: that they will be measured on.
+
+    Raises:
+        BadModel: no method offers anything for any layer.
+    """
+    found = measured.measured(layers_of(original, original.model()))
+    names = [name for name in methods.named(settings.methods) if name != "keep"]
+    offered = {}
+    for done, (name, layer) in enumerate(found.layers.items()):
+        watch(done, len(found.layers))
+        offered[name] = choices(layer, names)
+    chosen = spread(offered, checking.options, checking.smallest(rows), checking.seed)
+    if not chosen:
+        reasons = [f"{name} {reason}" for name, reason in found.refused.items()]
+        said = f" ({reasons[0]})" if reasons else ""
+        raise BadModel(f"{original.folder} has no layer that the methods would change{said}")
+    return chosen
+
+
+def check(
+    original: Artifact,
+    measured: Statistics,
+    chosen: Sequence[Option],
+    batches: Sequence[Batch],
+    watch: Counted = checked.quiet,
+) -> list[Checked]:
+    """Measure the increase of the log loss by each option alone."""
+    model = original.model()
+    layers = measured.measured(layers_of(original, model)).layers
+    return checked.check(model, layers, chosen, batches, watch)

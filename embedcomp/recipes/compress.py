@@ -1,0 +1,188 @@
+"""Carry out a plan, on the weights that it was made for or on others; train the control."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from embedcomp import methods
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.proof import (
+    Proof,
+)
+from embedcomp.errors import BadArtifact
+from embedcomp.kernels.threads import one_thread
+from embedcomp.log.click_log import ClickLog
+from embedcomp.planning import planner
+from embedcomp.planning.latency import Timing
+from embedcomp.planning.plan import Plan
+from embedcomp.recipes.measure import held_out, layers_of, measure
+from embedcomp.recipes.plan import timing
+from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.recipes.train import train
+from embedcomp.sensitivity.layers import Found
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.storage.rows import keeping_unrounded
+from embedcomp.swapping import swap, tune
+from embedcomp.swapping.heldout import HeldOut
+from embedcomp.swapping.repriced import repriced
+from embedcomp.train.fit import Data, Watch, quiet
+from embedcomp.train.settings import TrainSettings
+from embedcomp.train.tables import fast_tables
+
+WORTH_PLANNING = 0.2  # a plan's predicted loss may be worse by so much before it is made anew
+
+
+def compress(
+    original: Artifact,
+    log: ClickLog,
+    measured: Statistics,
+    plan: Plan,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    held: HeldOut | None = None,
+    control: Artifact | None = None,
+    watch: Watch = quiet,
+) -> Artifact:
+    """Carry out a plan, tune the result if asked, and write it to `out` with its proof.
+
+    The mean score on the held-out rows is brought back to the original's, and what the model loses
+    there is written into its plan.
+
+    Args:
+        held: what `held_out` gives, where it is known already.
+        control: the original trained on, whose quality the proof is to record.
+    """
+    model = original.model()
+    tuned = settings.tune.epochs > 0
+    with keeping_unrounded() if tuned else nullcontext():  # tuning learns which way to round
+        compressed = swap.apply(model, plan, layers_of(original, model), measured)
+    history: list[dict[str, Any]] = []
+    if tuned:
+        data = Data(log, original.features)
+        history = tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
+    held = held_out(original, log, settings) if held is None else held
+    with one_thread(), fast_tables(compressed):
+        outcome, _ = held.keep_mean_(compressed)
+    plan = replace(plan, outcome=outcome)
+    training = {"settings": asdict(settings), "history": history}
+    proof = Proof.of(
+        log,
+        on_validation(compressed, log, original.features),
+        original=figures(original, log),
+        control=None if control is None else figures(control, log),
+        seeds=seeds_of(original, {"tune": settings.tune.seed} if tuned else {}),
+    )
+    return saved(out, compressed, original.features, original.source, training, plan, proof)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How an old plan fares with new weights and today's log, in predicted increase of log loss.
+
+    planned: when the plan was made; now: the same choices today; best: a new plan of the same bytes
+    today, or None where the old one has not become worse.
+    """
+
+    planned: float
+    now: float
+    best: float | None
+
+    @property
+    def new_plan_pays(self) -> bool:
+        return self.best is not None and self.best < (1 - WORTH_PLANNING) * self.now
+
+    def __str__(self) -> str:
+        told = f"predicted log loss +{self.now:.2e}, +{self.planned:.2e} when it was planned"
+        if self.best is None:
+            return f"the plan still holds: {told}"
+        if self.new_plan_pays:
+            return (
+                f"the log has drifted: {told}; a new plan would give +{self.best:.2e}, so "
+                "compress again"
+            )
+        return f"the log has drifted, but a new plan would hardly help (+{self.best:.2e}): {told}"
+
+
+def recompress(
+    planned: Artifact,
+    checkpoint: Path,
+    log: ClickLog,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch = quiet,
+) -> tuple[Artifact, Drift]:
+    """Carry out an artifact's plan on other weights of the same model, and write the result.
+
+    Args:
+        planned: made by `compress`; its vocabularies stay.
+        settings: the budget is the plan's.
+
+    Raises:
+        BadArtifact: the artifact has no plan, or no source.
+        BadModel: the checkpoint does not fit the model.
+    """
+    if planned.plan is None:
+        raise BadArtifact(f"{planned.folder} is a trained model without a plan; use compress")
+    with TemporaryDirectory() as scratch:
+        loading = TrainSettings(epochs=0)
+        original = train(
+            log, planned.features, planned.source, loading, Path(scratch) / "m", start=checkpoint
+        )
+        model, measured = original.model(), measure(original, log, settings)
+        found = layers_of(original, model)
+        today = repriced(model, planned.plan, found, measured)
+        best = None
+        if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
+            names = methods.named(settings.methods)
+            best = planner.plan(
+                model,
+                found,
+                measured,
+                today.budget_bytes,
+                names,
+                set(today.single_valued),
+                solver=today.solver,
+                rest=settings.rest,
+                timing=_timing_of(today, original, model, found, settings),
+            ).loss
+        made = compress(original, log, measured, today, settings, out, watch=watch)
+    return made, Drift(planned.plan.loss, today.loss, best)
+
+
+def _timing_of(
+    plan: Plan, original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+) -> Timing | None:
+    """What says how long choices take, where a plan keeps to a latency."""
+    if not plan.latency_budget:
+        return None
+    return timing(original, model, found, replace(settings, latency_budget=plan.latency_budget))
+
+
+def control(
+    original: Artifact,
+    log: ClickLog,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch = quiet,
+) -> Artifact:
+    """Train the original on as a compressed model is tuned, and write it to `out`."""
+    model = original.model()
+    history = tune.control(model, Data(log, original.features), settings.tune, scratch(out), watch)
+    training = {"settings": asdict(settings.tune), "history": history}
+    proof = Proof.of(
+        log,
+        on_validation(model, log, original.features),
+        original=figures(original, log),
+        seeds=seeds_of(original, {"control": settings.tune.seed}),
+    )
+    return saved(out, model, original.features, original.source, training, None, proof)

@@ -1,0 +1,93 @@
+"""Quality, bytes and speed of a model, in the form that every command prints."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch import nn
+
+from embedcomp.log.batches import read_rows
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.scorer.by_torch import in_memory
+from embedcomp.scorer.runs import Runs
+from embedcomp.train.quality import quality
+from embedcomp.train.tables import fast_tables
+
+SPEED_BATCHES = (1, 64, 1024)
+SPEED_SECONDS = 0.5  # measured per batch size
+
+
+def evaluate(
+    model: nn.Module, log: ClickLog, features: Features, split: str, folder: Path | None = None
+) -> dict[str, Any]:
+    """Everything `embedcomp evaluate` reports: AUC, log loss, calibration, bytes, speed.
+
+    Args:
+        folder: where the model is stored, for the bytes on disk.
+    """
+    pieces = log.pieces(split)
+    with fast_tables(model):
+        found = quality(model, log, features, pieces)
+    sizes = {**model_bytes(model), "disk": disk_bytes(folder) if folder else 0}
+    return {
+        **found.to_dict(),
+        "bytes": sizes,
+        "rows_per_second": speed(model, log, features, split),
+    }
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of every file in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> dict[str, float]:
+    """Rows a second of the model as it is served (ids already mapped), per batch size: median."""
+    largest = max(SPEED_BATCHES)
+    rows = Rows.concatenate(list(islice(read_rows(log, features, log.pieces(split)), 1)))
+    repeated = rows.take(np.arange(largest) % len(rows))
+    runs = in_memory(model, features)
+    return {str(n): round(_rows_per_second(runs, repeated, features, n), 1) for n in SPEED_BATCHES}
+
+
+def _rows_per_second(runs: Runs, rows: Rows, features: Features, batch_rows: int) -> float:
+    starts = range(0, len(rows), batch_rows)
+    batches = [rows.take(np.arange(start, start + batch_rows)) for start in starts[:64]]
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < SPEED_SECONDS or len(seconds) < 5:
+        for batch in batches:
+            start = time.perf_counter()
+            runs.score_encoded(batch, features)
+            seconds.append(time.perf_counter() - start)
+    return batch_rows / median(seconds)
+
+
+def render(found: dict[str, dict[str, Any]]) -> Table:
+    """Evaluations by name as one table; sizes are relative to the first."""
+    table = Table("model", "AUC", "log loss", "calibration", "bytes", "tables", "dense", "on disk")
+    table.add_column("size", justify="right")
+    for batch_rows in SPEED_BATCHES:
+        table.add_column(f"rows/s at {batch_rows}", justify="right")
+    whole = next(iter(found.values()))["bytes"]["total"]
+    for name, result in found.items():
+        sizes = result["bytes"]
+        table.add_row(
+            name,
+            f"{result['auc']:.5f}",
+            f"{result['logloss']:.5f}",
+            f"{result['calibration']:.3f}",
+            *(f"{sizes[part]:,}" for part in ("total", "tables", "dense", "disk")),
+            f"1/{whole / sizes['total']:.1f}",
+            *(f"{result['rows_per_second'][str(n)]:,.0f}" for n in SPEED_BATCHES),
+        )
+    return table

@@ -1,0 +1,376 @@
+"""Compressed layers in a model that stays its owner's: plan, swap, restore, commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+
+from embedcomp.artifact import artifact
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine.standalone import PRECISIONS
+from embedcomp.errors import BadArtifact, BadModel, BadSettings
+from embedcomp.methods import every as every_method
+from embedcomp.methods import get as get_method
+from embedcomp.methods import named
+from embedcomp.modules.layout import build, share
+from embedcomp.modules.sizes import model_bytes, module_bytes, parse_budget
+from embedcomp.planning import planner
+from embedcomp.planning.bound import smallest_within
+from embedcomp.planning.plan import Plan
+from embedcomp.scorer.alone import stand_alone
+from embedcomp.sensitivity.auc import Noisy
+from embedcomp.sensitivity.layer import Layer
+from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.statistics import Score, Statistics, measure
+from embedcomp.swapping import swap
+from embedcomp.swapping.heldout import HeldOut
+
+Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by pattern of layers' names
+
+
+@dataclass(frozen=True)
+class _Original:
+    """What it takes to put a model back as it was."""
+
+    plan: Plan  # that was carried out
+    modules: dict[str, nn.Module]  # taken out, by name
+    rest: dict[str, Tensor]  # copies of all other parameters and buffers, which may be trained on
+
+
+log = logging.getLogger(__name__)
+_originals: WeakKeyDictionary[nn.Module, _Original] = WeakKeyDictionary()
+
+
+def plan(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    budget: str | int | None = None,
+    *,
+    score: Score,
+    methods: Collection[str] | None = None,
+    max_auc_loss: float | None = None,
+    solver: str = "exact",
+) -> Plan:
+    """The choices with the smallest predicted loss for which the model keeps to the budget.
+
+    Args:
+        model: left as it is.
+        batches: (inputs, labels), kept in memory while planning; a few ten thousand rows are
+            enough. Where there is a budget the labels are only for the plan's `outcome`: the loss
+            is predicted from the model's own probabilities. The last bias is fitted on these rows
+            so that the mean score stays.
+        budget: bytes of the whole model, or "5x", "20%", "4MiB".
+        score: (model, inputs) -> logits [B].
+        methods: that may be used, or "all"; None: those of docs/methods.md that pay.
+        max_auc_loss: instead of a budget: the fewest bytes for which the AUC measured on the
+            batches (0 or 1 as labels; best of rows that the model was not trained on) is lower by
+            at most this, its error taken in.
+        solver: exact, highs, greedy, or the baselines welore and farms.
+
+    Raises:
+        BadModel: no batch, or layers are compressed already.
+        BadLog, BadSettings, BudgetTooSmall: the budget or the loss cannot be read or met, both or
+            neither are given, or there is no such solver.
+    """
+    _refuse_swapped(model)
+    if (budget is None) == (max_auc_loss is None):
+        raise BadSettings("a plan needs either a budget or max_auc_loss, and not both")
+    found, pairs = find(model, {}), list(batches)
+    held = HeldOut.of(model, pairs, score, "given")
+    measured = measure(model, held.inputs, found, score, count_ids=True)
+    names = named(methods or ())
+    made = partial(planner.plan, model, found, measured, solver=solver)
+    carried_out = partial(_carried_out, model, held, measured)
+    if max_auc_loss is None:
+        assert budget is not None
+        limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
+        return carried_out(made(limit, names))
+    noisy = Noisy.of(held.quality)
+    held.refuse_one_kind()
+    smallest = smallest_within(
+        max_auc_loss,
+        noisy.log_loss(max_auc_loss),
+        lambda loss: made(None, names, most_loss=loss),
+        carried_out,
+        lambda: made(None, ("keep",), most_loss=0.0),
+    )
+    told = noisy.auc_loss(smallest.loss)
+    return replace(smallest, max_auc_loss=max_auc_loss, auc_loss=told)
+
+
+def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Plan) -> Plan:
+    """The plan with its statistics, and with what it does to the model, which is left as it was."""
+    whole = replace(made, measured=measured)
+    swap_(model, whole)
+    try:
+        outcome, _ = held.keep_mean_(model)
+    finally:
+        restore_(model)
+    return replace(whole, outcome=outcome)
+
+
+def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
+    """Put compressed layers where the plan says, in place; `restore_` takes them out again.
+
+    The model is called as before and its outputs have the same names, order and widths. Layers
+    that the plan keeps are not touched. Until `commit_`, the original layers and a copy of all
+    other parameters and buffers stay in memory.
+
+    Args:
+        plan: of `embedcomp.plan`, or a mapping from patterns of layers' names (as in fnmatch) to
+            a method's name or to {"method": name, setting: value, ...}. Without statistics (a plan
+            that was written down, or loaded), all rows and inputs of a layer matter alike.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        BadModel: layers are compressed already, or the plan is another model's.
+        BadSettings: a pattern fits no layer, or there is no such method or setting.
+        CannotStore: a layer's values do not fit its storage; the model is as it was.
+    """
+    _refuse_swapped(model)
+    found = find(model, {})
+    whole = plan if isinstance(plan, Plan) else planner.by_name(model, found, plan)
+    if whole.single_valued:
+        raise BadModel(
+            "the plan folds decoders into the layers that read them, which cannot be undone in "
+            "place; make one for this model with embedcomp.plan"
+        )
+    missing = [p.layer for p in whole.layers if p.layer not in found.layers]
+    if missing:
+        raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
+    planned = replace(whole, layers=tuple(p for p in whole.layers if p.method != "keep"))
+    modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
+    rest = {n: t.clone() for n, t in _rest(model, modules).items()}
+    _originals[model] = _Original(whole, modules, rest)
+    try:
+        swap.apply_(model, planned, planned.measured.measured(found).layers)
+    except BaseException:
+        restore_(model)
+        raise
+    return whole
+
+
+def restore_(model: nn.Module) -> None:
+    """Put the model back as it was when `swap_` took it, bit for bit.
+
+    The very modules that were taken out come back; what was trained of the others is undone.
+
+    Raises:
+        BadModel: nothing was swapped, or it was committed.
+    """
+    original = _original(model)
+    for name, module in original.modules.items():
+        model.set_submodule(name, module.train(model.training))
+    for name, tensor in _rest(model, original.modules).items():
+        if name in original.rest:  # some collections make buffers when they are first trained
+            tensor.copy_(original.rest[name])
+    del _originals[model]
+
+
+def commit_(model: nn.Module) -> None:
+    """Let the original layers go, and with them their memory.
+
+    Raises:
+        BadModel: nothing was swapped, or it was committed.
+    """
+    _original(model)
+    del _originals[model]
+
+
+def thaw_(model: nn.Module) -> None:
+    """Make the compressed layers trainable; what they give is still rounded as it is stored.
+
+    Tables get sparse gradients: use torch.optim.SparseAdam or another optimizer that takes them.
+    """
+    swap.thaw(model)
+
+
+def freeze_(model: nn.Module) -> None:
+    """Store what was trained; the model's outputs do not change by a bit.
+
+    Raises:
+        CannotStore: training went beyond what a storage holds.
+    """
+    swap.freeze(model)
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    score: Score,
+    example: Any,
+    user: Collection[str] = (),
+    precision: str = "float32",
+) -> Artifact:
+    """Write an artifact that scores without the model's code, as a new version under `path`.
+
+    Args:
+        score: (model, inputs) -> logits [B].
+        example: inputs of at least one row, in tuples, lists, mappings or dataclasses: tensors with
+            the batch first, and KeyedJaggedTensors. The scorer takes the same structure.
+        user: features that are the same for all candidates of a request.
+        precision: that a scorer computes products in, "float32", "bfloat16" or "int8".
+
+    Raises:
+        CannotExport: torch.export cannot follow the model (the message has the line), or what it
+            made gives other scores than the model.
+    """
+    if precision not in PRECISIONS:
+        raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
+    alone = stand_alone(model, score, example, user=sorted(user), precision=precision)
+    if alone.standalone.graph is None and precision != "float32":
+        log.warning(
+            "%s is scored by torch, since %s; products are float32 and not %s, as it was saved",
+            *(path, alone.standalone.reason, precision),
+        )
+    swapped = _originals.get(model)
+    plan = None if swapped is None else swapped.plan
+    return artifact.save(path, model, alone=alone, bytes=model_bytes(model), plan=plan)
+
+
+def load_(model: nn.Module, path: str | Path) -> None:
+    """Fill a fresh model of the same code from an artifact; compressed layers take their places.
+
+    Args:
+        path: NAME (its newest version) or NAME/VERSION, written by `save`.
+
+    Raises:
+        BadArtifact: there is none, or it is another model's; the model is as it was.
+    """
+    opened = Artifact.open(path)
+    alone = opened.standalone
+    if alone is None:
+        raise BadArtifact(f"{opened.folder} does not say which of its layers are compressed")
+    replaced = {name: _module(model, name) for name in alone.layers}
+    unknown = [name for name, module in replaced.items() if module is None]
+    if unknown:
+        raise BadArtifact(f"{opened.folder} is not of this model, which has no {unknown[0]}")
+    held = opened.tensors()
+    try:
+        for name, layout in alone.layers.items():
+            model.set_submodule(name, build(layout).train(model.training))
+        share(model, alone.layers)
+        buffers = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+        state = {name: tensor for name, tensor in held.items() if name not in buffers}
+        _refuse_others(model, state, opened.folder)
+    except BadArtifact:
+        for name, module in replaced.items():
+            assert module is not None
+            model.set_submodule(name, module)
+        raise
+    model.load_state_dict(state)
+
+
+def _refuse_others(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Before anything is copied: load_state_dict has copied some when it finds what does not fit.
+
+    Raises:
+        BadArtifact: the tensors are not the model's.
+    """
+    ours = model.state_dict()
+    for name in sorted(ours.keys() ^ state.keys()):
+        holder = "the model" if name in ours else "the artifact"
+        raise BadArtifact(f"{folder} is not of this model: {name} is in {holder} alone")
+    for name, tensor in ours.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            raise BadArtifact(f"{folder} is not of this model: {name} is {shapes}")
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """One layer and what can be done with it."""
+
+    layer: str
+    kind: str  # of the module
+    shape: tuple[int, ...]  # of its weight; (): it has none of its own
+    bytes: int
+    methods: tuple[str, ...]  # that take it
+    reason: str  # why none does; "" where some do
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every layer of a model that owns parameters; prints as a table."""
+
+    layers: tuple[Explained, ...]
+
+    def __iter__(self) -> Iterator[Explained]:
+        return iter(self.layers)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table("layer", "kind", "shape", "bytes", "what can be done")
+        for layer in self.layers:
+            shape = " x ".join(str(n) for n in layer.shape)
+            done = ", ".join(layer.methods) or layer.reason
+            table.add_row(layer.layer, layer.kind, shape, f"{layer.bytes:,}", done)
+        yield table
+
+    def __str__(self) -> str:
+        console = Console(width=140, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What can be done with each layer of a model, and why not with the others."""
+    found = find(model, {})
+    explained = []
+    for name, module in model.named_modules():
+        if name not in found.layers and name not in found.refused:
+            continue
+        weight, layer = module._parameters.get("weight"), found.layers.get(name)
+        explained.append(
+            Explained(
+                layer=name,
+                kind=type(module).__name__,
+                shape=() if weight is None else tuple(weight.shape),
+                bytes=module_bytes(module),
+                methods=() if layer is None else _able(layer),
+                reason=found.refused.get(name, ""),
+            )
+        )
+    return Explanation(tuple(explained))
+
+
+def _able(layer: Layer) -> tuple[str, ...]:
+    """Methods that take the layer."""
+    return tuple(n for n in every_method() if get_method(n).candidates(layer.spec))
+
+
+def _rest(model: nn.Module, modules: Collection[str]) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without those of some modules."""
+    owned = (*model.named_parameters(), *model.named_buffers())
+    inside = tuple(f"{name}." for name in modules)
+    return {name: tensor.detach() for name, tensor in owned if not name.startswith(inside)}
+
+
+def _original(model: nn.Module) -> _Original:
+    if model not in _originals:
+        raise BadModel("this model has no layers to restore: none was swapped, or it is committed")
+    return _originals[model]
+
+
+def _refuse_swapped(model: nn.Module) -> None:
+    if model in _originals:
+        raise BadModel("this model has swapped layers; restore_ or commit_ them first")

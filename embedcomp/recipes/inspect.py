@@ -1,0 +1,83 @@
+"""What an artifact holds, for a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine.description import OWN_CODE
+from embedcomp.engine.tensors import mapped
+from embedcomp.log.features import Features
+from embedcomp.planning.plan import render as render_plan
+from embedcomp.recipes.evaluate import disk_bytes
+from embedcomp.scorer.scorer import Scorer
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Everything about an artifact but its tensors' values."""
+    manifest = artifact.manifest
+    features = artifact.features if artifact.has_features else Features((), ())
+    return {
+        "path": str(artifact.folder),
+        "created": manifest.created,
+        "embedcomp": manifest.embedcomp,
+        "model": manifest.source,
+        "bytes": {**manifest.bytes, "disk": disk_bytes(artifact.folder)},
+        "metrics": manifest.metrics,
+        "scored_by": _scored_by(artifact),
+        "features": [
+            {
+                "name": f.name,
+                "type": str(features.column_type(f.name)),
+                "side": f.side,
+                "rows": f.rows,
+            }
+            for f in features.ids
+        ]
+        + [{"name": f.name, "type": "float", "side": f.side} for f in features.dense],
+        "plan": manifest.plan,
+        "tensors": {
+            name: [str(tensor.dtype), list(tensor.shape)]
+            for name, tensor in mapped(artifact.tensors_file).items()
+        },
+    }
+
+
+def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
+    """The description as tables."""
+    sizes = found["bytes"]
+    features = Table("feature", "type", "side", "rows")
+    for feature in found["features"]:
+        rows = f"{feature['rows']:,}" if "rows" in feature else ""
+        features.add_row(feature["name"], feature["type"], feature["side"], rows)
+    tensors = Table("tensor", "type", "shape")
+    for name, (dtype, shape) in found["tensors"].items():
+        tensors.add_row(name, dtype, " x ".join(str(n) for n in shape) or "1")
+    model = "its owner's model" if found["model"] is None else found["model"]["model"]
+    head = (
+        f"{found['path']}: {model}, {sizes['total']:,} bytes resident "
+        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
+    )
+    last = render_plan(artifact.plan) if artifact.plan is not None else tensors
+    return [head, *_quality(artifact), f"scored here by {found['scored_by']}", features, last]
+
+
+def _quality(artifact: Artifact) -> list[str]:
+    """The proof; older artifacts have two figures, and those of one's own model none."""
+    if artifact.proof is not None:
+        return [str(artifact.proof)]
+    return [
+        f"{split} AUC {m['auc']:.5f}, log loss {m['logloss']:.5f}, with nothing to check them by"
+        for split, m in artifact.manifest.metrics.items()
+    ] or ["quality not recorded"]
+
+
+def _scored_by(artifact: Artifact) -> str:
+    """What would score it on this machine."""
+    if artifact.standalone is None:
+        why = artifact.manifest.needs_code or "the artifact holds no exported program"
+        return f"{OWN_CODE}, since {why}"
+    return Scorer(artifact).engine

@@ -1,0 +1,104 @@
+"""Statistics of a model's layers over a log: sums over pieces, which can run anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.proof import (
+    SPLIT,
+)
+from embedcomp.kernels.threads import one_thread
+from embedcomp.log.batches import Batch, in_order
+from embedcomp.log.click_log import ClickLog, Piece
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity import statistics
+from embedcomp.sensitivity.layers import Found, find
+from embedcomp.sensitivity.statistics import Statistics, score_batch
+from embedcomp.swapping.heldout import HeldOut
+from embedcomp.train.tables import fast_tables
+
+TRAIN = "train"
+MEASURE_BATCH_ROWS = 2048
+CHECK_BATCH_ROWS = 8192
+
+
+def layers_of(original: Artifact, model: nn.Module) -> Found:
+    """The model's layers that can be compressed, with the log's id counts."""
+    counts = {f.name: f.vocabulary.counts for f in original.features.ids}
+    return find(model, counts)
+
+
+def measure_pieces(log: ClickLog) -> list[Piece]:
+    """The pieces that statistics are gathered on."""
+    return log.pieces("train")
+
+
+def measure_piece(
+    original: Artifact, model: nn.Module, log: ClickLog, piece: Piece, share: float
+) -> Statistics:
+    """Statistics of every layer over the first `share` of one piece's rows.
+
+    On one thread, since products summed by several differ in the last bit.
+    """
+    rows = max(1, round(piece.rows * share))
+    batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
+    with one_thread():
+        return statistics.measure(model, batches, layers_of(original, model))
+
+
+def measure(original: Artifact, log: ClickLog, settings: CompressSettings) -> Statistics:
+    """Statistics of every layer over about `measure_rows` rows spread over the whole log."""
+    model, pieces = original.model(), measure_pieces(log)
+    share = measure_share(pieces, settings)
+    return total(measure_piece(original, model, log, piece, share) for piece in pieces)
+
+
+def measure_share(pieces: Sequence[Piece], settings: CompressSettings) -> float:
+    """The share of each piece that is read, so that about `measure_rows` rows are."""
+    return min(1.0, settings.measure_rows / sum(piece.rows for piece in pieces))
+
+
+def total(parts: Iterable[Statistics]) -> Statistics:
+    """The sum of the pieces' statistics; in the order of the pieces it is the same bit for bit."""
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
+
+
+def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> HeldOut:
+    """About `measure_rows` rows that compressed models are held against the original on.
+
+    They are of the validation split, which the model was not fitted to, and where there is none of
+    the training split. On one thread, so that scores are the same to the last bit wherever this
+    runs.
+
+    Raises:
+        BadLog: there is a bound on the AUC, but no validation split.
+    """
+    bounded = settings.max_auc_loss is not None
+    split = SPLIT if bounded or SPLIT in log.schema.splits else TRAIN
+    batches = rows_of(original, log, split, settings.measure_rows)
+    with one_thread(), fast_tables(original.model()) as model:
+        pairs = ((batch, batch.labels) for batch in batches)
+        return HeldOut.of(model, pairs, score_batch, split)
+
+
+def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Batch]:
+    """About so many rows spread over the pieces of a split, kept in memory."""
+    pieces = log.pieces(split)
+    share = min(1.0, rows / sum(piece.rows for piece in pieces))
+    return [
+        batch
+        for piece in pieces
+        for batch in in_order(
+            log,
+            original.features,
+            [piece],
+            CHECK_BATCH_ROWS,
+            rows_per_piece=max(1, round(piece.rows * share)),
+        )
+    ]

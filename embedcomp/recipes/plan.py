@@ -1,0 +1,188 @@
+"""Plan what is done with every layer of a model, within bytes, a loss of AUC or a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from torch import nn
+
+from embedcomp import methods
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine import calibrate
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.cost import CostModel
+from embedcomp.engine.lower import lower
+from embedcomp.engine.prepare import IDS_IN_A_BAG
+from embedcomp.errors import BadModel
+from embedcomp.kernels.threads import one_thread
+from embedcomp.modules.embedded import readers
+from embedcomp.modules.sizes import model_bytes, parse_budget
+from embedcomp.planning import planner
+from embedcomp.planning.bound import smallest_within
+from embedcomp.planning.latency import LatencyBudget, Timing
+from embedcomp.planning.plan import Plan
+from embedcomp.planning.search import Known
+from embedcomp.recipes import in_time
+from embedcomp.recipes.in_time import Measured
+from embedcomp.recipes.measure import layers_of
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.auc import Noisy
+from embedcomp.sensitivity.layers import Found
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.swapping import swap
+from embedcomp.swapping.heldout import HeldOut
+from embedcomp.train.tables import fast_tables
+
+
+class Planning:
+    """Plans of one model, for any budget and methods: what one finds out serves the next.
+
+    Args:
+        held: rows that a bound on the AUC has to hold on; under a budget they add the predicted
+            loss of AUC to the plan.
+    """
+
+    def __init__(self, original: Artifact, measured: Statistics, held: HeldOut | None = None):
+        self._original, self.model = original, original.model()
+        self.found = measured.measured(layers_of(original, self.model))
+        self._single = {f.name for f in original.features.single}
+        self._held = held
+        self._known: dict[bool, Known] = {}  # without tuning, and with
+
+    def plan(self, settings: CompressSettings) -> Plan:
+        """The best choices within the budgets or the loss of AUC.
+
+        For a bound on the AUC plans are carried out and measured until one holds, and so they are
+        for a latency of this machine (in_time.py). Otherwise nothing is compressed yet.
+
+        Raises:
+            BadLog: the held-out rows have no AUC that could be lost.
+            BadModel: there is a latency budget, but the engine does not run the model.
+            BadSettings: max_auc_loss is none that noise on the scores can bring about, or the cost
+                model cannot be read.
+            LimitsTooSmall: no choices keep to them.
+        """
+        bound, names = settings.max_auc_loss, methods.named(settings.methods)
+        if bound is None:
+            return in_time.best(self.tried(settings))
+        assert self._held is not None, "a bound on the AUC is held against held-out rows"
+        first = Noisy.of(self._held.quality).log_loss(bound)
+        self._held.refuse_one_kind()
+        found = smallest_within(
+            bound,
+            first,
+            partial(self._within, settings, names, None),
+            self._carried_out,
+            partial(self._within, settings, ("keep",), None, first),
+        )
+        return replace(found, max_auc_loss=bound)
+
+    def tried(self, settings: CompressSettings) -> list[Plan]:
+        """The plans without a bound on the AUC that are made on the way to the best one."""
+        names, whole = methods.named(settings.methods), model_bytes(self.model)["total"]
+        budget = parse_budget(settings.budget, whole) if settings.budget else None
+        if not settings.latency_budget:
+            return [self._within(settings, names, budget, None)]
+        times = timing(self._original, self.model, self.found, settings)
+        make = partial(self._within, settings, names, budget, None, times)
+        if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
+            return [make()]
+        return in_time.tried(make, partial(self._time, times.rows), times)
+
+    def _time(self, rows: int, plan: Plan) -> Measured:
+        """Carry a plan out and time it against the original."""
+        original = self._original
+        assert original.standalone is not None, "its time was predicted"
+        made = swap.apply(self.model, plan, self.found, Statistics())
+        before = in_time.calls(original.standalone, original.tensors(), original.features, rows)
+        return in_time.measure(before, made, original.features, rows)
+
+    def _within(
+        self,
+        settings: CompressSettings,
+        names: Sequence[str],
+        budget: int | None,
+        most_loss: float | None,
+        timing: Timing | None = None,
+    ) -> Plan:
+        tuned = settings.tune.epochs > 0
+        made = planner.plan(
+            self.model,
+            self.found,
+            Statistics(),  # the layers have theirs
+            budget,
+            names,
+            self._single,
+            most_loss=most_loss,
+            solver=settings.solver,
+            rest=settings.rest,
+            known=self._known.setdefault(tuned, {}),
+            timing=timing,
+            tuned=tuned,
+        )
+        noisy = self._noisy
+        return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))
+
+    @cached_property
+    def _noisy(self) -> Noisy | None:
+        """None: there are no held-out rows, or only clicked ones, or none of them."""
+        held = self._held
+        return None if held is None or math.isnan(held.quality.auc) else Noisy.of(held.quality)
+
+    def _carried_out(self, plan: Plan) -> Plan:
+        """The plan with what it does to the held-out rows."""
+        assert self._held is not None
+        made = swap.apply(self.model, plan, self.found, Statistics())
+        with one_thread(), fast_tables(made):
+            return replace(plan, outcome=self._held.compared(made)[0])
+
+
+def plan(
+    original: Artifact,
+    measured: Statistics,
+    settings: CompressSettings,
+    held: HeldOut | None = None,
+) -> Plan:
+    """One plan; the arguments are those of Planning."""
+    return Planning(original, measured, held).plan(settings)
+
+
+def timing(
+    original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+) -> Timing:
+    """What says how long choices for the model's layers take.
+
+    Raises:
+        BadModel: the engine does not run the model.
+        BadSettings: the cost model cannot be read.
+        NotBuilt: there is no engine.
+    """
+    alone = original.standalone
+    if alone is None or alone.graph is None:
+        reason = f" ({alone.reason})" if alone is not None else ""
+        raise BadModel(
+            f"{original.folder} is not scored by the compiled engine{reason}, whose work is what a "
+            "latency is predicted from; give a budget instead"
+        )
+    costs = (
+        CostModel.load(Path(settings.cost_model))
+        if settings.cost_model
+        else calibrate.of_this_machine()
+    )
+    held = {name: as_array(tensor) for name, tensor in original.tensors().items()}
+    program = lower(alone.graph, alone.tensors(held), alone.user, alone.user_columns)
+    features = original.features
+    return Timing(
+        alone.graph,
+        program,
+        costs,
+        LatencyBudget.parse(settings.latency_budget),
+        layers=found.layers,
+        ids={feature.name: IDS_IN_A_BAG for feature in features.multi},
+        readers=readers(model),
+        single_valued={feature.name for feature in features.single},
+    )

@@ -1,0 +1,195 @@
+"""Every setting of a compression job: the keys of JOB.toml and of `--set` are these fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from embedcomp.errors import BadSettings
+from embedcomp.log.schema import first_problem
+from embedcomp.planning import solvers
+from embedcomp.planning.latency import LatencyBudget
+from embedcomp.swapping.tune import TuneSettings
+from embedcomp.train.settings import TrainSettings
+
+S = TypeVar("S")
+
+BESIDE_ONE = ("low_rank",)  # for the layers that a method compared by itself cannot take: many take
+# only tables, or only linear layers, and could not reach a budget alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings:
+    """How a model is compressed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    budget: str = ""  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
+    max_auc_loss: float | None = None  # instead of a budget: the smallest model found whose AUC on
+    # the validation split is measured to be lower by at most this, its error taken in
+    latency_budget: str = ""  # beside a budget or instead of one: predicted time of a call on one
+    # thread and its rows, "200us@64", or "2x@64" for half the original's; a bag of several ids is
+    # taken to hold three
+    cost_model: str = ""  # file of `embedcomp calibrate` from the machine that serves; empty: this
+    # machine's, which is calibrated when it is first needed
+    methods: tuple[str, ...] = ()  # methods that the plan may use; empty: those that pay, "all":
+    # baselines too
+    rest: tuple[str, ...] = ()  # methods for the layers that none of those takes
+    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
+    tune: TuneSettings = field(default_factory=TuneSettings)
+
+    def __post_init__(self) -> None:
+        self._refuse_limits()
+        solvers.get(self.solver)
+
+    def _refuse_limits(self) -> None:
+        """Raise BadSettings where they are too many or too few."""
+        if self.latency_budget:
+            LatencyBudget.parse(self.latency_budget)
+            if self.max_auc_loss is not None:
+                raise BadSettings(
+                    "max_auc_loss asks for the smallest model and latency_budget for the best one "
+                    "within a time; give latency_budget alone or with a budget"
+                )
+            if self.budget and self.solver not in ("exact", "highs"):
+                raise BadSettings(
+                    f"the solver {self.solver} keeps to one limit, but a budget and a "
+                    "latency_budget are two; take the solver exact or highs"
+                )
+        elif bool(self.budget) == (self.max_auc_loss is not None):
+            given = "both were" if self.budget else "neither was"
+            raise BadSettings(
+                f"a plan needs either a budget or max_auc_loss, but {given} given; give one"
+            )
+        elif self.cost_model:
+            raise BadSettings("cost_model is for a latency_budget; give that as well")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """A whole job: a log goes in, an evaluated artifact comes out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    log: str  # folder or URL of the click log
+    out: str  # folder for the job's steps, the model and the artifact
+    model: str = "dcnv2"  # a model of embedcomp, or package.module:factory
+    model_settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""  # weights to start from; with train.epochs = 0 they are compressed as is
+    min_count: int = 2  # ids seen fewer times share one row
+    train: TrainSettings = field(default_factory=TrainSettings)
+    compress: CompressSettings
+    shards: int = 0  # parallel tasks of the counting, measuring and evaluating steps; 0: one a CPU
+    workers: int = 1  # of the training step
+    retries: int = 3  # of a worker that dies
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
+        if self.workers < 1:
+            raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What is compared on a click log, and how the models are trained, compressed and tuned."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    models: tuple[str, ...]  # of embedcomp, or package.module:factory
+    budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
+    methods: tuple[str, ...] = ()  # of the planned mix; empty: those that pay, "all": baselines too
+    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix,
+    # and all there are where the mix is not named
+    seeds: int = 1  # of 0, 1, 2, ...
+    tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
+    split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more
+    model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
+    min_count: int = 2  # ids seen fewer times share one row
+    rest: tuple[str, ...] = BESIDE_ONE  # for the layers that a method cannot take
+    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    solver: str = "exact"  # of the plans, as in CompressSettings
+    latency_budget: str = ""  # of every plan beside its bytes, as in CompressSettings
+    train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
+    tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
+
+    def __post_init__(self) -> None:
+        for name in ("models", "budgets", "tune_epochs"):
+            if not getattr(self, name):
+                raise BadSettings(f"there are no {name} to compare; name at least one")
+        if self.seeds < 1:
+            raise BadSettings(f"seeds is {self.seeds}, but a comparison needs at least 1")
+        if min(self.tune_epochs) < 0:
+            raise BadSettings(f"tune_epochs holds {min(self.tune_epochs)}; 0 is not to tune")
+        other = sorted(set(self.model_settings) - set(self.models))
+        if other:
+            raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
+        solvers.get(self.solver)
+        if self.latency_budget:
+            LatencyBudget.parse(self.latency_budget)
+
+
+def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:
+    """The job in a TOML file, with `changes` such as "train.epochs=3" applied.
+
+    Raises:
+        BadSettings: the file cannot be read, or a key or value is not one of JobSettings'.
+    """
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(f"{file} is not a readable job file: {error}") from error
+    return validated(JobSettings, _changed(values, changes), str(file))
+
+
+def changed(settings: S, changes: Sequence[str]) -> S:
+    """`settings` with changes such as "learning_rate=0.01" or "tune.epochs=2" applied."""
+    assert dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+    values = dataclasses.asdict(settings)
+    return validated(type(settings), _changed(values, changes), "--set")
+
+
+def read_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """Changes such as "width=32" as values."""
+    return _changed({}, changes)
+
+
+def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Plain values as the dataclass `kind`; `where` names their origin in errors."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise BadSettings(f"{where}: {first_problem(error, kind)}") from error
+
+
+def _changed(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    result = _copied(values)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise BadSettings(f"--set {change}: write it as name=value")
+        *path, last = key.strip().split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = _value(text.strip())
+    return result
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is not one is a string, so that quotes may be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

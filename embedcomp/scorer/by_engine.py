@@ -1,0 +1,85 @@
+"""Scoring by the compiled engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.engine.description import COMPILED, Description
+from embedcomp.engine.engine import Engine
+from embedcomp.engine.lower import lower
+from embedcomp.engine.prepare import (
+    Part,
+    encoded,
+    from_parts,
+    prepared,
+    refuse_several,
+)
+from embedcomp.engine.program import Work
+from embedcomp.engine.standalone import Standalone
+from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
+
+
+class ByEngine:
+    """The compiled engine."""
+
+    def __init__(
+        self,
+        alone: Standalone,
+        held: Mapping[str, np.ndarray],
+        threads: int | None,
+        precision: str | None,
+    ):
+        assert alone.graph is not None
+        self._alone = alone
+        used = precision or alone.precision
+        program = lower(
+            alone.graph,
+            alone.tensors(held),
+            alone.user,
+            alone.user_columns,
+            precision=used,
+        )
+        self.work: Work | None = program.work
+        self.splits = program.splits
+        self._engine = Engine(alone.graph, program, alone.user, threads)
+        self.description = Description(name=COMPILED, threads=self._engine.threads, precision=used)
+
+    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
+        ours = from_parts(items, self._alone.leaves)
+        theirs = None if user is None else from_parts(user, self._alone.leaves)
+        return partial(self._engine.score, ours, theirs)
+
+    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
+        read = prepared(inputs, self._alone.leaves)
+        if one_user and read.rows:
+            refuse_several(inputs, self._alone)
+        return self._engine.score(read, read if one_user else None)
+
+    def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
+        return self._engine.score(encoded(rows, features))
+
+    def score_columns(
+        self,
+        features: Features,
+        items: Mapping[str, pa.Array],
+        user: Mapping[str, pa.Array],
+        rows: int,
+    ) -> np.ndarray:
+        everything = {**items, **user}
+        whole = set(features.user.names) <= user.keys() and not (
+            set(features.item.names) & user.keys()
+        )
+        if not user or not whole:
+            return self.score_encoded(features.encode(everything, rows), features)
+        dense = features.encode_dense(everything, rows)
+        of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))
+        return self._engine.score(
+            encoded(of_items.encode(items, rows), of_items, dense),
+            encoded(of_user.encode(user, 1), of_user, dense),
+        )

@@ -1,0 +1,50 @@
+"""What can run a model: the compiled engine, or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.engine.description import Description
+from embedcomp.engine.prepare import Part
+from embedcomp.engine.program import Work
+from embedcomp.log.features import Features
+from embedcomp.log.rows import Rows
+
+
+class Runs(Protocol):
+    """Gives probabilities float32 [B].
+
+    description: what it is, and why it is not the compiled engine.
+    work: what a row costs the engine; None: torch scores.
+    splits: the user's part of the model is computed once for all candidates.
+    """
+
+    description: Description
+    work: Work | None
+    splits: bool
+
+    def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
+        """Of a model's own inputs."""
+        ...
+
+    def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
+        """Of a log's encoded rows."""
+        ...
+
+    def score_columns(
+        self,
+        features: Features,
+        items: Mapping[str, pa.Array],
+        user: Mapping[str, pa.Array],
+        rows: int,
+    ) -> np.ndarray:
+        """Of raw columns: `rows` candidates and one user."""
+        ...
+
+    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
+        """A call that scores inputs which are prepared already, for measuring."""
+        ...

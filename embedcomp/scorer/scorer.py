@@ -1,0 +1,156 @@
+"""Scores from an artifact, of raw columns or of a model's own inputs, without the model's code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine.description import Description
+from embedcomp.engine.prepare import Part
+from embedcomp.engine.program import Work
+from embedcomp.engine.standalone import PRECISIONS
+from embedcomp.engine.tensors import mapped
+from embedcomp.errors import BadRequest, BadSettings
+from embedcomp.kernels import native
+from embedcomp.log.features import Features
+from embedcomp.scorer.by_engine import ByEngine
+from embedcomp.scorer.runs import Runs
+
+
+class Scorer:
+    """Scores candidates with one version of a model; safe to call from several threads.
+
+    Where the artifact's dense part is a graph, the compiled engine runs it and torch is not even
+    imported; else torch runs the exported program.
+
+    Args:
+        threads: that share the rows of a large call; None: one a core.
+        precision: of products, "float32", "bfloat16" or "int8"; None: as the artifact says.
+
+    Raises:
+        BadSettings: there is no such precision, or torch has to score and knows no other.
+    """
+
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = 1, precision: str | None = None
+    ):
+        self.name, self.version = artifact.name, artifact.version
+        if precision not in (None, *PRECISIONS):
+            raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
+        self._features = artifact.features if artifact.has_features else None
+        self.alone = artifact.standalone
+        self._runs = _opened(artifact, threads, precision)
+        if self.description.saved_for:
+            logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, threads: int | None = 1, precision: str | None = None
+    ) -> Scorer:
+        """Load NAME (its newest version) or NAME/VERSION.
+
+        Raises:
+            BadArtifact: there is none, or it is damaged.
+        """
+        return cls(Artifact.open(path), threads=threads, precision=precision)
+
+    @property
+    def features(self) -> Features:
+        """What raw columns are encoded by."""
+        if self._features is None:
+            raise BadSettings(f"{self.name} takes its model's inputs, and no raw columns")
+        return self._features
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it scores raw columns."""
+        return self._features is not None
+
+    @property
+    def description(self) -> Description:
+        """What runs the model."""
+        return self._runs.description
+
+    @property
+    def engine(self) -> str:
+        """What runs the model, and why not the compiled engine, for a person."""
+        return str(self.description)
+
+    @property
+    def precision(self) -> str:
+        """Of products, as they are computed."""
+        return self.description.precision
+
+    @property
+    def work(self) -> Work | None:
+        """What a row costs the compiled engine; None where torch scores."""
+        return self._runs.work
+
+    @property
+    def splits(self) -> bool:
+        """Whether the user's part of the model is computed once for all candidates."""
+        return self._runs.splits
+
+    def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
+        """A call that scores these inputs, which are prepared already: for measuring."""
+        return self._runs.call(items, user)
+
+    def score(
+        self, items: Any, user: pa.RecordBatch | None = None, *, one_user: bool = False
+    ) -> np.ndarray:
+        """Click probabilities float32 [B].
+
+        Args:
+            items: raw columns, one row a candidate, nulls allowed; or the model's own inputs, of
+                the same structure as the example's that it was saved with.
+            user: one row of raw columns that hold for every candidate.
+            one_user: the model's inputs have one user's features in all rows, so that their part
+                of the model needs to be computed once.
+
+        Raises:
+            BadRequest: a feature is missing, given twice or of the wrong type; or the rows have
+                several users.
+            BadId: an id is out of its table's range.
+        """
+        if isinstance(items, pa.RecordBatch):
+            if one_user:
+                raise BadRequest(
+                    "one_user", "is for a model's inputs; give the user's columns apart"
+                )
+            return self._score_columns(items, user)
+        if user is not None:
+            raise BadRequest("user", "comes with raw columns only; else set one_user")
+        return self._runs.score_inputs(items, one_user)
+
+    def _score_columns(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
+        columns = dict(zip(items.schema.names, items.columns, strict=True))
+        theirs = {} if user is None else _user_columns(user, columns)
+        return self._runs.score_columns(self.features, columns, theirs, items.num_rows)
+
+
+def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
+    alone = artifact.standalone
+    if alone is not None and alone.graph is not None and native.library() is not None:
+        return ByEngine(alone, mapped(artifact.tensors_file), threads, precision)
+    from embedcomp.scorer import by_torch
+
+    runs = by_torch.opened(artifact, threads, precision)
+    if precision not in (None, "float32") and runs.work is None:
+        raise BadSettings(f"{artifact.name} is scored in float32 alone, by {runs.description}")
+    return runs
+
+
+def _user_columns(user: pa.RecordBatch, items: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    columns = dict(zip(user.schema.names, user.columns, strict=True))
+    for name, column in columns.items():
+        if len(column) != 1:
+            raise BadRequest(name, f"has {len(column)} user rows, but a request has one user")
+        if name in items:
+            raise BadRequest(name, "is given for the user and for the items; give it once")
+    return columns

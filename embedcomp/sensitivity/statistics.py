@@ -1,0 +1,261 @@
+"""What a log says about a model's layers: sums over its rows, so that shards add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from embedcomp.log.batches import Batch
+from embedcomp.modules.table import bag_bounds, kept, pooled_weights
+from embedcomp.sensitivity.layer import (
+    Layer,
+    LinearStatistics,
+    TableSpec,
+    TableStatistics,
+)
+from embedcomp.sensitivity.layers import Found
+from embedcomp.sensitivity.sketch import (
+    MOST_EXACT,
+    Moment,
+    Sketched,
+    directions,
+)
+
+SAMPLES = "samples"
+
+Score = Callable[[nn.Module, Any], Tensor]  # a model and a batch's inputs to logits [B]
+
+
+@dataclass
+class Statistics:
+    """Sums over a log in float64, by "layer|what".
+
+    For a linear layer: `rows` (of its input), `x` [i], `xx` [i, i] and `spread`, of the squared
+    distance between an input's smallest and largest number; of many inputs `squares` [i] and
+    `sketch` [i, directions] (sketch.py) in the place of `xx`. For every layer: `gradient` [o, o],
+    the sum of p (1 - p) dz/dy dz/dy^T at its output y (the Gauss-Newton matrix of the log loss, z
+    the logit and p the probability; for a pooled table it is scaled so that independent errors of
+    the rows in a bag add up), and `fisher`, the same for its weight, summed over a row: [rows] of a
+    table, [outputs] of a linear layer. Where ids were counted, a table also has `counts` [rows].
+    `samples` counts the log's rows.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def __iadd__(self, other: Statistics) -> Statistics:
+        for name, value in other.sums.items():
+            self.add(name, value)
+        return self
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+
+    @property
+    def samples(self) -> int:
+        return int(self.sums.get(SAMPLES, torch.zeros(())).item())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Tensors by name, as safetensors keeps them."""
+        return dict(self.sums)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Statistics:
+        return cls(dict(tensors))
+
+    def measured(self, found: Found) -> Found:
+        """The layers with their statistics; those that no row of the log reached are refused."""
+        if not self.samples:
+            return found
+        layers, refused = {}, dict(found.refused)
+        for name, layer in found.layers.items():
+            if f"{name}|gradient" in self.sums:
+                layers[name] = self._measured(name, layer)
+            else:
+                refused[name] = "is not called, or does not change the score, on any row of the log"
+        return Found(layers, refused)
+
+    def _measured(self, name: str, layer: Layer) -> Layer:
+        gradient = self.sums[f"{name}|gradient"] / self.samples
+        fisher = self._mean(f"{name}|fisher")
+        if isinstance(layer.statistics, TableStatistics):
+            counts = self.sums.get(f"{name}|counts", layer.statistics.counts)
+            table = TableStatistics(counts, gradient, fisher)
+            return replace(layer, statistics=table, _shared={})
+        rows, spread = self.sums[f"{name}|rows"], self._mean(f"{name}|spread")
+        linear = LinearStatistics(
+            mean=self.sums[f"{name}|x"] / rows,
+            second=self._second(name),
+            gradient=gradient,
+            fisher=fisher,
+            spread=None if spread is None else float(spread * self.samples / rows),
+        )
+        return replace(layer, statistics=linear, _shared={})
+
+    def _second(self, name: str) -> Moment:
+        """E[x x^T] of a linear layer's inputs."""
+        if f"{name}|xx" in self.sums:
+            return self.sums[f"{name}|xx"] / self.sums[f"{name}|rows"]
+        sums = (self.sums[f"{name}|{what}"] for what in ("rows", "x", "squares", "sketch"))
+        return Sketched.of_sums(*sums)
+
+    def _mean(self, name: str) -> Tensor | None:
+        """Of the log's rows; None: statistics of an older version, without it."""
+        return self.sums[name] / self.samples if name in self.sums else None
+
+
+def score_batch(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [B] of one of our own models."""
+    logits: Tensor = model(batch.dense, batch.sparse)
+    return logits.view(-1)
+
+
+def measure(
+    model: nn.Module,
+    inputs: Iterable[Any],
+    found: Found,
+    score: Score = score_batch,
+    *,
+    count_ids: bool = False,
+) -> Statistics:
+    """Run the model over batches and sum up what its layers see and what their outputs matter.
+
+    Products of one batch are in float32, their sums in float64. The model is left as it was.
+
+    Args:
+        count_ids: count the rows that are looked up too: where no log has counted them.
+    """
+    statistics = Statistics()
+    with _watched(model, found, statistics, count_ids), torch.enable_grad():
+        for batch in inputs:
+            logits = score(model, batch).view(-1)
+            p = torch.sigmoid(logits.detach())
+            if logits.requires_grad:
+                (logits * (p * (1 - p)).sqrt()).sum().backward()
+            statistics.add(SAMPLES, torch.tensor(len(logits)))
+    return statistics
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, found: Found, statistics: Statistics, count_ids: bool
+) -> Iterator[None]:
+    """In evaluation mode, without gradients of parameters, and with a hook on every layer."""
+    was_training = {module: module.training for module in model.modules()}
+    needed = {p: p.requires_grad for p in model.parameters()}
+    hooks = []
+    for name, layer in found.layers.items():
+        hook = _Watch(statistics, name, layer, count_ids)
+        hooks.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for parameter, flag in needed.items():
+            parameter.requires_grad_(flag)
+        for module, training in was_training.items():
+            module.training = training
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Forward hook of one layer: sums up its input, and its output's gradient once it is known."""
+
+    statistics: Statistics
+    name: str
+    layer: Layer
+    count_ids: bool
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        add: Callable[[Tensor], None]
+        if isinstance(self.layer.spec, TableSpec):
+            scale, shares = _bags(self.layer.spec, *args, **kwargs)
+            add = partial(self._add_table_gradient, scale, shares)
+            if self.count_ids:
+                self._count(shares.ids)
+        else:
+            x = (args[0] if args else kwargs["input"]).detach().flatten(0, -2)
+            self._add_input(x)
+            add = partial(self._add_linear_gradient, x.square().sum(1))
+        if not output.requires_grad:  # the graph begins here; what follows may work in place
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(add)
+        return output
+
+    def _add_input(self, x: Tensor) -> None:
+        self.statistics.add(f"{self.name}|rows", torch.tensor(len(x)))
+        self.statistics.add(f"{self.name}|x", x.sum(0))
+        if x.shape[1] > MOST_EXACT:
+            self.statistics.add(f"{self.name}|squares", x.square().sum(0))
+            self.statistics.add(f"{self.name}|sketch", x.T @ (x @ directions(x.shape[1])))
+        else:
+            self.statistics.add(f"{self.name}|xx", x.T @ x)
+        spread = x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)
+        self.statistics.add(f"{self.name}|spread", spread.square().sum())
+
+    def _count(self, ids: Tensor) -> None:
+        assert isinstance(self.layer.spec, TableSpec)
+        if self.layer.spec.padding_idx is not None:
+            ids = ids[ids != self.layer.spec.padding_idx]
+        self._add_by_row("counts", ids, torch.ones(len(ids)))
+
+    def _add_by_row(self, what: str, ids: Tensor, values: Tensor) -> None:
+        name = f"{self.name}|{what}"
+        if name not in self.statistics.sums:
+            self.statistics.add(name, torch.zeros(len(self.layer.weight)))
+        self.statistics.sums[name].index_add_(0, ids, values.double())
+
+    def _add_table_gradient(self, scale: Tensor | None, shares: _Shares, g: Tensor) -> None:
+        g = g.flatten(0, -2)
+        weighted = g if scale is None else g * scale
+        self.statistics.add(f"{self.name}|gradient", weighted.T @ g)
+        squares = g.square().sum(1)[shares.bags] * shares.squared
+        self._add_by_row("fisher", shares.ids, squares)
+
+    def _add_linear_gradient(self, squares: Tensor, g: Tensor) -> None:
+        g = g.flatten(0, -2)
+        self.statistics.add(f"{self.name}|gradient", g.T @ g)
+        self.statistics.add(f"{self.name}|fisher", squares @ g.square())
+
+
+class _Shares(NamedTuple):
+    """The ids that are looked up, which bag each is of, and its squared share in it; all [n]."""
+
+    ids: Tensor
+    bags: Tensor
+    squared: Tensor
+
+
+def _bags(
+    spec: TableSpec,
+    input: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+) -> tuple[Tensor | None, _Shares]:
+    """What to weigh each bag's gradient with, [B, 1], and the ids' shares.
+
+    The weight is the sum of the rows' squared shares.
+    """
+    ids = input.reshape(-1)
+    if spec.pooling == "none":
+        return None, _Shares(ids, torch.arange(len(ids)), torch.ones(len(ids)))
+    bounds = bag_bounds(input, offsets, spec.last_offset)
+    weights = None if per_sample_weights is None else per_sample_weights.detach().reshape(-1)
+    weights = kept(ids, weights, spec.padding_idx)
+    bags = torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
+    squared = torch.ones(len(ids)) if weights is None else weights.square()
+    if spec.pooling == "mean":
+        lengths = (
+            bounds.diff().float() if weights is None else pooled_weights(weights, bounds)[:, 0]
+        )
+        squared = squared / lengths.clamp_min(1).square()[bags]
+    return pooled_weights(squared, bounds), _Shares(ids, bags, squared)
