@@ -24,8 +24,9 @@ from scipy.stats import norm
 from benchmarks import result
 from benchmarks.script import command, console, parser
 from embedcomp.kernels import windows
-from embedcomp.storage.tiers import TieredRows
-from embedcomp.storage.trellis import TrellisRows, encode
+from embedcomp.storage.kinds.tiered import Tiered
+from embedcomp.storage.kinds.trellis import Trellis, encode
+from embedcomp.storage.rows import StoredRows
 
 VALUES = 1 << 17
 COLUMNS = 8
@@ -64,8 +65,8 @@ def _left(name: str, bits: int, seeds: list[int]) -> dict[str, Any]:
     drawn = [DRAWN[name](np.random.default_rng(seed)) for seed in seeds]
     values = [torch.from_numpy(v.astype(np.float32)).view(-1, COLUMNS) for v in drawn]
     n, size = len(values[0]), COLUMNS * bits
-    steps = [_error(TieredRows(n, COLUMNS, (n,), (size // 8,)), v) for v in values]
-    trellis = [_error(TrellisRows(n, COLUMNS, (n,), (size,)), v) for v in values]
+    steps = [_error(StoredRows(n, COLUMNS, Tiered((n,), (size // 8,))), v) for v in values]
+    trellis = [_error(StoredRows(n, COLUMNS, Trellis((n,), (size,))), v) for v in values]
     return {
         "bits": bits,
         "steps": mean(steps),
@@ -74,7 +75,7 @@ def _left(name: str, bits: int, seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def _error(stored: TieredRows | TrellisRows, values: torch.Tensor) -> float:
+def _error(stored: StoredRows, values: torch.Tensor) -> float:
     stored.fill(values)
     return float((stored.to_float() - values).square().mean())
 

@@ -19,7 +19,7 @@ from embedcomp.planning.plan import Plan
 from embedcomp.recipes.evaluate import evaluate
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.storage.formats import CannotStore
+from embedcomp.storage.kind import CannotStore
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.fit import Watch
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from embedcomp.engine import cost
+from embedcomp.engine import cost, ops
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel
 from embedcomp.engine.engine import (
@@ -29,21 +28,14 @@ from embedcomp.engine.engine import (
     Inputs,
     address,
 )
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.program import Program
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import clock, native
-from embedcomp.storage.csr import CsrRows
-from embedcomp.storage.formats import (
-    STORAGES,
-    AnyStorage,
-    clustered,
-    product,
-    sparse,
-)
+from embedcomp.storage import kinds
+from embedcomp.storage.kind import Kind
 from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import TieredRows
 from embedcomp.support.files import cache_folder, sha256
 
 BATCHES = (1, 16, 64, 150)  # rows of a call
@@ -60,8 +52,6 @@ LAYERS = (  # widths of layers one after another
 PIECES = (1, 8, 40)  # that operands are brought together from
 DOTS = ((8, 16), (27, 64), (40, 16))  # vectors and their width
 WIDTHS = (1, 4, 16, 40)  # of the tables' rows
-CODES: tuple[AnyStorage, ...] = (product(4, 8), product(8, 4), clustered(4), sparse(2, 64))
-AnyForm = AnyStorage | Literal["csr", "tiered"]  # of stored rows
 SINGLE = ("relu", "square", *sorted(cost.SLOW - {"power"}))  # functions
 
 
@@ -133,7 +123,7 @@ class _Case:
         self.program: Program = lower(graph, tensors, precision=precision)
         engine = Engine(graph, self.program)
         inputs = [_inputs(graph, tensors, rows, seed) for seed in range(DIFFERENT)]
-        self.counts = cost.operations(self.program.ops, rows)
+        self.counts = ops.counts(self.program.ops, rows)
         self.calls = [partial(engine.score, read, logits=True) for read in inputs]
 
 
@@ -172,12 +162,12 @@ def _cases() -> Iterator[_Case]:
 
 
 def _cases_of_tables() -> Iterator[_Case]:
-    yield _Case(*_tables("float32", WIDTHS[2], mapped=True), TYPICAL)
-    storages: tuple[AnyForm, ...] = (*STORAGES, *CODES, "csr", "tiered")
-    for storage in storages:
-        yield _Case(*_tables(storage, WIDTHS[2]), 1)
-        for width in WIDTHS:
-            yield _Case(*_tables(storage, width), TYPICAL)
+    yield _Case(*_tables(kinds.named("float32"), WIDTHS[2], mapped=True), TYPICAL)
+    for width in WIDTHS:
+        for kind in kinds.examples(TABLE_ROWS, width):
+            if width == WIDTHS[2]:
+                yield _Case(*_tables(kind, width), 1)
+            yield _Case(*_tables(kind, width), TYPICAL)
 
 
 def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
@@ -202,19 +192,13 @@ def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
     return _summed(nodes), Tensors(held, {}, {})
 
 
-def _tables(storage: AnyForm, width: int, *, mapped: bool = False) -> tuple[Graph, Tensors]:
-    """Tables in a storage."""
+def _tables(kind: Kind, width: int, *, mapped: bool = False) -> tuple[Graph, Tensors]:
+    """Tables of a kind of stored rows."""
     torch.manual_seed(0)
     values = torch.randn(TABLE_ROWS, width)
-    rows = _rows(storage, width)
+    rows = StoredRows(TABLE_ROWS, width, kind)
     rows.fill(values)
-    tiers = zip(rows.ends, rows.row_bytes, strict=True) if isinstance(rows, TieredRows) else ()
-    matrix = StoredMatrix(
-        storage=rows.storage,
-        rows=TABLE_ROWS,
-        width=width,
-        tiers=tuple(tiers),
-    )
+    matrix = StoredMatrix(kind=kind, rows=TABLE_ROWS, width=width)
     held: dict[str, np.ndarray] = {}
     stored, tables, nodes, features = {}, {}, [], []
     for place in range(FEATURES):
@@ -228,14 +212,6 @@ def _tables(storage: AnyForm, width: int, *, mapped: bool = False) -> tuple[Grap
         features.append(Feature(table=name, leaf=0, key=name))
         nodes.append(Node(op="look_up", at=place * width, width=width, which=place, form="rows"))
     return _summed(nodes, features), Tensors(held, stored, tables)
-
-
-def _rows(storage: AnyForm, width: int) -> StoredRows:
-    if storage == "csr":
-        return CsrRows(TABLE_ROWS, width, TABLE_ROWS * width // 2)
-    if storage == "tiered":
-        return TieredRows(TABLE_ROWS, width, (TABLE_ROWS // 2, TABLE_ROWS), (width, -(-width // 2)))
-    return StoredRows(TABLE_ROWS, width, storage)
 
 
 def _large_table(size: int) -> tuple[Graph, Tensors]:

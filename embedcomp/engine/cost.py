@@ -7,16 +7,14 @@ before it exists, by the same functions as a program that is there.
 
 from __future__ import annotations
 
-import ctypes
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from embedcomp.engine.pack import LANES, PANEL
-from embedcomp.engine.program import BLOCK, Op
+from embedcomp.engine.pack import BLOCK, LANES, PANEL
 from embedcomp.errors import BadSettings
-from embedcomp.kernels import native
+from embedcomp.storage.kind import Reads
 from embedcomp.support.files import replacing
 
 FORMAT = 1  # of a cost model's file; another one where work is counted in another way
@@ -41,65 +39,6 @@ class Counts(dict[str, float]):
         for kind, number in other.items():
             found[kind] += number
         return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reads:
-    """How a table is read.
-
-    kind: of stored rows, as in native.KINDS.
-    numbers: that a row is made of, without those that are left out as zeros.
-    vectors: that they are summed in.
-    stored_bytes: of all rows.
-    mapped: the stored row of an id is looked up as well.
-    """
-
-    kind: str
-    numbers: float
-    vectors: int
-    row_bytes: int
-    stored_bytes: int
-    mapped: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        kind: str,
-        width: int,
-        parts: int,
-        *,
-        row_bytes: int,
-        rows: int,
-        nonzeros: int = 0,
-        mapped: bool = False,
-    ) -> Reads:
-        """Rows of a kind of native.KINDS.
-
-        Args:
-            parts: codes of a row of a codebook, atoms of a row of a dictionary.
-            nonzeros: elements of sparse rows.
-        """
-        each = -(-width // LANES)
-        vectors, numbers, stored = each, float(width), rows * row_bytes
-        if kind == "codebook":
-            vectors = parts * -(-width // max(parts, 1) // LANES)
-            kind, vectors = ("clustered", each) if parts == width else (kind, vectors)
-        elif kind == "atoms":
-            vectors = parts * each
-        elif kind.startswith("csr"):
-            numbers = nonzeros / max(rows, 1)
-            stored += nonzeros * (2 + int(kind.removeprefix("csr")) // 8)
-            kind = "csr"  # however wide the columns' numbers are
-        elif kind == "column_int8" and width == LANES:
-            kind = "column_int8 16"  # which the kernels have a loop of its own for
-        return cls(
-            kind=kind,
-            numbers=numbers,
-            vectors=vectors,
-            row_bytes=row_bytes,
-            stored_bytes=stored,
-            mapped=mapped,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +118,12 @@ def linear(
     if form != "float32":
         found[f"{form} inputs"] += rows * times * inputs
         found[f"{form} rounded"] += rows * times
-    return found + _brought(rows, pieces, times * inputs)
+    return found + brought(rows, pieces, times * inputs)
 
 
 def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
     """Of a lookup with so many ids a bag."""
-    found = Counts({"operations": len(list(_blocks(rows))), "bags": rows})
+    found = blocks(rows) + {"bags": rows}
     found[f"{reads.kind} rows"] += rows * ids
     found[f"{reads.kind} numbers"] += rows * ids * reads.numbers
     found[f"{reads.kind} vectors"] += rows * ids * reads.vectors
@@ -198,101 +137,38 @@ def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
     return found
 
 
-def operations(ops: Iterable[Op], rows: int, ids: Mapping[int, float] | None = None) -> Counts:
-    """Of a call that scores so many rows, each with its own user, by these operations.
+def dots(
+    rows: int, *, vectors: int, others: int, width: int, tiles: int, runs: int, form: str
+) -> Counts:
+    """Of products of pairs of vectors, a row at a time.
 
     Args:
-        ids: of a bag, by number of its feature; those that are not there have one.
+        vectors, others: that are multiplied with each other.
+        tiles: of vectors by panels of others that any product is wanted of.
+        runs: of neighbours in what is wanted.
     """
-    found = Counts({"calls": 1, "rows": rows})
-    for op in ops:
-        each = ids.get(op.fields["which"], 1) if ids and op.kind == native.LOOK_UP else 1
-        found += operation(op, rows, each)
+    words = -(-width // WORDS[form])
+    found = Counts({"dots": rows, "turned numbers": rows * others * words})
+    found[f"{form} products"] += rows * tiles * words * min(vectors, TILES[0])
+    found[f"{form} loads"] += rows * tiles * words
+    found[f"{form} steps"] += rows * tiles * words
+    found["tiles"] += rows * tiles
+    found["runs"] += rows * runs
     return found
 
 
-def operation(op: Op, rows: int, ids: float = 1) -> Counts:
-    """Of one operation of a program."""
-    if op.kind == native.LOOK_UP:
-        return look_up(rows, reads(op.fields["table"]), ids * op.fields["times"])
-    if op.kind == native.LINEAR:
-        shape = {name: op.fields[name] for name in ("inputs", "outputs", "times")}
-        form = native.FORMATS[op.fields["format"]]
-        return linear(rows, **shape, form=form, pieces=len(op.x))
-    found = Counts({"operations": len(list(_blocks(rows)))})
-    if op.kind == native.INPUT:
-        return found + {"inputs": rows, "input numbers": rows * op.fields["outputs"]}
-    for side in (op.x, op.y):
-        found += _brought(rows, len(side), sum(width for _, _, width in side))
-    if op.kind == native.DOTS:
-        return found + _dots(op, rows)
-    return found + _single(op, rows)
+def function(rows: int, name: str, numbers: int) -> Counts:
+    """Of a function of so many numbers a row, a row at a time."""
+    kind = f"{name if name in SLOW else 'quick'} numbers"
+    return Counts({"single rows": rows, kind: rows * numbers})
 
 
-def _single(op: Op, rows: int) -> Counts:
-    """Of what the kernels do a row at a time."""
-    found, width = Counts({"single rows": rows}), op.fields["outputs"]
-    if op.kind == native.SUM:
-        return found + {"summed numbers": rows * width * op.fields["times"]}
-    names = native.UNARIES if op.kind == native.UNARY else native.BINARIES
-    name = names[op.fields["which"]]
-    return found + {f"{name if name in SLOW else 'quick'} numbers": rows * width}
+def blocks(rows: int) -> Counts:
+    """Of beginning an operation, once a block of rows."""
+    return Counts({"operations": len(list(_blocks(rows)))})
 
 
-def reads(table: native.Stored) -> Reads:
-    """How the engine reads a table."""
-    kind, rows = _KINDS[table.kind], table.last + 1
-    nonzeros = 0
-    if kind.startswith("csr"):
-        nonzeros = ctypes.cast(table.rows, ctypes.POINTER(ctypes.c_int32))[rows]
-    return Reads.of(
-        kind,
-        table.width,
-        table.parts,
-        row_bytes=_bytes_in_tiers(table) if kind == "tiered" else table.row_bytes,
-        rows=rows,
-        nonzeros=nonzeros,
-        mapped=bool(table.map),
-    )
-
-
-def _bytes_in_tiers(table: native.Stored) -> int:
-    """Of a mean row."""
-    tiers = ctypes.cast(table.tiers, ctypes.POINTER(native.Stored))
-    total = first = place = 0
-    while first <= table.last:
-        tier = tiers[place]
-        total += -(-(tier.last - first) * (tier.row_bits or 8 * tier.row_bytes) // 8)
-        first, place = tier.last, place + 1
-    return mean_bytes(total, first)
-
-
-def mean_bytes(total: int, rows: int) -> int:
-    """Of one of some rows that take so much together."""
-    return -(-total // max(rows, 1))
-
-
-_KINDS = {number: name for name, number in native.KINDS.items()}
-
-
-def _dots(op: Op, rows: int) -> Counts:
-    """Products of pairs, a row at a time."""
-    form = native.FORMATS[op.fields["format"]]
-    n, words = op.fields["times"], -(-op.fields["inputs"] // WORDS[form])
-    tiles = op.fields["used"]
-    found = Counts({"dots": rows, "turned numbers": rows * op.fields["outputs"] * words})
-    used = int(tiles.sum())
-    found[f"{form} products"] += rows * used * words * min(n, TILES[0])
-    found[f"{form} loads"] += rows * used * words
-    found[f"{form} steps"] += rows * used * words
-    found["tiles"] += rows * used
-    found["runs"] += rows * op.fields["runs"]
-    if form != "float32" and not op.fields["brain_in"]:
-        found[f"{form} inputs"] += rows * (n + op.fields["outputs"]) * op.fields["inputs"]
-    return found
-
-
-def _brought(rows: int, pieces: int, width: int) -> Counts:
+def brought(rows: int, pieces: int, width: int) -> Counts:
     """Of bringing pieces beside each other."""
     if pieces < 2:
         return Counts()

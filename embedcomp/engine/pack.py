@@ -8,7 +8,8 @@ import numpy as np
 
 from embedcomp.kernels import native
 
-PANEL, LANES = 64, 16  # columns of a panel and of a vector
+BLOCK = 48  # rows at a time: what they need fits the second-level cache
+PANEL, LANES = 64, native.VECTOR  # columns of a panel and of a vector
 
 
 @dataclass(frozen=True)

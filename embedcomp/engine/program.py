@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from embedcomp.engine.pack import LANES
+from embedcomp.engine.ops import NOTHING, Dots, Linear, Op, Piece
+from embedcomp.engine.pack import BLOCK, LANES
 from embedcomp.engine.tensors import Rows
 from embedcomp.kernels import native
 
-BLOCK = 48  # rows at a time: what they need fits the second-level cache
 ITEM, USER = 0, 1  # stages
-
-Piece = tuple[int, int, int]  # buffer, first column, number of columns
-NOTHING: Piece = (-1, 0, 0)
 
 
 @dataclass
@@ -29,26 +27,6 @@ class Buffer:
     constant: np.ndarray | None = None
 
 
-@dataclass
-class Op:
-    """An operation before it is written down for the engine."""
-
-    kind: int
-    stage: int
-    out: int
-    out_at: int = 0
-    x: list[Piece] = field(default_factory=list)
-    y: list[Piece] = field(default_factory=list)
-    fields: dict[str, Any] = field(default_factory=dict)
-    scratch: int = 0  # floats a row
-    name: str = ""  # of the weight that a graph's linear layer multiplies by
-
-    @property
-    def reads(self) -> set[int]:
-        others = self.fields.get("init", -1), self.fields.get("counts", NOTHING)[0]
-        return {piece[0] for piece in (*self.x, *self.y)} | {b for b in others if b >= 0}
-
-
 @dataclass(frozen=True)
 class Work:
     """What a row costs: multiplications (each with an addition) by stage and format, and bytes."""
@@ -56,6 +34,17 @@ class Work:
     item_products: Mapping[str, int]
     user_products: Mapping[str, int]
     weight_bytes: int  # read by every block of rows
+
+    @classmethod
+    def of(cls, ops: Sequence[Op]) -> Work:
+        """Of a program's operations."""
+        products: dict[int, Counter[str]] = {ITEM: Counter(), USER: Counter()}
+        for op in ops:
+            form, number = op.products()
+            if number:
+                products[op.stage][form] += number
+        weights = sum(op.weight.words.nbytes for op in ops if isinstance(op, Linear))
+        return cls(dict(products[ITEM]), dict(products[USER]), weights)
 
 
 class Program:
@@ -67,10 +56,9 @@ class Program:
         ops: Sequence[Op],
         out: int,
         tables: Mapping[str, Rows],
-        work: Work,
     ):
         self.held: list[Any] = [tables]
-        self.work, self.ops = work, tuple(ops)
+        self.work, self.ops = Work.of(ops), tuple(ops)
         self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()
@@ -90,19 +78,19 @@ class Program:
             user_width=places.user,
             item_width=places.item,
             scratch=max((op.scratch for op in ops), default=0) + 1,
-            dots=max((op.fields.get("products", 0) for op in ops), default=0),
+            dots=max((op.room for op in ops if isinstance(op, Dots)), default=0),
             out=out,
             block=BLOCK,
         )
         self.splits = bool(users)
 
     def _op(self, op: Op) -> native.Op:
-        values = {name: v for name, v in op.fields.items() if name != "products"}
+        values = {name: of for name, of in op.told().items() if of is not None}
         for name, value in values.items():
             if isinstance(value, np.ndarray):
                 values[name] = self._hold(value)
-        table, counts = values.pop("table", None), native.Piece(*values.pop("counts", NOTHING))
-        defaults = {"init": -1, "times": 1, "counts": counts}
+        table, counted = values.pop("table", None), native.Piece(*values.pop("counts", NOTHING))
+        defaults = {"init": -1, "times": 1, "counts": counted}
         made = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
         made.x, made.x_pieces = self._pieces(op.x), len(op.x)
         made.y, made.y_pieces = self._pieces(op.y), len(op.y)

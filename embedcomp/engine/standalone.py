@@ -24,7 +24,7 @@ class Standalone:
 
     weights: tensors that the program takes after the inputs and the lookups' rows.
     graph: for the engine; None: torch runs the program, because of `reason`.
-    layers: compressed modules by name, as `served.layout` describes them.
+    layers: compressed modules by name, as `modules/layout.py` describes them.
     user: features that are the same for all candidates of a request.
     user_columns: the same of dense inputs, by their place among the dense ones.
     least_rows: that the program takes at a time; a model may squeeze a single row's batch away.
@@ -59,7 +59,7 @@ class Standalone:
             "weights": self.weights,
             "graph": self.graph.to_dict() if self.graph is not None else None,
             "reason": self.reason,
-            "stored": {name: asdict(matrix) for name, matrix in self.stored.items()},
+            "stored": {name: matrix.to_dict() for name, matrix in self.stored.items()},
             "tables": {name: asdict(table) for name, table in self.tables.items()},
             "layers": self.layers,
             "user": self.user,
@@ -89,7 +89,10 @@ class Standalone:
                 weights=tuple(values["weights"]),
                 graph=None if graph is None else Graph.from_dict(graph),
                 reason=values["reason"],
-                stored={name: StoredMatrix(**m) for name, m in values["stored"].items()},
+                stored={
+                    name: StoredMatrix.from_dict(m, _nonzeros(values["layers"], name))
+                    for name, m in values["stored"].items()
+                },
                 tables={name: _table(table) for name, table in values["tables"].items()},
                 layers=values["layers"],
                 user=tuple(values["user"]),
@@ -99,6 +102,12 @@ class Standalone:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadArtifact(f"{file} cannot be read: {error}") from error
+
+
+def _nonzeros(layers: Mapping[str, Any], stored: str) -> int | None:
+    """Of a layer's sparse rows, in artifacts of format 2."""
+    found: int | None = layers.get(stored.removesuffix(".stored"), {}).get("nonzeros")
+    return found
 
 
 def _table(values: Mapping[str, Any]) -> Table:

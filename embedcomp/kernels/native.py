@@ -162,6 +162,7 @@ KINDS = {
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
 FORMATS = ("float32", "bfloat16", "int8")  # of what is multiplied
+VECTOR = 16  # floats of a vector register, as the kernels take them
 LANES = {"float32": 16, "bfloat16": 32, "int8": 64}  # products of one vector instruction
 UNARIES = (
     *("copy", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "negative", "abs", "exp"),

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
-import torch
 from threadpoolctl import ThreadpoolController
 
 FEW = 1 << 20  # numbers, of which no operation is long enough to be worth a second thread
@@ -18,6 +17,8 @@ def one_thread() -> Iterator[None]:
 
     Sums by several threads differ in the last bit.
     """
+    import torch  # which takes seconds, and a scorer needs none
+
     threads = torch.get_num_threads()
     with _controller().limit(limits=1):
         torch.set_num_threads(1)

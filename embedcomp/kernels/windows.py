@@ -1,4 +1,4 @@
-"""What windows of trellis-coded rows stand for (embedcomp/storage/trellis.py): bits that end with a
+"""What windows of trellis-coded rows (storage/kinds/trellis.py) stand for: bits that end with a
 column's code, and begin in those before it.
 
 A grid is [3, width]: scales, offsets, and bits, with a minus where they are coded by the trellis.

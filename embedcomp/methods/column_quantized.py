@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from embedcomp.methods.parts import build
 from embedcomp.sensitivity.layer import Layer, Served, Spec
-from embedcomp.storage.formats import ColumnStorage
+from embedcomp.storage.names import ColumnStorage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from embedcomp.methods.parts import tiered
 from embedcomp.methods.parts.factors import Weighting
 from embedcomp.sensitivity.layer import Spec
-from embedcomp.storage.tiers import TieredRows
+from embedcomp.storage.kinds.tiered import Tiered
 
 SHARES = (0.125, 0.125, 0.25, 0.5)  # of the rows, by tier: each is as long as all before it
 
@@ -30,4 +30,4 @@ def candidates(spec: Spec) -> list[Settings]:
     return [Settings(rank=rank, row_bytes=tiers) for rank, tiers in dict.fromkeys(sizes)]
 
 
-empty, compress = tiered.in_tiers(TieredRows, SHARES)
+empty, compress = tiered.in_tiers(Tiered, SHARES)

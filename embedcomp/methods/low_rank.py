@@ -28,7 +28,7 @@ from embedcomp.sensitivity.layer import (
     Served,
     Spec,
 )
-from embedcomp.storage.formats import FactorStorage
+from embedcomp.storage.names import FactorStorage
 
 
 @dataclass(frozen=True, kw_only=True)

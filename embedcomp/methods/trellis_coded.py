@@ -2,7 +2,7 @@
 
 Numbers that are rounded one by one take a third of a bit more than rate-distortion theory asks for;
 trellis-coded quantization (Marcellin and Fischer 1990; QTIP, arXiv 2406.11235) wins most of it back
-(served/trellis.py). Rows take whole bits, not whole bytes.
+(storage/kinds/trellis.py). Rows take whole bits, not whole bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from embedcomp.kernels import native
 from embedcomp.methods.parts import tiered
 from embedcomp.methods.parts.factors import Weighting
 from embedcomp.sensitivity.layer import Spec
-from embedcomp.storage.trellis import TrellisRows
+from embedcomp.storage.kinds.trellis import Trellis
 
 log = logging.getLogger(__name__)
 
@@ -39,4 +39,4 @@ def candidates(spec: Spec) -> list[Settings]:
     return found
 
 
-empty, compress = tiered.in_tiers(TrellisRows, SHARES)
+empty, compress = tiered.in_tiers(Trellis, SHARES)

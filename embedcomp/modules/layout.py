@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,12 +15,10 @@ from embedcomp.modules.linear import (
     ServedLinear,
 )
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
-from embedcomp.storage.csr import CsrRows
+from embedcomp.storage import kinds
 from embedcomp.storage.decode import Affine, Decoder, Scatter
 from embedcomp.storage.index import Cut, Index, Map
 from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import TieredRows, Tiers
-from embedcomp.storage.trellis import TrellisRows
 
 Compressed = CompressedTable | ServedLinear
 Layout = dict[str, Any]
@@ -60,7 +58,7 @@ def _of_linear(layer: ServedLinear) -> Layout:
     bias = None if layer.stored_bias is None else layer.stored_bias.storage
     shape = {"inputs": inputs, "outputs": outputs, "bias": bias}
     if isinstance(layer, CompressedLinear):
-        return {"kind": "linear", **shape, **_of_rows(layer.stored)}
+        return {"kind": "linear", **shape, "storage": layer.stored.kind.described}
     if isinstance(layer, LowRankLinear):
         factors = {"rank": layer.first.width, "storage": layer.first.storage}
         return {"kind": "low_rank", **shape, **factors, "activation": layer.activation}
@@ -78,7 +76,7 @@ def _of_table(layer: CompressedTable) -> Layout:
         "rows": layer.rows,
         "dim": layer.dim,
         "width": layer.stored.width,
-        **_of_rows(layer.stored),
+        "storage": layer.stored.kind.described,
         "index": _of_index(layer.index),
         "decode": _of_decoder(layer.decode),
         "padding_idx": layer.padding_idx,
@@ -88,15 +86,6 @@ def _of_table(layer: CompressedTable) -> Layout:
     assert isinstance(layer, CompressedBag)
     bag = {"pooling": layer.pooling, "last_offset": layer.last_offset, "folded": layer.folded}
     return {**table, "kind": "bag", **bag}
-
-
-def _of_rows(stored: StoredRows) -> Layout:
-    if isinstance(stored, CsrRows):
-        return {"storage": "float16", "nonzeros": stored.nonzeros}
-    if isinstance(stored, Tiers):
-        tiers = {"ends": list(stored.ends), stored.unit: list(stored.sizes)}
-        return {"storage": stored.storage, "tiers": tiers}
-    return {"storage": stored.storage}
 
 
 def _of_index(index: Index | None) -> Layout | None:
@@ -125,7 +114,7 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
 
 def build(layout: Mapping[str, Any]) -> Compressed:
     """An empty layer with this layout; a decoder that it shares is its own until `share`."""
-    values = dict(layout)
+    values = _today(layout)
     kind = values.pop("kind")
     if kind in _LINEARS:
         bias = values.pop("bias")  # in the first formats, whether there is one, of floats
@@ -133,9 +122,8 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
     stored_rows = rows if index is None else index["stored"]
-    form = {name: values.pop(name, None) for name in ("storage", "nonzeros", "tiers")}
     parts: dict[str, Any] = {
-        "stored": _rows(stored_rows, width, **form),
+        "stored": StoredRows(stored_rows, width, values.pop("storage")),
         "index": _index(rows, index),
         "decode": _decoder(width, dim, decode),
     }
@@ -147,17 +135,16 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     return bag
 
 
-def _rows(
-    rows: int,
-    width: int,
-    storage: Any,
-    nonzeros: int | None,
-    tiers: Mapping[str, Sequence[int]] | None,
-) -> StoredRows:
-    if tiers is not None:
-        form = TrellisRows if storage == "trellis" else TieredRows
-        return form(rows, width, **tiers)
-    return StoredRows(rows, width, storage) if nonzeros is None else CsrRows(rows, width, nonzeros)
+def _today(layout: Mapping[str, Any]) -> Layout:
+    """A layout with its kind of rows; format 2 has what that takes beside the storage's name."""
+    values = dict(layout)
+    described = values["storage"]
+    nonzeros, tiers = values.pop("nonzeros", None), values.pop("tiers", None)
+    if nonzeros is not None:
+        described = {"name": "csr", "nonzeros": nonzeros}
+    elif tiers is not None:
+        described = {"name": described, **tiers}
+    return {**values, "storage": kinds.of(described)}
 
 
 _LINEARS: dict[str, Callable[..., ServedLinear]] = {

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.storage.csr import CsrRows
-from embedcomp.storage.formats import AnyStorage, Storage
+from embedcomp.storage.kind import Kind
+from embedcomp.storage.names import AnyStorage, Storage
 from embedcomp.storage.rows import Biased, StoredRows, straight_through
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,12 +42,9 @@ class ServedLinear(Biased, ABC):
 class CompressedLinear(ServedLinear):
     """x [..., inputs] to x @ weight.T + bias [..., outputs], the weight in some storage.
 
-    Where the weight is stored as bfloat16 or symmetric_int8, products are in that precision: x is
-    rounded to bfloat16, or each of its rows to 256 steps between its smallest and largest number
-    (and 0), as the engine does.
-
-    Args:
-        nonzeros: elements of a sparse weight; None: it is dense.
+    Products are in the precision of the weight's kind: in bfloat16 and int8 x is rounded to
+    bfloat16, or each of its rows to 256 steps between its smallest and largest number (and 0), as
+    the engine does.
     """
 
     def __init__(
@@ -55,19 +52,14 @@ class CompressedLinear(ServedLinear):
         inputs: int,
         outputs: int,
         bias: Storage | None,
-        storage: AnyStorage,
-        nonzeros: int | None = None,
+        storage: AnyStorage | Kind,
     ):
         super().__init__(inputs, outputs, bias)
-        self.stored = (
-            StoredRows(outputs, inputs, storage)
-            if nonzeros is None
-            else CsrRows(outputs, inputs, nonzeros)
-        )
+        self.stored = StoredRows(outputs, inputs, storage)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stored.storage in ROUNDED:
-            x = straight_through(ROUNDED[self.stored.storage], x)
+        if self.stored.kind.precision in ROUNDED:
+            x = straight_through(ROUNDED[self.stored.kind.precision], x)
         return F.linear(x, self.stored.to_float(), self.bias)
 
     def to_float(self) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +82,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "bfloat16": to_bfloat16,
-    "symmetric_int8": to_bytes,
+    "int8": to_bytes,
 }
 
 

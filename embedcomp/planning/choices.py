@@ -20,7 +20,7 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
 )
 from embedcomp.sensitivity.loss import predicted_loss
-from embedcomp.storage.formats import CannotStore
+from embedcomp.storage.kind import CannotStore
 
 SAMPLED_ROWS = 1 << 16  # of a table, on which predicted losses are measured
 

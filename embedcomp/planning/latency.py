@@ -1,7 +1,7 @@
 """What a plan would cost in microseconds a call, layer by layer, before anything is compressed.
 
 The original's program says which operations are a layer's; the rest stays as it is. A choice for
-a layer is counted as the engine would run it (scoring/lower.py): a low-rank layer is two products,
+a layer is counted as the engine would run it (engine/lowering): a low-rank layer is two products,
 any other is one, in the precision that it is stored for; codes are decoded where something else
 than linear layers reads them. So a layer that reads tables is as narrow as their choices make it.
 """
@@ -16,16 +16,14 @@ from typing import NamedTuple
 
 from torch import nn
 
-from embedcomp.engine import cost
-from embedcomp.engine.cost import CostModel, Counts, Reads
-from embedcomp.engine.program import Op, Program
-from embedcomp.engine.tensors import PRECISIONS, kind_of
+from embedcomp.engine import cost, ops
+from embedcomp.engine.cost import CostModel, Counts
+from embedcomp.engine.ops import Linear, LookUp, Op
+from embedcomp.engine.program import Program
 from embedcomp.errors import BadSettings
 from embedcomp.graph.graph import Graph
-from embedcomp.kernels import native
-from embedcomp.kernels.bits import parsed
 from embedcomp.modules.embedded import Block, Reader, can_fold
-from embedcomp.modules.linear import ROUNDED, CompressedLinear, LowRankLinear
+from embedcomp.modules.linear import CompressedLinear, LowRankLinear
 from embedcomp.modules.table import CompressedTable
 from embedcomp.planning.choices import (
     Choice,
@@ -34,9 +32,8 @@ from embedcomp.planning.choices import (
     empty_on_meta,
 )
 from embedcomp.sensitivity.layer import Layer, Served, Spec
-from embedcomp.storage.csr import CsrRows
 from embedcomp.storage.index import Map
-from embedcomp.storage.tiers import Tiers
+from embedcomp.storage.kind import Reads
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 Widths = tuple[int, ...]  # of what each operation of a layer reads
@@ -137,7 +134,7 @@ class Timing:
                 self._blocks.setdefault(block.table, []).append((name, block))
         self._read = _Read.of(program, layers, self._tables)
         ids_of = dict(enumerate(self._ids))
-        self.fixed_work = cost.operations(self._read.fixed, self.rows, ids_of)
+        self.fixed_work = ops.counts(self._read.fixed, self.rows, ids_of)
         self._reads: dict[str, dict[str, list[tuple[int, _Part]]]] = {}  # by table and layer:
         # operation of the layer, and what it reads
         for name, products in self._read.products.items():
@@ -321,8 +318,7 @@ class _Codes:
     @classmethod
     def of(cls, served: CompressedTable) -> _Codes:
         stored = served.stored
-        named = parsed(str(stored.storage)) is not None or isinstance(stored, Tiers)
-        scaled = stored.grid is not None and not named  # named codes stand for floats
+        scaled = stored.kind.scaled
         counted = scaled or served.decode is not None
         return cls(stored.width, counted, scaled, stored.width + 1 <= served.dim)
 
@@ -344,41 +340,45 @@ class _Read:
     @classmethod
     def of(cls, program: Program, layers: Collection[str], tables: Sequence[str]) -> _Read:
         places = {
-            (op.out, op.out_at): (op.fields["which"], op.fields["table"].width)
+            (op.out, op.out_at): (op.feature, op.table.width)
             for op in program.ops
-            if op.kind == native.LOOK_UP
+            if isinstance(op, LookUp)
         }
         products: dict[str, list[_Product]] = {}
         linears: dict[int, set[str]] = {}
         decoded: set[int] = set()
-        fixed = []
+        fixed: list[Op] = []
         for op in program.ops:
-            name = op.name.removesuffix(".weight")
-            if op.kind == native.LOOK_UP:
-                if tables[op.fields["which"]] not in layers:
+            if isinstance(op, LookUp):
+                if tables[op.feature] not in layers:
                     fixed.append(op)
                 continue
             parts = [p for piece in (*op.x, *op.y) for p in _parts(piece, places, decoded)]
-            if op.kind == native.LINEAR and op.fields["times"] == 1:
+            if not isinstance(op, Linear):
+                decoded |= {part.feature for part in parts if part.feature is not None}
+                fixed.append(op)
+                continue
+            name = op.name.removesuffix(".weight")
+            if op.times == 1:
                 for part in parts:
                     if part.feature is not None and part.whole:
                         linears.setdefault(part.feature, set()).add(name)
                 decoded |= {p.feature for p in parts if p.feature is not None and not p.whole}
             else:
                 decoded |= {part.feature for part in parts if part.feature is not None}
-                parts = [_Part(None, op.fields.get("inputs", 0))]  # of one vector
-            if op.kind == native.LINEAR and name in layers:
-                products.setdefault(name, []).append(
-                    _Product(
-                        parts=tuple(parts),
-                        pieces=len(op.x),
-                        outputs=op.fields["outputs"],
-                        times=op.fields["times"],
-                        begins=op.fields["init"] < 0,
-                    )
-                )
-            else:
+                parts = [_Part(None, op.inputs)]  # of one vector
+            if name not in layers:
                 fixed.append(op)
+                continue
+            products.setdefault(name, []).append(
+                _Product(
+                    parts=tuple(parts),
+                    pieces=len(op.x),
+                    outputs=op.outputs,
+                    times=op.times,
+                    begins=op.init < 0,
+                )
+            )
         return cls({n: tuple(p) for n, p in products.items()}, linears, decoded, tuple(fixed))
 
 
@@ -399,42 +399,15 @@ def _parts(
 
 
 def reads_of(served: CompressedTable) -> Reads:
-    """How the engine will read a table."""
+    """Work of reading a row of a table."""
     stored = served.stored
-    if isinstance(stored, CsrRows):
-        wide = 8 * stored.columns.itemsize
-        return Reads.of(
-            f"csr{wide}", stored.width, 0, row_bytes=4, rows=stored.rows, nonzeros=stored.nonzeros
-        )
-    assert stored.stored is not None
-    if isinstance(stored, Tiers):
-        size = cost.mean_bytes(sum(stored.tier_bytes), stored.rows)
-        return Reads.of(
-            "tiered",
-            stored.width,
-            0,
-            row_bytes=size,
-            rows=stored.rows,
-            mapped=isinstance(served.index, Map),
-        )
-    codes, parts = parsed(stored.storage), 0
-    if codes is not None:
-        parts = codes.parts if codes.kind == "sparse" else len(codes.edges(stored.width)) - 1
-    return Reads.of(
-        kind_of(stored.storage),
-        stored.width,
-        parts,
-        row_bytes=stored.stored.shape[1] * stored.stored.itemsize,
-        rows=stored.rows,
-        mapped=isinstance(served.index, Map),
-    )
+    reads = stored.kind.reads(stored.rows, stored.width)
+    return replace(reads, mapped=isinstance(served.index, Map))
 
 
 def _form(served: nn.Module) -> str:
     """The precision that a layer which is one matrix multiplies in."""
-    if isinstance(served, CompressedLinear) and served.stored.storage in ROUNDED:
-        return PRECISIONS[served.stored.storage]
-    return "float32"
+    return served.stored.kind.precision if isinstance(served, CompressedLinear) else "float32"
 
 
 def _nanoseconds(microseconds: float) -> int:

@@ -25,7 +25,7 @@ from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
 from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.by_engine import ByEngine
-from embedcomp.storage.formats import CannotStore
+from embedcomp.storage.kind import CannotStore
 
 ROUNDS = 3  # of planning and measuring
 SECONDS, FEWEST = 1.5, 9  # measured of a plan and the original together, and turns

@@ -15,7 +15,7 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine import calibrate
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import IDS_IN_A_BAG
 from embedcomp.errors import BadModel
 from embedcomp.kernels.threads import one_thread

@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embedcomp.artifact.artifact import StandsAlone
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.engine import Engine
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import prepared
 from embedcomp.engine.standalone import Standalone
 from embedcomp.engine.tensors import StoredMatrix, Table
@@ -35,7 +35,6 @@ from embedcomp.modules.table import CompressedBag, CompressedTable
 from embedcomp.scorer.portable import Portable
 from embedcomp.storage.decode import Decoder, Scatter
 from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import Tiers
 
 CHECKED_ROWS = (1, 2, 7)
 TOLERANCE = 1e-4  # of a logit, between the model and what was made of it
@@ -194,19 +193,10 @@ def _example(features: Features) -> tuple[Tensor, KeyedJaggedTensor]:
 
 def _stored(model: nn.Module) -> dict[str, StoredMatrix]:
     return {
-        name: StoredMatrix(
-            storage=module.storage,
-            rows=module.rows,
-            width=module.width,
-            tiers=_tiers(module),
-        )
+        name: StoredMatrix(kind=module.kind, rows=module.rows, width=module.width)
         for name, module in model.named_modules(remove_duplicate=False)  # tables share decoders
         if isinstance(module, StoredRows)
     }
-
-
-def _tiers(stored: StoredRows) -> tuple[tuple[int, int], ...]:
-    return tuple(zip(stored.ends, stored.sizes, strict=True)) if isinstance(stored, Tiers) else ()
 
 
 def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:

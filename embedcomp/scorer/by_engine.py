@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from embedcomp.engine.description import COMPILED, Description
 from embedcomp.engine.engine import Engine
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import (
     Part,
     encoded,

@@ -79,13 +79,14 @@ def _roots(layer: Layer) -> tuple[Root, Tensor | None]:
 
 def _input_error(layer: Layer, served: Served) -> float:
     """The same of rounding the inputs, where a layer multiplies in low precision."""
-    if not isinstance(served, CompressedLinear) or served.stored.storage not in ROUNDED:
+    if not isinstance(served, CompressedLinear) or served.stored.kind.precision not in ROUNDED:
         return 0.0
     weight = served.to_float()[0].double()
     left = weight if layer.gradient is None else layer.gradient @ weight
     cost = (left * weight).sum(0)  # of an error of 1 in each input
-    if served.stored.storage == "bfloat16":  # a step is 2^-7 of the number's power of two, whose
-        # square is 0.54 of the number's where logarithms are spread evenly
+    if served.stored.kind.precision == "bfloat16":
+        # a step is 2^-7 of the number's power of two, whose square is 0.54 of the number's where
+        # logarithms are spread evenly
         return float(cost @ layer.inputs.second.diagonal()) * 0.54 * 2**-14 / 12
     spread = layer.inputs.spread
     if spread is None:  # a number of three standard deviations on either side

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from embedcomp.support.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 4096  # of a column's weighted histogram, to which its grid is fitted
 MOST_BITS = 8  # of one column, where columns differ
@@ -19,7 +24,7 @@ FITTED_BITS = 4  # a bit more than these quarters the squared error
 SHRINKS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)  # of a column's range, tried
 REFINEMENTS = 4
 FITTED = 1 << 21  # numbers to which grids are fitted at a time
-NO_SPREAD = torch.finfo(torch.float32).tiny  # scale of a column of one value
+NO_SPREAD = float(np.finfo(np.float32).tiny)  # scale of a column of one value
 
 
 class Columns:

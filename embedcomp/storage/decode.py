@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embedcomp.storage.formats import Storage
+from embedcomp.storage.names import Storage
 from embedcomp.storage.rows import Biased, StoredRows
 
 

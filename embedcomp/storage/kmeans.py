@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from embedcomp.kernels import native
 from embedcomp.kernels.threads import one_thread
+from embedcomp.support.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLED = 1 << 16  # rows or values that a codebook is fitted to
 STARTED = 16  # rows a word that k-means++ chooses the first words from
@@ -15,6 +19,7 @@ TURNS = 10  # of Lloyd's algorithm; ten more lower the error by less than 0.5 %
 COMPARED_ROWS = 1 << 8  # whose distances to all words stay in a core's cache
 GROUPS = 768  # of values, of which the exact clustering is made
 POLISHES = 50  # Lloyd turns over single values
+LEAST_SCALE = 2.0**-10  # of a column that matters less than another one
 
 
 def sampled(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -204,3 +209,16 @@ def _polished(points: np.ndarray, mass: np.ndarray, centres: np.ndarray) -> np.n
             break
         centres = np.sort(moved)
     return centres
+
+
+def column_scales(matters: Tensor | None, first: int, last: int) -> Tensor:
+    """What to multiply columns by, so that their errors count as they matter; the largest is 1.
+
+    Args:
+        matters: [width], how much a squared error in a column does; None: all the same.
+    """
+    if matters is None or not matters[first:last].any():
+        return torch.ones(last - first)
+    scales = matters[first:last].float().sqrt()
+    # as they are stored, so that fitting and encoding see the same
+    return (scales / scales.max()).clamp_min(LEAST_SCALE).half().float()

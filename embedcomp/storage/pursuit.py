@@ -7,17 +7,20 @@ largest: in 12 bytes a row they left 0.0056 of a table's squares, 16-bit ones 0.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from embedcomp.kernels import native
-from embedcomp.kernels.bits import LARGEST
 from embedcomp.storage.kmeans import seen, words_of
+from embedcomp.support.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_ROWS = 1 << 10  # whose likeness to every atom stays in a core's cache
 SAMPLED_ROWS = 1 << 13  # that a dictionary is fitted to
 TURNS = 5  # of pursuit and of fitting the dictionary; three more lower the error by 5 %
 RIDGE = 1e-6
+LARGEST = 127  # coefficient of an atom, as a signed byte
 INDEPENDENT = 1e-6  # length of what an atom adds to those before it; less adds nothing
 
 

@@ -1,51 +1,75 @@
-"""Stored rows: the tensor that a compressed layer keeps, in any storage."""
+"""Stored rows: the tensors that a compressed layer keeps, in any kind of storage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.storage import kinds
 from embedcomp.storage.columns import Columns, columns_of
-from embedcomp.storage.formats import (
-    AnyStorage,
-    Format,
-    Storage,
-    format_of,
-)
+from embedcomp.storage.kind import Kind
+from embedcomp.storage.names import AnyStorage, Storage
 
 
 class StoredRows(nn.Module):
-    """A matrix [rows, width] in some storage.
+    """A matrix [rows, width] in some kind of storage.
 
-    Frozen, it holds `stored` (and `grid`, where the storage has one). Thawed, it holds the float32
-    parameter `master` [rows, width] instead of `stored`; whatever is read goes through the rounding
-    of the storage, whose gradient is taken to be the identity. Scales of rows are refitted with
-    every rounding; scales, offsets and bits of columns stay as they were fitted by `fill`, so that
-    rows can be rounded one by one.
+    Frozen, it holds the kind's tensors: `stored`, a `grid` where the kind has one, and others.
+    Thawed, it holds the float32 parameter `master` [rows, width] instead of `stored`; whatever is
+    read goes through the kind's rounding, whose gradient is taken to be the identity. Scales of
+    rows are refitted with every rounding; the grid stays as it was fitted by `fill`.
+
+    Where a row's bytes depend on other rows, thawed rows are read as they were encoded last: all
+    are encoded anew after as many look-ups as there are rows while the module trains, and whenever
+    it is read in evaluation. So `freeze` changes nothing that is read in evaluation.
+
+    Args:
+        storage: the kind, or its name where that says all.
+
+    Raises:
+        BadSettings: there is no such kind, or none of such rows.
     """
 
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
-    storage: AnyStorage | Literal["csr", "tiered", "trellis"]
+    looked_up: Tensor | None  # rows, since all were encoded; while thawed
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
+    _trainable: Tensor | None = None  # while thawed
+    _matters: Tensor | None = None  # errors of columns, where they were filled in
+    _encoded_at = -1  # the version of `master` that is stored
 
-    def __init__(self, rows: int, width: int, storage: AnyStorage):
+    def __init__(self, rows: int, width: int, storage: AnyStorage | Kind):
         super().__init__()
-        self.rows, self.width, self.storage = rows, width, storage
-        self.format: Format = format_of(storage)
-        self.register_buffer("stored", self.format.empty(rows, width))
-        self.register_buffer("grid", self.format.empty_grid(width))
+        self.kind = kinds.named(storage) if isinstance(storage, str) else storage
+        self.rows, self.width = rows, width
+        state = self.kind.empty(rows, width)
+        for name in dict.fromkeys(("stored", "grid", *state)):
+            self.register_buffer(name, state.get(name))
+        self._parts = tuple(state)
+        self.register_buffer("looked_up", None)
         self.register_parameter("master", None)
 
+    @property
+    def storage(self) -> str:
+        """The kind's name."""
+        return self.kind.name
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The kind's tensors, as far as they are there."""
+        found = {name: getattr(self, name) for name in self._parts}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def extra_repr(self) -> str:
-        return f"{self.rows}, {self.width}, {self.storage}"
+        told = "".join(f", {name} {of}" for name, of in self.kind.parameters.items())
+        return f"{self.rows}, {self.width}, {self.storage}{told}"
 
     @property
     def thawed(self) -> bool:
@@ -74,60 +98,80 @@ class StoredRows(nn.Module):
             CannotStore: a value is not finite in this storage.
         """
         columns = columns_of(weight, row_weights)
-        values = columns.values.contiguous()
-        assert values.shape == (self.rows, self.width), (values.shape, self.rows, self.width)
-        self.grid = self._fitted(columns, column_weights)
-        self.stored = self._encoded(values).clone()
-        self.unrounded = values if _KEEPS_UNROUNDED.get() else None
+        shape = tuple(columns.values.shape)
+        assert shape == (self.rows, self.width), (shape, self.rows, self.width)
+        if self.kind.together:
+            even = torch.ones(self.width, device=self.device)
+            self._matters = even if column_weights is None else column_weights.float()
+        self._take(self.kind.fill(columns, column_weights))
+        keeps = _KEEPS_UNROUNDED.get() and self.kind.trainable(self.state, self.width) is None
+        self.unrounded = columns.values.contiguous() if keeps else None
 
-    def _fitted(self, columns: Columns, column_weights: Tensor | None) -> Tensor | None:
-        return self.format.fit(columns, column_weights)
-
-    def _encoded(self, weight: Tensor) -> Tensor:
-        return self.format.encode(weight, self.grid)
+    def _take(self, state: Any) -> None:
+        for name, tensor in state.items():
+            setattr(self, name, tensor)
 
     def gather(self, ids: Tensor) -> Tensor:
         """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
-        if self.master is not None:
-            return self._rounded(F.embedding(ids, self.master, sparse=True))
-        assert self.stored is not None
-        return self.format.decode(self.stored.index_select(0, ids), self.grid, self.width)
+        if self.master is None:
+            return self.kind.read(self.state, self.width, ids)
+        return self._rounded(F.embedding(ids, self.master, sparse=True), ids)
 
     def to_float(self) -> Tensor:
         """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
-        if self.master is not None:
-            return self._rounded(self.master)
-        assert self.stored is not None
-        return self.format.decode(self.stored, self.grid, self.width)
+        if self.master is None:
+            return self.kind.read(self.state, self.width)
+        return self._rounded(self.master, None)
 
-    def _rounded(self, values: Tensor) -> Tensor:
-        if self.storage == "float32":
-            return values
-        rounding, grid = self.format, self.grid
-        return straight_through(
-            lambda v: rounding.decode(rounding.encode(v, grid), grid, v.shape[1]), values
-        )
+    def _rounded(self, values: Tensor, ids: Tensor | None) -> Tensor:
+        """Rows of `master` as they will be stored."""
+        if self.kind.together:
+            self._encode_anew(self.rows if ids is None else len(ids))
+        if self._trainable is not None:
+            kept = self._trainable
+            values = values * (kept if ids is None else kept.index_select(0, ids))
+        return straight_through(lambda v: self.kind.rounded(v, self.state, ids), values)
+
+    def _encode_anew(self, looked_up: int) -> None:
+        """Store what was trained, if it is due."""
+        assert self.master is not None and self.looked_up is not None
+        self.looked_up += looked_up
+        changed = self._encoded_at != self.master._version
+        if self.looked_up >= self.rows if self.training else changed:
+            self._encode_master()
+
+    def _encode_master(self) -> None:
+        assert self.master is not None
+        values = self.master.detach().contiguous()
+        self._take(self.kind.refill(values, self.state, self._matters))
+        if self.looked_up is not None:
+            self.looked_up.zero_()
+        self._encoded_at = self.master._version
 
     def thaw(self) -> None:
         """Make it trainable, from what was not rounded yet if that is known."""
-        if self.master is None:
-            start = self.to_float() if self.unrounded is None else self.unrounded
-            self.master = nn.Parameter(start.clone())
-            self.stored = self.unrounded = None
+        if self.master is not None:
+            return
+        start = self.to_float() if self.unrounded is None else self.unrounded
+        self._trainable = self.kind.trainable(self.state, self.width)
+        self.master = nn.Parameter(start.clone())
+        self.unrounded = None
+        if self.kind.together:
+            self.looked_up = torch.zeros((), dtype=torch.int64)
+            self._encoded_at = self.master._version
+        else:
+            self.stored = None
 
     def freeze(self) -> None:
-        """Store what was trained; what is read does not change by a bit.
+        """Store what was trained; what is read (in evaluation) does not change by a bit.
 
         Raises:
             CannotStore: training went beyond what the storage holds.
         """
         if self.master is None:
             return
-        master = self.master.detach().contiguous()
-        if self.grid is None:
-            self._fitted(Columns(master), None)  # refuses what does not fit
-        self.stored = self._encoded(master)
-        self.master = None
+        self._encode_master()
+        self.master = self.looked_up = self._trainable = None
 
 
 _KEEPS_UNROUNDED = ContextVar("keeps unrounded", default=False)

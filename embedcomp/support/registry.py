@@ -1,4 +1,7 @@
-"""Folders that are registries: one file a thing, and the file's name is the thing's name."""
+"""Folders that are registries: one file a thing, and the file's name is the thing's name.
+
+Files that begin with _ and folders are what things share.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def names(path: Iterable[str]) -> list[str]:
 
 @cache
 def _names(path: tuple[str, ...]) -> list[str]:
-    return sorted(module.name for module in iter_modules(path) if not module.ispkg)
+    found = (module.name for module in iter_modules(path) if not module.ispkg)
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def get(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from embedcomp import methods
 from embedcomp.engine import calibrate, cost
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel, Counts
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall, LimitsTooSmall
 from embedcomp.kernels import native
 from embedcomp.modules.embedded import readers

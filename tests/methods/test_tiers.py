@@ -13,6 +13,7 @@ from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
@@ -50,17 +51,27 @@ def made(
     return recipes.compress(original, synth_log, measured, plan, settings, folder / "small")
 
 
+def in_tiers(made: Artifact) -> list[StoredRows]:
+    stored = [m for m in made.model().modules() if isinstance(m, StoredRows)]
+    return [rows for rows in stored if isinstance(rows.kind, Tiers)]
+
+
 def test_large_tables_are_in_tiers_and_as_large_as_planned(made: Artifact) -> None:
     assert made.plan is not None
     planned = [p for p in made.plan.tables if p.method in ("frequency_tiers", "trellis_coded")]
     assert planned and made.manifest.bytes["total"] == made.plan.bytes_after
-    stored = [m for m in made.model().modules() if isinstance(m, Tiers)]
+    stored = [m for m in made.model().modules() if isinstance(getattr(m, "kind", None), Tiers)]
     assert len(stored) == len(planned)
-    assert all(tiered.row_bits == tuple(sorted(tiered.row_bits)[::-1]) for tiered in stored)
+    assert all(
+        tiered.kind.bits_of_rows == tuple(sorted(tiered.kind.bits_of_rows)[::-1])
+        for tiered in stored
+    )
 
 
 def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
-    for tiered in (m for m in made.model().modules() if isinstance(m, Tiers)):
+    for tiered in (
+        m for m in made.model().modules() if isinstance(getattr(m, "kind", None), Tiers)
+    ):
         ids = torch.randperm(tiered.rows, generator=torch.manual_seed(0)).repeat(2)
         assert torch.equal(tiered.gather(ids), tiered.to_float()[ids])
         frozen = tiered.to_float()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from statistics import mean
 
 import pytest
 
 from embedcomp.engine import calibrate, cost
-from embedcomp.engine.cost import Reads
-from embedcomp.engine.lower import lower
-from embedcomp.engine.program import BLOCK
+from embedcomp.engine.lowering.lower import lower
+from embedcomp.engine.ops import LookUp, counts
+from embedcomp.engine.pack import BLOCK
 from embedcomp.kernels import clock, native
+from embedcomp.storage.kind import Reads
+from embedcomp.storage.kinds import named
+from embedcomp.storage.kinds.csr import Csr
+from embedcomp.storage.kinds.tiered import Tiered
+from embedcomp.storage.kinds.trellis import Trellis
 
 TILES, PANEL, LANES = (6, 3, 1), 64, 16  # rows, columns and numbers of a vector
 IN_A_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
@@ -78,7 +84,7 @@ def test_a_row_of_a_large_table_takes_the_lines_that_it_lies_in(row_bytes):
 
 
 def test_a_lookup_is_counted_an_id_and_a_bag():
-    stored = Reads.of("row_int8", 20, 0, row_bytes=28, rows=9, mapped=True)
+    stored = replace(named("row_int8").reads(9, 20), mapped=True)
     assert cost.look_up(BLOCK + 1, stored, ids=2) == {
         "operations": 2,
         "bags": BLOCK + 1,
@@ -90,23 +96,30 @@ def test_a_lookup_is_counted_an_id_and_a_bag():
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "parts", "nonzeros", "as_", "numbers", "vectors", "stored"),
+    ("kind", "width", "as_", "numbers", "vectors", "stored"),
     [
-        ("float32", 17, 0, 0, "float32", 17, 2, 100 * 8),
-        ("codebook", 40, 2, 0, "codebook", 40, 4, 800),  # two words of 20 columns: 2 vectors each
-        ("codebook", 40, 5, 0, "codebook", 40, 5, 800),
-        ("codebook", 40, 40, 0, "clustered", 40, 3, 800),  # a number each, summed as one row
-        ("atoms", 40, 3, 0, "atoms", 40, 9, 800),
-        ("csr8", 20, 0, 600, "csr", 6, 2, 800 + 600 * 3),  # a byte, and two of a value
-        ("csr16", 20, 0, 600, "csr", 6, 2, 800 + 600 * 4),
-        ("column_int8", 16, 0, 0, "column_int8 16", 16, 1, 800),
-        ("column_int8", 15, 0, 0, "column_int8", 15, 1, 800),
+        ("float32", 17, "float32", 17, 2, 100 * 68),
+        ("product2x8", 40, "codebook", 40, 4, 200),  # two words of 20 columns: 2 vectors each
+        ("product5x8", 40, "codebook", 40, 5, 500),
+        ("product40x4", 40, "clustered", 40, 3, 2000),  # a number each, summed as one row
+        ("clustered3", 40, "clustered", 40, 3, 1500),
+        ("sparse3x200", 40, "atoms", 40, 9, 600),
+        (Csr(600), 20, "csr", 6, 2, 400 + 600 * 3),  # a byte a column, and two of a value
+        (Csr(600), 300, "csr", 6, 19, 400 + 600 * 4),
+        ("column_int8", 16, "column_int8 16", 16, 1, 1600),
+        ("column_int8", 15, "column_int8", 15, 1, 1500),
+        ("column_int4", 16, "column_int4", 16, 1, 800),
+        ("column_mixed3", 16, "column_mixed", 16, 1, 600),
+        ("row_int4", 5, "row_int4", 5, 1, 800),
     ],
 )
-def test_rows_are_read_by_their_kind(kind, width, parts, nonzeros, as_, numbers, vectors, stored):
-    found = Reads.of(kind, width, parts, row_bytes=8, rows=100, nonzeros=nonzeros)
+def test_rows_are_read_by_their_kind(kind, width, as_, numbers, vectors, stored):
+    kind = named(kind) if isinstance(kind, str) else kind
+    found = kind.reads(100, width)
     assert (found.kind, found.numbers, found.vectors) == (as_, numbers, vectors)
     assert found.stored_bytes == stored
+    held = sum(t.nbytes for n, t in kind.empty(100, width).items() if n != "grid")
+    assert stored == held - (4 if isinstance(kind, Csr) else 0)  # where the last row ends
 
 
 def program(graph, tensors):
@@ -115,7 +128,7 @@ def program(graph, tensors):
 
 def test_products_of_pairs_are_counted_a_row_and_tile():
     n, width, rows = 8, 10, 5  # pairs above the diagonal: both groups of 6 rows, one panel
-    found = cost.operations(program(*calibrate._dots(n, width)), rows)
+    found = counts(program(*calibrate._dots(n, width)), rows)
     tiles = 2
     assert found["dots"] == rows and found["turned numbers"] == rows * n * width
     assert found["tiles"] == rows * tiles and found["runs"] == rows * (n - 1)
@@ -127,30 +140,30 @@ def test_products_of_pairs_are_counted_a_row_and_tile():
 
 def test_functions_are_counted_a_number_and_slow_ones_apart():
     width, rows = 480, 3
-    found = cost.operations(program(*calibrate._pairs(1)), rows)
+    found = counts(program(*calibrate._pairs(1)), rows)
     # multiply, add, power, add of one piece each
     assert found["quick numbers"] == 3 * rows * width
     assert found["power numbers"] == rows * width
     assert found["single rows"] == rows * 5 and found["pieces"] == 0  # these and the sum
-    found = cost.operations(program(*calibrate._pairs(8)), rows)
+    found = counts(program(*calibrate._pairs(8)), rows)
     # two operations of two operands of 8 pieces each
     assert found["pieces"] == rows * 2 * 2 * 8
     assert found["brought numbers"] == rows * 2 * 2 * width
 
 
 def test_a_program_of_lookups_has_the_bags_that_its_features_are_given():
-    ops = program(*calibrate._tables("row_int8", 16))
-    one, some = cost.operations(ops, 64), cost.operations(ops, 64, {0: 5, 3: 2})
+    ops = program(*calibrate._tables(named("row_int8"), 16))
+    one, some = counts(ops, 64), counts(ops, 64, {0: 5, 3: 2})
     assert one["row_int8 rows"] == 64 * 24 and one["bags"] == 64 * 24
     assert some["row_int8 rows"] == 64 * (22 + 5 + 2) and some["bags"] == one["bags"]
 
 
-def test_tiers_have_a_mean_row():
-    width, rows = 16, calibrate.TABLE_ROWS
-    ops = program(*calibrate._tables("tiered", width))
-    held = calibrate._rows("tiered", width)
-    wanted = ceil(rows // 2 * sum(held.row_bytes), rows)
-    assert cost.reads(ops[0].fields["table"]).row_bytes == wanted
+@pytest.mark.parametrize("kind", [Tiered((40, 256), (9, 3)), Trellis((40, 256), (9, 3))])
+def test_tiers_have_a_mean_row(kind):
+    (op, *_) = (o for o in program(*calibrate._tables(kind, 16)) if isinstance(o, LookUp))
+    size = {"row_bytes": 40 * 9 + 216 * 3, "row_bits": ceil(40 * 9, 8) + ceil(216 * 3, 8)}
+    assert op.row.row_bytes == ceil(size[kind.unit], calibrate.TABLE_ROWS)
+    assert op.row.kind == "tiered"
 
 
 class Machine:
@@ -171,7 +184,7 @@ class Machine:
 
         @cache
         def predicted(rows):
-            return true.of(cost.operations(program.ops, rows))
+            return true.of(counts(program.ops, rows))
 
         def score(inputs, logits):
             taken = predicted(inputs.rows)

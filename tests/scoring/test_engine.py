@@ -16,16 +16,18 @@ from embedcomp.engine.engine import (
     Inputs,
     address,
 )
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
-from embedcomp.storage.formats import STORAGES
+from embedcomp.storage.kinds import named
+from embedcomp.storage.kinds.csr import Csr
+from embedcomp.storage.kinds.tiered import Tiered
+from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.storage.kmeans import nearest
+from embedcomp.storage.names import STORAGES
 from embedcomp.storage.pursuit import likest
 from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import TieredRows
-from embedcomp.storage.trellis import TrellisRows
 
 library = native.library()
 pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")
@@ -204,23 +206,19 @@ CODES = (
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis"))
+@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis", "csr"))
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
     tiers = ((2, by * width), (3, -(-by * width // 2)), (20, -(-by * width // 4)), (23, 0))
-    forms = {"tiered": TieredRows, "trellis": TrellisRows}
-    rows = (
-        forms[storage](23, width, *zip(*tiers, strict=True))
-        if storage in forms
-        else StoredRows(23, width, storage)
-    )
+    forms = {"tiered": Tiered, "trellis": Trellis, "csr": lambda *_: Csr(9 * width)}
+    made = forms[storage](*zip(*tiers, strict=True)) if storage in forms else named(storage)
+    rows = StoredRows(23, width, made)
     rows.fill(torch.randn(23, width))
     # sums of atoms are rounded in another order
     close = 1e-6 if storage.startswith("sparse") else 0.0
     held = {f"t.stored.{n}": as_array(t) for n, t in rows.state_dict().items()}
-    ends = tiers if storage in forms else ()
-    stored = {"t.stored": StoredMatrix(storage=storage, rows=23, width=width, tiers=ends)}
+    stored = {"t.stored": StoredMatrix(kind=made, rows=23, width=width)}
     table = Table(rows=23, dim=width, pooling="sum", stored=True)
     tensors = Tensors(held, stored, {"t": table})
     decoded = rows.to_float().numpy()

@@ -19,7 +19,7 @@ from embedcomp.engine.engine import (
     Inputs,
     address,
 )
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
@@ -65,7 +65,7 @@ def engine(table: CompressedBag, key: str | None = "f", count: int = 1) -> Engin
     rows = held["t.stored.stored"]
     held["t.stored.stored"] = np.pad(rows, ((2, 500), (0, 0)), constant_values=111)[2:-500]
     held["w"] = weights(table.dim)[None]
-    form = StoredMatrix(storage=table.stored.storage, rows=len(rows), width=table.dim)
+    form = StoredMatrix(kind=table.stored.kind, rows=len(rows), width=table.dim)
     described = Table(
         rows=table.rows,
         dim=table.dim,

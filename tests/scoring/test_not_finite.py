@@ -12,7 +12,7 @@ from embedcomp.engine.engine import (
     Inputs,
     address,
 )
-from embedcomp.engine.lower import lower
+from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import Table, Tensors
 from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node

@@ -15,6 +15,7 @@ from embedcomp.storage.columns import (
     fit_grid,
     shared_out,
 )
+from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kmeans import SAMPLED, seen, words_of
 from embedcomp.storage.pursuit import (
     _refitted,
@@ -23,7 +24,6 @@ from embedcomp.storage.pursuit import (
     summed,
 )
 from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import TieredRows
 
 ROWS, WIDTH = 3000, 6
 
@@ -62,7 +62,7 @@ def test_errors_of_columns_are_foreseen_for_any_number_of_bits() -> None:
 def test_a_tier_without_bytes_is_the_mean_of_what_is_looked_up() -> None:
     weight = torch.linspace(-1, 1, 9001)[:, None]
     for counts, mean in ((None, 0.0), (torch.linspace(0, 1, 9001), 1 / 3)):
-        made = TieredRows(9001, 1, (9001,), (0,))
+        made = StoredRows(9001, 1, Tiered((9001,), (0,)))
         made.fill(weight, counts)
         assert float(made.to_float()[0, 0]) == pytest.approx(mean, rel=4e-3, abs=1e-5)
 
@@ -72,7 +72,7 @@ def test_tiers_are_fitted_to_the_rows_and_columns_that_matter() -> None:
     counts[:1000] = 1
     weight[:1000] *= 0.1 * torch.arange(1, WIDTH + 1)
     matters = torch.tensor([1e6, 1e4, 3e2, 1.0, 1.0, 0.1])
-    even, weighted, by_column = (TieredRows(ROWS, WIDTH, (ROWS,), (2,)) for _ in range(3))
+    even, weighted, by_column = (StoredRows(ROWS, WIDTH, Tiered((ROWS,), (2,))) for _ in range(3))
     even.fill(weight)
     weighted.fill(weight, counts)
     by_column.fill(weight, counts, matters)

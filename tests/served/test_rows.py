@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcomp.storage.columns import Columns, fit_grid
-from embedcomp.storage.formats import STORAGES, CannotStore, format_of
+from embedcomp.storage.kind import CannotStore
+from embedcomp.storage.kinds import named
+from embedcomp.storage.names import STORAGES
 from embedcomp.storage.rows import StoredRows, keeping_unrounded
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
@@ -215,7 +217,7 @@ def test_mixed_bits_beat_as_many_bits_for_all():
 def test_mixed_codes_of_any_bits_are_read_as_they_were_written(bits, width, seed):
     generator = torch.manual_seed(seed)
     weight = torch.randn(30, width, generator=generator) * torch.rand(width) * 9
-    form = format_of(f"column_mixed{bits}")
+    form = named(f"column_mixed{bits}")
     grid = form.fit(Columns(weight), torch.rand(width))
     step, low, columns = grid
     assert columns.min() >= 1 and columns.sum() <= 8 * -(-width * bits // 8)

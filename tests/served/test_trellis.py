@@ -10,16 +10,17 @@ from embedcomp.errors import BadSettings
 from embedcomp.kernels import native
 from embedcomp.methods import trellis_coded
 from embedcomp.sensitivity.layer import TableSpec
-from embedcomp.storage.tiers import TieredRows
-from embedcomp.storage.trellis import TrellisRows
+from embedcomp.storage.kinds.tiered import Tiered
+from embedcomp.storage.kinds.trellis import Trellis
+from embedcomp.storage.rows import StoredRows
 
 ROWS, WIDTH = 3000, 6
 needs_engine = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
 
 
-def filled(values: torch.Tensor, bits: int, **weights: torch.Tensor) -> TrellisRows:
+def filled(values: torch.Tensor, bits: int, **weights: torch.Tensor) -> StoredRows:
     rows, width = values.shape
-    stored = TrellisRows(rows, width, (rows,), (bits,))
+    stored = StoredRows(rows, width, Trellis((rows,), (bits,)))
     stored.fill(values, **weights)
     return stored
 
@@ -28,7 +29,7 @@ def normal(rows: int = ROWS, width: int = WIDTH) -> torch.Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(1))
 
 
-def left(stored: TrellisRows | TieredRows, values: torch.Tensor) -> float:
+def left(stored: StoredRows, values: torch.Tensor) -> float:
     return float((stored.to_float() - values).square().mean() / values.var())
 
 
@@ -49,7 +50,7 @@ def test_no_distribution_is_stored_much_worse_than_in_even_steps(kind: str, bits
         "cauchy": random.standard_cauchy,
     }
     values = torch.from_numpy(drawn[kind](size=(ROWS, 8)).astype(np.float32))
-    steps = TieredRows(ROWS, 8, (ROWS,), (bits,))
+    steps = StoredRows(ROWS, 8, Tiered((ROWS,), (bits,)))
     steps.fill(values)
     assert left(filled(values, 8 * bits), values) < 1.2 * left(steps, values)
 
@@ -66,7 +67,7 @@ def test_bits_go_where_errors_matter() -> None:
 @pytest.mark.parametrize("row_bits", [(7, 5, 0), (48, 13, 1)])
 def test_every_row_is_read_by_itself(row_bits: tuple[int, ...]) -> None:
     values = normal(100)
-    stored = TrellisRows(100, WIDTH, (9, 50, 100), row_bits)
+    stored = StoredRows(100, WIDTH, Trellis((9, 50, 100), row_bits))
     stored.fill(values)
     whole = stored.to_float()
     ids = torch.tensor([99, 0, 9, 8, 50, 49, 0])
@@ -151,4 +152,4 @@ def test_gradients_reach_the_rows_that_were_looked_up() -> None:
 
 def test_rows_take_a_byte_a_column_at_most() -> None:
     with pytest.raises(BadSettings, match="take 16 bits at most, and not 17"):
-        TrellisRows(10, 2, (10,), (17,))
+        StoredRows(10, 2, Trellis((10,), (17,)))

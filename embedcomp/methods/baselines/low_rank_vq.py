@@ -18,7 +18,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
-from embedcomp.storage.formats import ProductBits
+from embedcomp.storage.names import ProductBits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
 )
 from embedcomp.storage.decode import Scatter
-from embedcomp.storage.formats import FactorStorage
+from embedcomp.storage.names import FactorStorage
 from embedcomp.storage.rows import StoredRows
 
 

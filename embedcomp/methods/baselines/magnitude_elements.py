@@ -24,8 +24,9 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
-from embedcomp.storage.csr import CsrRows
 from embedcomp.storage.decode import Scatter
+from embedcomp.storage.kinds.csr import Csr
+from embedcomp.storage.rows import StoredRows
 
 DENSITIES = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02, 0.01)
 
@@ -44,9 +45,9 @@ def empty(spec: Spec, settings: Settings) -> Served:
     if isinstance(spec, LinearSpec):
         nonzeros = round(settings.density * spec.outputs * spec.inputs)
         bias = build.of_bias(spec.outputs, spec.bias, "float16")
-        return CompressedLinear(spec.inputs, spec.outputs, bias, "float16", nonzeros)
+        return CompressedLinear(spec.inputs, spec.outputs, bias, Csr(nonzeros))
     nonzeros = round(settings.density * spec.rows * spec.dim)
-    stored = CsrRows(spec.rows, spec.dim, nonzeros)
+    stored = StoredRows(spec.rows, spec.dim, Csr(nonzeros))
     zero = settings.dropped == "zero"
     return build.table(spec, stored, None if zero else Scatter(spec.dim, spec.dim, "float16"))
 

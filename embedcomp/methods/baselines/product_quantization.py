@@ -20,7 +20,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
-from embedcomp.storage.formats import ProductBits
+from embedcomp.storage.names import ProductBits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
-from embedcomp.storage.formats import sparse
+from embedcomp.storage.names import sparse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import get_args
 
 from embedcomp.methods.parts import build
 from embedcomp.sensitivity.layer import Layer, Served, Spec
-from embedcomp.storage.formats import ClusteredBits, clustered
+from embedcomp.storage.names import ClusteredBits, clustered
 
 
 @dataclass(frozen=True, kw_only=True)

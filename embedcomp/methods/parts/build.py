@@ -24,7 +24,8 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
 )
 from embedcomp.storage.decode import Affine, Decoder
-from embedcomp.storage.formats import (
+from embedcomp.storage.index import Index
+from embedcomp.storage.names import (
     AnyStorage,
     ColumnStorage,
     FactorStorage,
@@ -32,7 +33,6 @@ from embedcomp.storage.formats import (
     Storage,
     product,
 )
-from embedcomp.storage.index import Index
 from embedcomp.storage.rows import StoredRows
 
 # the same where a method is a baseline, or chooses more than the storage

@@ -81,7 +81,7 @@ def layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
 def mimic_table(served: nn.Module, layer: Layer, rank: int, weighting: Weighting) -> None:
     """Fill a table with codes in the leading directions of its output."""
     assert isinstance(served, CompressedTable)
-    refit = served.stored.format.empty_grid(1) is not None
+    refit = served.stored.grid is not None
     found = output_basis(layer, weighting)
     fill_table(served, layer, found, rank, layer_moments(layer)[0], refit=refit)
 

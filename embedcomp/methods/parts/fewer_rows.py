@@ -23,8 +23,8 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
     TableStatistics,
 )
-from embedcomp.storage.formats import FactorStorage
 from embedcomp.storage.index import Cut, IndexForm, Map
+from embedcomp.storage.names import FactorStorage
 
 SHARES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)  # of a table's rows, worth trying
 FEWEST = 8  # rows that are worth keeping

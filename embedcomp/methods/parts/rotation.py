@@ -14,7 +14,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from embedcomp.kernels.bits import parsed
 from embedcomp.methods.parts.factors import (
     Weighting,
     fill_table,
@@ -24,6 +23,7 @@ from embedcomp.methods.parts.factors import (
 from embedcomp.modules.table import CompressedTable
 from embedcomp.sensitivity.algebra import Basis
 from embedcomp.sensitivity.layer import Layer, Served
+from embedcomp.storage.kinds.product import Product
 from embedcomp.storage.kmeans import refined, seen, words_of
 
 SAMPLED_ROWS = 1 << 12  # that a rotation is fitted to
@@ -34,8 +34,8 @@ TURNS = 16
 def fill_rotated(served: Served, layer: Layer, weighting: Weighting) -> None:
     """Codes and decoder of a table whose rows are product-quantized codes of some columns."""
     assert isinstance(served, CompressedTable)
-    codes, rank = parsed(served.stored.storage), served.stored.width
-    assert codes is not None
+    codes, rank = served.stored.kind, served.stored.width
+    assert isinstance(codes, Product)
     found = output_basis(layer, weighting)
     mean = layer_moments(layer)[0]
     edges = codes.edges(rank)

@@ -24,6 +24,7 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
 )
 from embedcomp.storage.decode import Affine
+from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 
 FEWEST_ROWS = 64  # of a table that is worth it
@@ -50,23 +51,24 @@ def worth_trying(
 
 
 def in_tiers(
-    form: type[Tiers], shares: Sequence[float]
+    kind: type[Tiers], shares: Sequence[float]
 ) -> tuple[Callable[[Spec, Any], Served], Callable[[Layer, Any], Served]]:
     """A method's `empty` and `compress`; both raise BadSettings for another number of tiers.
 
     Args:
-        form: how rows are stored; the settings hold the sizes of rows by the name of its unit.
+        kind: how rows are stored; the settings hold the sizes of rows by the name of its unit.
         shares: of the rows, by tier.
     """
 
     def with_tiers(spec: TableSpec, settings: Any, ends: Sequence[int]) -> Served:
-        sizes = getattr(settings, form.unit)
+        sizes = getattr(settings, kind.unit)
         if len(sizes) != len(ends):
             raise BadSettings(
-                f"{form.unit} holds {len(sizes)} numbers, but {spec.name} has {len(ends)} tiers; "
+                f"{kind.unit} holds {len(sizes)} numbers, but {spec.name} has {len(ends)} tiers; "
                 "give the size of a row of each"
             )
-        stored = form(spec.rows, settings.rank, ends, sizes)
+        of_rows = kind(tuple(ends), **{kind.unit: tuple(sizes)})
+        stored = StoredRows(spec.rows, settings.rank, of_rows)
         return build.table(spec, stored, Affine(settings.rank, spec.dim, "float16", True))
 
     def empty(spec: Spec, settings: Any) -> Served:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from embedcomp.methods.parts import build
 from embedcomp.sensitivity.layer import Layer, Served, Spec
-from embedcomp.storage.formats import Storage
+from embedcomp.storage.names import Storage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Stored rows whose codes are trellis-coded: a number is named by a code and the bits before it.
+"""Rows in tiers as trellis-coded columns: a number is named by a code and the bits before it.
 
 A code of k bits chooses among 2^k numbers, and which 2^k those are depends on the codes before it,
 of other columns and of the rows before. So far more than 2^k numbers are in reach, and the Viterbi
@@ -13,73 +13,78 @@ bits, where single steps leave 0.364, 0.119, 0.038 and 0.0119, and nothing less 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native, windows
-from embedcomp.storage.columns import MOST_BITS, Columns, shared_out
-from embedcomp.storage.rows import straight_through
+from embedcomp.storage.columns import MOST_BITS, shared_out
+from embedcomp.storage.kind import Kind, State, address
 from embedcomp.storage.tiers import Tiers
+from embedcomp.support.lazy import torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from embedcomp.storage.columns import Columns
+
+NAME = "trellis"
 REACH = 6.0  # deviations from the mean up to which errors are known
 BINS = 24  # of values up to there
 PROBES = 1 << 12  # values by which errors are found,
 APART = 64  # so far apart that neighbours are theirs alone
 
 
-class TrellisRows(Tiers):
-    """Rows in tiers as trellis-coded columns, one after another without a gap within a tier.
+def named(name: str, **parameters: Any) -> Kind | None:
+    return Trellis(**parameters) if name == NAME else None
+
+
+def examples(rows: int, width: int) -> list[Kind]:
+    return []  # the engine reads them as it reads those of tiered.py
+
+
+@dataclass(frozen=True)
+class Trellis(Tiers):
+    """Rows one after another without a gap within a tier, of whole bits.
 
     A column is coded by the trellis where that should leave less of it than even steps do; the grid
     holds the mean and the deviation of such a one as its offset and scale, and its bits with a
     minus. A byte lies before the first row and one after the last, where windows begin and end.
 
-    Thawed, rows train as they are stored; because a code depends on its neighbours, all are encoded
-    anew, after as many look-ups as there are rows while the module trains, and whenever it is read
-    in evaluation. So `freeze` changes nothing that is read in evaluation.
-
-    Args:
-        ends: row after the last one of each tier.
-        row_bits: of a row of each tier.
-
-    Raises:
-        BadSettings: they are more than a byte a column.
+    row_bits: of a row of each tier.
     """
 
-    unit = "row_bits"
-    looked_up: Tensor | None  # rows, since all were encoded; while thawed
+    unit: ClassVar[Literal["row_bits"]] = "row_bits"
+    together: ClassVar[bool] = True
 
-    def __init__(self, rows: int, width: int, ends: Sequence[int], row_bits: Sequence[int]):
-        super().__init__(rows, width, ends, row_bits)
-        if max(row_bits) > MOST_BITS * width:
+    row_bits: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    @property
+    def bits_of_rows(self) -> tuple[int, ...]:
+        return self.row_bits
+
+    @property
+    def padding_bytes(self) -> int:
+        return 2
+
+    def empty(self, rows: int, width: int) -> State:
+        """Raises BadSettings where rows take more than a byte a column."""
+        if max(self.row_bits) > MOST_BITS * width:
             raise BadSettings(
                 f"rows of {width} columns take {MOST_BITS * width} bits at most, and not "
-                f"{max(row_bits)}"
+                f"{max(self.row_bits)}"
             )
-        self.storage = "trellis"
-        self.stored = torch.empty(sum(self.tier_bytes) + 2, dtype=torch.uint8)
-        self.register_buffer("looked_up", None)
-        self._matters: Tensor | None = None  # errors of columns, where they were filled in
-        self._encoded_at = -1  # the version of `master` that is stored
+        return super().empty(rows, width)
 
-    def fill(
-        self,
-        weight: Tensor | Columns,
-        row_weights: Tensor | None = None,
-        column_weights: Tensor | None = None,
-    ) -> None:
-        even = torch.ones(self.width, device=self.device)
-        self._matters = even if column_weights is None else column_weights.float()
-        super().fill(weight, row_weights, column_weights)
-
-    def _fitted_tier(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
+    def fitted(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
         mean, deviation, *found = rows.known("coded errors", _coded_errors)
         coded, stepped = torch.stack(found), rows.errors()
         pays = coded < stepped  # as far as can be foreseen
@@ -88,108 +93,77 @@ class TrellisRows(Tiers):
         normal = torch.stack([deviation, mean, -bits]).bfloat16()
         return torch.where(gains, normal, rows.fitted(bits))
 
-    def _encoded(self, weight: Tensor) -> Tensor:
-        assert self.grid is not None
+    def encode(self, values: Tensor, grid: Tensor, matters: Tensor | None) -> Tensor:
         out, at = torch.zeros(sum(self.tier_bytes) + 2, dtype=torch.uint8), 1
-        tiers = zip(weight.split(self.lengths), self.grid, self.tier_bytes, strict=True)
-        for rows, grid, size in tiers:
-            shared = grid.float().cpu().numpy()
+        tiers = zip(values.split(self.lengths), grid, self.tier_bytes, strict=True)
+        for rows, own, size in tiers:
+            shared = own.float().cpu().numpy()
             bits, place = np.abs(shared[2]).astype(np.int32), out[at - 1 : at + size].numpy()
-            encode(rows.cpu().numpy(), bits, self._costs(shared), windows.words(shared), place)
+            costs = _costs(shared, matters)
+            encode(rows.cpu().numpy(), bits, costs, windows.words(shared), place)
             at += size
-        return out.to(weight.device)
+        return out.to(values.device)
 
-    def _costs(self, grid: np.ndarray) -> np.ndarray:
-        """How much a squared error in a column matters, float32 [width], 1 on average.
-
-        Where it was not told, as water-filling would have it: rounding errors of all columns count
-        the same.
-        """
-        if self._matters is None:
-            left = np.square(grid[0]) * np.where(grid[2] < 0, 4.0 ** grid[2], 1 / 12)
-            found = np.divide(1, left, out=np.zeros_like(left), where=left > 0)
-        else:
-            found = self._matters.cpu().numpy()
-        mean = found[grid[2] != 0].mean() if grid[2].any() else 0.0
-        return (found / mean if mean > 0 else np.ones_like(found)).astype(np.float32)
-
-    def gather(self, ids: Tensor) -> Tensor:
-        """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
-        if self.master is None:
-            return self._read(ids)
-        self._encode_anew(len(ids))
-        values = F.embedding(ids, self.master, sparse=True)
-        return straight_through(lambda _: self._read(ids), values)
-
-    def to_float(self) -> Tensor:
-        """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
-        every = torch.arange(self.rows, device=self.device)
-        if self.master is None:
-            return self._read(every)
-        self._encode_anew(self.rows)
-        return straight_through(lambda _: self._read(every), self.master)
-
-    def _read(self, ids: Tensor) -> Tensor:
-        assert self.stored is not None
-        tier = self._tier(ids)
-        first, start, size = self._places()[tier].unbind(1)  # each [n]
-        place, words = self._windows  # [tiers, width], and [tiers, width, 256]
+    def read(self, state: State, width: int, ids: Tensor | None = None) -> Tensor:
+        stored, grid = state["stored"], state["grid"]
+        ids = torch.arange(self.ends[-1], device=stored.device) if ids is None else ids
+        tier = self.tier_of(ids)
+        first, start, size = self._places(stored.device)[tier].unbind(1)  # each [n]
+        place, words = _windows(grid)  # [tiers, width], and [tiers, width, 256]
         at = (start + (ids - first) * size)[:, None] + place[tier]
-        low, high = (self.stored[byte].int() for byte in (at // 8, at // 8 + 1))
+        low, high = (stored[byte].int() for byte in (at // 8, at // 8 + 1))
         window = ((low | high << 8) >> at % 8) & 255
-        column = torch.arange(self.width, device=ids.device)
+        column = torch.arange(width, device=ids.device)
         return words[tier[:, None], column, window]
 
-    def _places(self) -> Tensor:
+    def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
+        return self.read(state, values.shape[1], ids)  # as all rows were encoded last
+
+    def _places(self, device: Any) -> Tensor:
         """By tier [tiers, 3]: its first row, the bit 8 before that row, and the bits of a row."""
         firsts, starts = (0, *self.ends[:-1]), [0, *accumulate(self.tier_bytes)]
         found = zip(firsts, (8 * start for start in starts[:-1]), self.row_bits, strict=True)
-        return torch.tensor(list(found), device=self.device)
+        return torch.tensor(list(found), device=device)
 
-    @property
-    def _windows(self) -> tuple[Tensor, Tensor]:
-        """Where windows begin, and what they stand for (windows.py)."""
-        assert self.grid is not None
-        scale, offset, signed = self.grid[..., None].float().unbind(1)  # each [tiers, width, 1]
-        bits, every = signed.abs().long(), torch.arange(1 << windows.BITS, device=self.device)
-        numbers = torch.from_numpy(windows.numbers()).to(self.device)
-        named = numbers[bits[..., 0].where(signed[..., 0] < 0, 0)]
-        words = torch.where(signed < 0, named, (every >> (windows.BITS - bits)).float())
-        return bits.cumsum(1).where(bits > 0, 0)[..., 0], words * scale + offset
+    def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:
+        """Windows lie elsewhere for each bit that a row begins with.
 
-    def _encode_anew(self, looked_up: int) -> None:
-        """Store what was trained, if it is due."""
-        assert self.master is not None and self.looked_up is not None
-        self.looked_up += looked_up
-        due = self.looked_up >= self.rows if self.training else self._encoded_at != self._trained
-        if due:
-            self._encode_master()
+        Rows are read from the byte before them on, and a byte beyond: a table has both.
+        """
+        count, width, row_bits = 1 << windows.BITS, tier.width, self.row_bits[place]
+        at = np.arange(8, dtype=np.int32)[:, None] + windows.places(grid)  # [8, width]
+        starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
+        masks = np.full_like(starts, count - 1)
+        held = windows.words(grid), starts, at // 8, at % 8, masks
+        tier.words, tier.at, tier.byte, tier.bit, tier.mask = map(address, held)
+        tier.parts, tier.narrow = width, 1
+        tier.row_bits, tier.row_bytes = row_bits, (row_bits + 7) // 8 + 2 if row_bits else 0
+        return held
 
-    def _encode_master(self) -> None:
-        assert self.master is not None and self.looked_up is not None
-        self.stored = self._encoded(self.master.detach().contiguous())
-        self.looked_up.zero_()
-        self._encoded_at = self._trained
 
-    @property
-    def _trained(self) -> int:
-        """A number that changes with what is trained."""
-        assert self.master is not None
-        return self.master._version
+def _windows(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where windows begin, and what they stand for (windows.py)."""
+    scale, offset, signed = grid[..., None].float().unbind(1)  # each [tiers, width, 1]
+    bits, every = signed.abs().long(), torch.arange(1 << windows.BITS, device=grid.device)
+    numbers = torch.from_numpy(windows.numbers()).to(grid.device)
+    named = numbers[bits[..., 0].where(signed[..., 0] < 0, 0)]
+    words = torch.where(signed < 0, named, (every >> (windows.BITS - bits)).float())
+    return bits.cumsum(1).where(bits > 0, 0)[..., 0], words * scale + offset
 
-    def thaw(self) -> None:
-        """Make it trainable, from what was not rounded yet if that is known."""
-        if self.master is None:
-            stored = self.stored
-            super().thaw()
-            self.stored, self.looked_up = stored, torch.zeros((), dtype=torch.int64)
-            self._encoded_at = self._trained
 
-    def freeze(self) -> None:
-        """Store what was trained; what is read in evaluation does not change by a bit."""
-        if self.master is not None:
-            self._encode_master()
-            self.master = self.looked_up = None
+def _costs(grid: np.ndarray, matters: Tensor | None) -> np.ndarray:
+    """How much a squared error in a column matters, float32 [width], 1 on average.
+
+    Where it was not told, as water-filling would have it: rounding errors of all columns count the
+    same.
+    """
+    if matters is None:
+        left = np.square(grid[0]) * np.where(grid[2] < 0, 4.0 ** grid[2], 1 / 12)
+        found = np.divide(1, left, out=np.zeros_like(left), where=left > 0)
+    else:
+        found = matters.float().cpu().numpy()
+    mean = found[grid[2] != 0].mean() if grid[2].any() else 0.0
+    return (found / mean if mean > 0 else np.ones_like(found)).astype(np.float32)
 
 
 def encode(
@@ -208,7 +182,7 @@ def encode(
         _encode_slowly(values, bits, matters, words, out)
         return
     arrays = [np.ascontiguousarray(array) for array in (values, bits, matters, words)]
-    at, *read, first = (int(a.__array_interface__["data"][0]) for a in (*arrays, out))
+    at, *read, first = (address(array) for array in (*arrays, out))
     native.needed().embedcomp_trellis(at, *values.shape, *read, first + 1)
 
 
@@ -279,8 +253,8 @@ def errors_by_value() -> Tensor:
 def _squared_errors(values: np.ndarray, bits: int) -> np.ndarray:
     """Of values [n, width] in normal columns of so many bits."""
     n, width = values.shape
-    probe = TrellisRows(n, width, (n,), (width * bits,))
-    probe.grid = torch.tensor([1.0, 0.0, -bits]).bfloat16()[None, :, None].expand(1, 3, width)
-    probe.stored = probe._encoded(torch.from_numpy(values))
-    errors: np.ndarray = np.square(probe.to_float().numpy() - values)
+    probe = Trellis((n,), (width * bits,))
+    grid = torch.tensor([1.0, 0.0, -bits]).bfloat16()[None, :, None].expand(1, 3, width)
+    state = probe.refill(torch.from_numpy(values), {"grid": grid}, None)
+    errors: np.ndarray = np.square(probe.read(state, width).numpy() - values)
     return errors

@@ -1,0 +1,34 @@
+"""Names of the kinds of stored rows that methods choose among."""
+
+from __future__ import annotations
+
+from typing import Literal, NewType, get_args
+
+ColumnStorage = Literal[
+    "column_int8",
+    "column_int4",
+    "column_mixed6",
+    "column_mixed5",
+    "column_mixed4",
+    "column_mixed3",
+    "column_mixed2",
+]
+FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
+Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+CodeStorage = NewType("CodeStorage", str)  # codes into codebooks, with sizes in the name
+AnyStorage = Storage | CodeStorage
+ProductBits = Literal[4, 8]
+ClusteredBits = Literal[2, 3, 4, 8]
+
+
+def product(parts: int, bits: ProductBits) -> CodeStorage:
+    return CodeStorage(f"product{parts}x{bits}")
+
+
+def clustered(bits: ClusteredBits) -> CodeStorage:
+    return CodeStorage(f"clustered{bits}")
+
+
+def sparse(row_atoms: int, atoms: int) -> CodeStorage:
+    return CodeStorage(f"sparse{row_atoms}x{atoms}")
