@@ -34,7 +34,7 @@ from embedcomp.planning.plan import Plan, render
 from embedcomp.recipes import evaluate
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.support.files import remove, replacing, sha256
+from embedcomp.support.files import refuse_unwritable, remove, replacing, sha256
 from embedcomp.support.metrics import Quality
 from embedcomp.train import workers
 from embedcomp.train.fit import Watch
@@ -81,6 +81,7 @@ class Job:
     def __init__(self, settings: JobSettings, *, force: bool = False):
         self.settings = settings
         self.out = Path(settings.out)
+        refuse_unwritable(self.out)
         self.log = ClickLog(settings.log)
         self.source = ModelSource(model=settings.model, settings=settings.model_settings)
         self.start = _checkpoint(settings)

@@ -24,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         settings = located(read_job(given.job, given.changes))
+        job = Job(settings, force=given.force)  # refuses what cannot be, before Ray starts
         with connected():
-            result = Job(settings, force=given.force).run()
+            result = job.run()
     except EmbedcompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

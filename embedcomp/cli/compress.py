@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.frontier import frontier as of_frontier
 from embedcomp.cli.options import Changes, Json, listed, show
 
 
 def compress(
     model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
-    out: Annotated[Path, typer.Option(help="Folder for the artifact; a new version each time.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the artifact; a new version each time.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")] = "",
     max_auc_loss: Annotated[
         float | None,
@@ -29,10 +30,6 @@ def compress(
     cost_model: Annotated[
         str, typer.Option(help="Of the machine that serves, by `embedcomp calibrate`.")
     ] = "",
-    frontier: Annotated[
-        str | None,
-        typer.Option(help="Budgets, comma-separated: an artifact each, a table and a picture."),
-    ] = None,
     solver: Annotated[
         str, typer.Option(help="Of the plan: exact, highs, greedy, welore or farms.")
     ] = "exact",
@@ -42,15 +39,6 @@ def compress(
     ] = "",
     control: Annotated[
         Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
-    ] = None,
-    baselines: Annotated[
-        str | None,
-        typer.Option(
-            help="Methods beside the frontier, comma-separated, or none; else simple ones."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split that a frontier is scored on; not given: valid.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     changes: Changes = None,
@@ -64,6 +52,7 @@ def compress(
     from embedcomp.planning.plan import render
     from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import CompressSettings, read_changes, validated
+    from embedcomp.support.files import refuse_unwritable
 
     given = {
         "budget": budget,
@@ -74,33 +63,18 @@ def compress(
         "solver": solver,
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
-    if frontier is not None:
-        if budget or max_auc_loss is not None or latency_budget:
-            raise BadSettings(
-                "--frontier has its own budgets; leave --budget, --max-auc-loss and "
-                "--latency-budget out"
-            )
-        of_frontier(
-            model,
-            log,
-            frontier,
-            out,
-            baselines=baselines,
-            split=split,
-            control=control,
-            dry_run=dry_run,
-            given=given,
-            json=json,
-        )
-        return
-    if baselines is not None or split is not None:
-        raise BadSettings("--baselines and --split belong to --frontier; use `embedcomp evaluate`")
     settings = validated(CompressSettings, given, "--set")
+    if dry_run:
+        out = None
+    elif out is None:
+        raise BadSettings("there is nowhere to write; give --out, or --dry-run for the plan alone")
+    else:
+        refuse_unwritable(out)
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)
     held = recipes.held_out(original, clicks, settings)
     plan = recipes.plan(original, measured, settings, held)
-    if dry_run:
+    if out is None:
         show(plan.to_dict(), [render(plan)], json)
         return
     beside = None

@@ -1,48 +1,73 @@
-"""embedcomp compress --frontier."""
+"""embedcomp frontier."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from embedcomp.cli.options import listed, show
+import typer
+
+from embedcomp.cli.options import Changes, Json, listed, show
 
 
 def frontier(
-    model: Path,
-    log: str,
-    budgets: str,
-    out: Path,
-    *,
-    baselines: str | None,
-    split: str | None,
-    control: Path | None,
-    dry_run: bool,
-    given: Mapping[str, Any],
-    json: str | None,
+    model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
+    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    budgets: Annotated[str, typer.Option(help="Comma-separated, each as of `compress`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the artifacts, table and pictures.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="Of the plans, as of `compress`.")] = "exact",
+    tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
+    methods: Annotated[
+        str, typer.Option(help="Methods the plans may use, comma-separated, or all.")
+    ] = "",
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="Methods beside them, comma-separated, or none; else simple ones."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="That is scored.")] = "valid",
+    control: Annotated[
+        Path | None, typer.Option(help="Folder for the original trained on; else in --out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plans and stop.")] = False,
+    changes: Changes = None,
+    json: Json = None,
 ) -> None:
-    """One artifact a budget under `out`, evaluated, with a table and a picture."""
+    """Compress a model to several budgets: an artifact each, a table and a picture."""
     from embedcomp.artifact.artifact import Artifact
     from embedcomp.compare import frontier as made
     from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
     from embedcomp.planning.plan import Plan, render
     from embedcomp.recipes.progress import counted
-    from embedcomp.recipes.settings import CompressSettings, validated
+    from embedcomp.recipes.settings import CompressSettings, read_changes, validated
+    from embedcomp.support.files import refuse_unwritable
 
     names = tuple(dict.fromkeys(listed(budgets)))
     if not names:
         raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
+    given = {
+        "budget": names[0],
+        "methods": listed(methods),
+        "solver": solver,
+        **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
+    }
+    settings = validated(CompressSettings, given, "--set")
+    folder = out or Path()
+    if not dry_run:
+        if out is None:
+            raise BadSettings("there is nowhere to write; give --out, or --dry-run for plans alone")
+        refuse_unwritable(out)
     wanted = made.Frontier(
         original=Artifact.open(model),
         log=ClickLog(log),
         budgets=names,
-        settings=validated(CompressSettings, {**given, "budget": names[0]}, "--set"),
+        settings=settings,
         baselines=made.baselines() if baselines is None else _named(baselines),
-        split=split or "valid",
-        out=out,
-        control=control or out / "control",
+        split=split,
+        out=folder,
+        control=control or folder / "control",
     )
     measured = wanted.measure()
     plans = wanted.plans(measured)
@@ -53,7 +78,7 @@ def frontier(
         return
     with counted("frontier") as progress:
         result = wanted.make(measured, plans, progress)
-    files = [str(out / f"{made.NAME}.{kind}") for kind in ("json", "png", "html")]
+    files = [str(folder / f"{made.NAME}.{kind}") for kind in ("json", "png", "html")]
     show(result, [*made.render(result), *files], json)
 
 

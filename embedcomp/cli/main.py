@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from embedcomp.cli import (
     compare,
     compress,
     evaluate,
+    frontier,
     log,
     measure,
     recompress,
@@ -22,16 +24,30 @@ from embedcomp.cli import (
     verify,
 )
 from embedcomp.errors import EmbedcompError
+from embedcomp.support.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Compress click-through-rate models, prove that quality held, and serve them.",
 )
+
+
+@app.callback()
+def told(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 app.add_typer(log.app, name="log", help="Make and look at click logs.")
 app.command()(train.train)
 app.command()(compress.compress)
+app.command()(frontier.frontier)
 app.command()(recompress.recompress)
 app.command()(compare.compare)
 app.command()(measure.measure)

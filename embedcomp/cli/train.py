@@ -38,8 +38,10 @@ def train(
     from embedcomp.log.features import Features
     from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import changed, read_changes
+    from embedcomp.support.files import refuse_unwritable
     from embedcomp.train.settings import TrainSettings
 
+    refuse_unwritable(out)
     if epochs is None and checkpoint is not None:
         epochs = 0
     given = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}

@@ -10,7 +10,6 @@ from typing import Any
 from embedcomp import methods, models
 from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
-from embedcomp.modules.sizes import parse_budget
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
@@ -136,10 +135,6 @@ def digest(value: Any) -> str:
 
 
 def _check(settings: CompareSettings) -> None:
-    for budget in settings.budgets:
-        parse_budget(budget, 1 << 40)
-    for name in (*methods.named(settings.methods), *(settings.alone or ()), *settings.rest):
-        methods.get(name)
     for name in settings.models:
         if ":" not in name:
             models.get(name)

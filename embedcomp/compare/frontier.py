@@ -19,7 +19,7 @@ from embedcomp.compare.pictures import Curve, Level, Picture, Point, html, png
 from embedcomp.compare.provenance import provenance
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
-from embedcomp.modules.sizes import parse_budget
+from embedcomp.planning.goal import ByteBudget
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.evaluate import SPEED_BATCHES
 from embedcomp.recipes.settings import BESIDE_ONE, CompressSettings
@@ -64,8 +64,8 @@ class Frontier:
         if not self.budgets:
             raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
         for budget in self.budgets:
-            parse_budget(budget, self.original.manifest.bytes["total"])
-        for name in (*methods.named(self.settings.methods), *self.baselines):
+            ByteBudget.parse(budget)
+        for name in self.baselines:
             methods.get(name)
         return Original.measure(self.original, self.log, self.settings)
 

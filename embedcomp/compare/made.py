@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
-from embedcomp import methods, recipes
+from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.cells import digest
 from embedcomp.errors import LimitsTooSmall
@@ -79,7 +79,7 @@ class Original:
 
     def plan(self, settings: CompressSettings) -> Plan | str:
         """The plan, or why there is none."""
-        names = methods.named(settings.methods)
+        names = settings.goal.methods
         specs = [layer.spec for layer in self.planning.found.layers.values()]
         if not any(candidates(name, spec) for name in names for spec in specs):
             return f"{', '.join(names)} takes none of the model's {len(specs)} layers"

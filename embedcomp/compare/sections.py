@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
 from embedcomp.compare.results import Record
-from embedcomp.modules.sizes import parse_budget
+from embedcomp.planning.goal import ByteBudget
 
 WHOLE = 1 << 40  # bytes of a made-up model, by which budgets are ordered
 
@@ -144,7 +144,7 @@ class Section:
     def budgets(self) -> list[str]:
         """From the largest down."""
         found = {budget for _, budget in self.groups if budget}
-        return sorted(found, key=lambda budget: -parse_budget(budget, WHOLE))
+        return sorted(found, key=lambda budget: -ByteBudget.parse(budget).of(WHOLE))
 
     @property
     def methods(self) -> list[str]:

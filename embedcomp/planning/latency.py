@@ -9,7 +9,6 @@ than linear layers reads them. So a layer that reads tables is as narrow as thei
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from embedcomp.engine import cost, ops
 from embedcomp.engine.cost import CostModel, Counts
 from embedcomp.engine.ops import Linear, LookUp, Op
 from embedcomp.engine.program import Program
-from embedcomp.errors import BadSettings
 from embedcomp.graph.graph import Graph
 from embedcomp.modules.embedded import Block, Reader, can_fold
 from embedcomp.modules.linear import CompressedLinear, LowRankLinear
@@ -31,54 +29,12 @@ from embedcomp.planning.choices import (
     Menu,
     empty_on_meta,
 )
+from embedcomp.planning.goal import LatencyBudget
 from embedcomp.sensitivity.layer import Layer, Served, Spec
 from embedcomp.storage.index import Map
 from embedcomp.storage.kind import Reads
 
-_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 Widths = tuple[int, ...]  # of what each operation of a layer reads
-
-
-@dataclass(frozen=True)
-class LatencyBudget:
-    """A bound on a call that scores so many rows: a time, or times as fast as the original."""
-
-    amount: float
-    unit: str  # of time, or "x"
-    rows: int
-    text: str  # that said so
-
-    @classmethod
-    def parse(cls, text: str) -> LatencyBudget:
-        """Read "200us@64" (or ms, ns), or "2x@64", twice as fast, in a call of so many rows.
-
-        Raises:
-            BadSettings: it is not that, or not positive.
-        """
-        number = r"(\d+(?:\.\d*)?|\.\d+)"
-        match = re.fullmatch(rf"{number}\s*({'|'.join(_UNITS)}|x)\s*@\s*(\d+)", text.strip())
-        if match is not None:
-            found = cls(float(match[1]), match[2], int(match[3]), text.strip())
-            if found.rows and (found.amount > 0 if found.unit == "x" else found.nanoseconds(0)):
-                return found
-        raise BadSettings(
-            f"the latency budget {text!r} is not a time and a number of rows; write 200us@64 "
-            "for 200 microseconds a call of 64 rows, or 2x@64 for half the original's time"
-        )
-
-    def nanoseconds(self, original: int) -> int:
-        """How long a call may take, where the original's takes `original`."""
-        if self.unit == "x":
-            return int(original / self.amount)
-        return round(self.amount * _UNITS[self.unit])
-
-    def share(self, before: float, after: float) -> float:
-        """The part of the allowed time that a call takes.
-
-        Args:
-            before, after: microseconds of a call of the original and of what has to be as fast.
-        """
-        return 1000 * after / self.nanoseconds(round(1000 * before))
 
 
 class _Part(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from embedcomp import methods
-from embedcomp.planning.latency import LatencyBudget
+from embedcomp.planning.goal import LatencyBudget
 from embedcomp.sensitivity.statistics import Statistics
 
 

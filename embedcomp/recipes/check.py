@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embedcomp import methods
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
@@ -34,7 +33,7 @@ def options(
         BadModel: no method offers anything for any layer.
     """
     found = measured.measured(layers_of(original, original.model()))
-    names = [name for name in methods.named(settings.methods) if name != "keep"]
+    names = [name for name in settings.goal.methods if name != "keep"]
     offered = {}
     for done, (name, layer) in enumerate(found.layers.items()):
         watch(done, len(found.layers))

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from embedcomp import methods
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.proof import (
     Proof,
@@ -19,6 +18,7 @@ from embedcomp.errors import BadArtifact
 from embedcomp.kernels.threads import one_thread
 from embedcomp.log.click_log import ClickLog
 from embedcomp.planning import planner
+from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.measure import held_out, layers_of, measure
@@ -142,7 +142,7 @@ def recompress(
         today = repriced(model, planned.plan, found, measured)
         best = None
         if today.loss > (1 + WORTH_PLANNING) * planned.plan.loss:
-            names = methods.named(settings.methods)
+            names = settings.goal.methods
             best = planner.plan(
                 model,
                 found,
@@ -164,7 +164,8 @@ def _timing_of(
     """What says how long choices take, where a plan keeps to a latency."""
     if not plan.latency_budget:
         return None
-    return timing(original, model, found, replace(settings, latency_budget=plan.latency_budget))
+    budget = LatencyBudget.parse(plan.latency_budget)
+    return timing(original, model, found, budget, settings.cost_model)
 
 
 def control(

@@ -20,11 +20,11 @@ from embedcomp.engine.standalone import PRECISIONS
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import every as every_method
 from embedcomp.methods import get as get_method
-from embedcomp.methods import named
 from embedcomp.modules.layout import build, share
-from embedcomp.modules.sizes import model_bytes, module_bytes, parse_budget
+from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
+from embedcomp.planning.goal import Goal
 from embedcomp.planning.plan import Plan
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.auc import Noisy
@@ -82,24 +82,22 @@ def plan(
             neither are given, or there is no such solver.
     """
     _refuse_swapped(model)
-    if (budget is None) == (max_auc_loss is None):
-        raise BadSettings("a plan needs either a budget or max_auc_loss, and not both")
+    said = "" if budget is None else str(budget)
+    goal = Goal.parse(said, "", max_auc_loss, methods=methods or (), solver=solver)
     found, pairs = find(model, {}), list(batches)
     held = HeldOut.of(model, pairs, score, "given")
     measured = measure(model, held.inputs, found, score, count_ids=True)
-    names = named(methods or ())
     made = partial(planner.plan, model, found, measured, solver=solver)
     carried_out = partial(_carried_out, model, held, measured)
-    if max_auc_loss is None:
-        assert budget is not None
-        limit = budget if isinstance(budget, int) else parse_budget(budget, module_bytes(model))
-        return carried_out(made(limit, names))
+    if goal.auc_loss is None:
+        assert goal.bytes is not None
+        return carried_out(made(goal.bytes.of(module_bytes(model)), goal.methods))
     noisy = Noisy.of(held.quality)
     held.refuse_one_kind()
     smallest = smallest_within(
-        max_auc_loss,
-        noisy.log_loss(max_auc_loss),
-        lambda loss: made(None, names, most_loss=loss),
+        goal.auc_loss,
+        noisy.log_loss(goal.auc_loss),
+        lambda loss: made(None, goal.methods, most_loss=loss),
         carried_out,
         lambda: made(None, ("keep",), most_loss=0.0),
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import nn
 
-from embedcomp import methods
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine import calibrate
 from embedcomp.engine.arrays import as_array
@@ -20,10 +19,11 @@ from embedcomp.engine.prepare import IDS_IN_A_BAG
 from embedcomp.errors import BadModel
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import readers
-from embedcomp.modules.sizes import model_bytes, parse_budget
+from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
-from embedcomp.planning.latency import LatencyBudget, Timing
+from embedcomp.planning.goal import LatencyBudget
+from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.search import Known
 from embedcomp.recipes import in_time
@@ -66,7 +66,8 @@ class Planning:
                 model cannot be read.
             LimitsTooSmall: no choices keep to them.
         """
-        bound, names = settings.max_auc_loss, methods.named(settings.methods)
+        goal = settings.goal
+        bound = goal.auc_loss
         if bound is None:
             return in_time.best(self.tried(settings))
         assert self._held is not None, "a bound on the AUC is held against held-out rows"
@@ -75,7 +76,7 @@ class Planning:
         found = smallest_within(
             bound,
             first,
-            partial(self._within, settings, names, None),
+            partial(self._within, settings, goal.methods, None),
             self._carried_out,
             partial(self._within, settings, ("keep",), None, first),
         )
@@ -83,12 +84,12 @@ class Planning:
 
     def tried(self, settings: CompressSettings) -> list[Plan]:
         """The plans without a bound on the AUC that are made on the way to the best one."""
-        names, whole = methods.named(settings.methods), model_bytes(self.model)["total"]
-        budget = parse_budget(settings.budget, whole) if settings.budget else None
-        if not settings.latency_budget:
-            return [self._within(settings, names, budget, None)]
-        times = timing(self._original, self.model, self.found, settings)
-        make = partial(self._within, settings, names, budget, None, times)
+        goal = settings.goal
+        budget = None if goal.bytes is None else goal.bytes.of(module_bytes(self.model))
+        if goal.latency is None:
+            return [self._within(settings, goal.methods, budget, None)]
+        times = timing(self._original, self.model, self.found, goal.latency, settings.cost_model)
+        make = partial(self._within, settings, goal.methods, budget, None, times)
         if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
             return [make()]
         return in_time.tried(make, partial(self._time, times.rows), times)
@@ -152,9 +153,12 @@ def plan(
 
 
 def timing(
-    original: Artifact, model: nn.Module, found: Found, settings: CompressSettings
+    original: Artifact, model: nn.Module, found: Found, budget: LatencyBudget, cost_model: str
 ) -> Timing:
     """What says how long choices for the model's layers take.
+
+    Args:
+        cost_model: file of `embedcomp calibrate`; empty: this machine's.
 
     Raises:
         BadModel: the engine does not run the model.
@@ -168,11 +172,7 @@ def timing(
             f"{original.folder} is not scored by the compiled engine{reason}, whose work is what a "
             "latency is predicted from; give a budget instead"
         )
-    costs = (
-        CostModel.load(Path(settings.cost_model))
-        if settings.cost_model
-        else calibrate.of_this_machine()
-    )
+    costs = CostModel.load(Path(cost_model)) if cost_model else calibrate.of_this_machine()
     held = {name: as_array(tensor) for name, tensor in original.tensors().items()}
     program = lower(alone.graph, alone.tensors(held), alone.user, alone.user_columns)
     features = original.features
@@ -180,7 +180,7 @@ def timing(
         alone.graph,
         program,
         costs,
-        LatencyBudget.parse(settings.latency_budget),
+        budget,
         layers=found.layers,
         ids={feature.name: IDS_IN_A_BAG for feature in features.multi},
         readers=readers(model),

@@ -13,8 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
-from embedcomp.planning import solvers
-from embedcomp.planning.latency import LatencyBudget
+from embedcomp.planning.goal import Goal
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
@@ -46,30 +45,21 @@ class CompressSettings:
     tune: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
-        self._refuse_limits()
-        solvers.get(self.solver)
-
-    def _refuse_limits(self) -> None:
-        """Raise BadSettings where they are too many or too few."""
-        if self.latency_budget:
-            LatencyBudget.parse(self.latency_budget)
-            if self.max_auc_loss is not None:
-                raise BadSettings(
-                    "max_auc_loss asks for the smallest model and latency_budget for the best one "
-                    "within a time; give latency_budget alone or with a budget"
-                )
-            if self.budget and self.solver not in ("exact", "highs"):
-                raise BadSettings(
-                    f"the solver {self.solver} keeps to one limit, but a budget and a "
-                    "latency_budget are two; take the solver exact or highs"
-                )
-        elif bool(self.budget) == (self.max_auc_loss is not None):
-            given = "both were" if self.budget else "neither was"
-            raise BadSettings(
-                f"a plan needs either a budget or max_auc_loss, but {given} given; give one"
-            )
-        elif self.cost_model:
+        goal = self.goal  # refuses what cannot be read
+        if self.cost_model and goal.latency is None:
             raise BadSettings("cost_model is for a latency_budget; give that as well")
+
+    @property
+    def goal(self) -> Goal:
+        """What a plan is asked for."""
+        return Goal.parse(
+            self.budget,
+            self.latency_budget,
+            self.max_auc_loss,
+            methods=self.methods,
+            rest=self.rest,
+            solver=self.solver,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +121,15 @@ class CompareSettings:
         other = sorted(set(self.model_settings) - set(self.models))
         if other:
             raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
-        solvers.get(self.solver)
-        if self.latency_budget:
-            LatencyBudget.parse(self.latency_budget)
+        for budget in self.budgets:
+            for names in (self.methods, self.alone or ()):
+                Goal.parse(
+                    budget,
+                    self.latency_budget,
+                    methods=names,
+                    rest=self.rest,
+                    solver=self.solver,
+                )
 
 
 def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedcomp.errors import BadSettings
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -24,6 +26,26 @@ def replacing(target: Path) -> Iterator[Path]:
         _sync(fresh)
         os.replace(fresh, target)
     _sync_one(target.parent)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out before long work whether its result can be written; nothing is left behind.
+
+    Args:
+        folder: that may not be there yet.
+
+    Raises:
+        BadSettings: nothing can be written there.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise BadSettings(
+            f"{folder} cannot be written: {there}: {error.strerror or error}; give a folder that "
+            "can be"
+        ) from error
 
 
 def remove(folder: Path) -> None:

@@ -19,6 +19,7 @@ from embedcomp.planning.bound import SURE
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
+FRONTIER = ["frontier", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
 AFTER = ("evaluate", "inspect", "verify")
 QUICK = ["--set", "batch_rows=1024"]
@@ -206,8 +207,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
             "log/schema.toml is not a cost model",
         ),
         (
-            [*COMPRESS, "--latency-budget", "1ms@1", "--frontier", "2x,5x"],
-            "--frontier has its own budgets",
+            [*COMPRESS, "--latency-budget", "1ms"],
+            "is not a time and a number of rows",
         ),
         ([*PLAN, "--max-auc-loss", "0.6"], "max_auc_loss is 0.6, but must be above 0 and below"),
         ([*PLAN, "--budget", "5x", "--solver", "best"], "no solver 'best'; the solvers are"),
@@ -232,15 +233,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         (["measure", "model", "--log", "log", "--set", "measured=1"], "measured"),
         (["predict", "--target", "127.0.0.1:1", "--log", "log"], "127.0.0.1:1"),
         ([*COMPRESS], "either a budget or max_auc_loss, but neither"),
-        ([*COMPRESS, "--budget", "5x", "--frontier", "2x,5x"], "--frontier has its own budgets"),
-        ([*COMPRESS, "--budget", "5x", "--split", "test"], "belong to --frontier"),
-        ([*COMPRESS, "--budget", "5x", "--baselines", "svd"], "belong to --frontier"),
-        ([*COMPRESS, "--frontier", "5x,big"], "'big' is not a positive"),
-        ([*COMPRESS, "--frontier", ","], "has no budgets"),
-        ([*COMPRESS, "--frontier", "5x", "--baselines", "svt"], "no method 'svt'"),
-        ([*COMPRESS, "--frontier", "5x", "--split", "later"], "no split 'later'"),
+        ([*COMPRESS[:-2], "--budget", "5x"], "there is nowhere to write; give --out, or --dry"),
+        ([*COMPRESS[:-1], "log/schema.toml/x", "--budget", "5x"], "cannot be written"),
+        ([*FRONTIER[:-2], "--budgets", "5x"], "there is nowhere to write; give --out, or --dry"),
+        ([*FRONTIER, "--budgets", "5x,big"], "'big' is not a positive"),
+        ([*FRONTIER, "--budgets", ","], "has no budgets"),
+        ([*FRONTIER, "--budgets", "5x", "--baselines", "svt"], "no method 'svt'"),
+        ([*FRONTIER, "--budgets", "5x", "--split", "later"], "no split 'later'"),
         (
-            [*COMPRESS, "--frontier", "2x,3x", "--methods", "keep"],
+            [*FRONTIER, "--budgets", "2x,3x", "--methods", "keep"],
             "none of the budgets can be met; at 2x, the budget is",
         ),
         (["compare", "--out", "o"], "give a LOG to compare on, or --report"),
@@ -389,7 +390,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
 ) -> None:
     monkeypatch.chdir(made)
     monkeypatch.setattr("embedcomp.recipes.evaluate.SPEED_SECONDS", 0.01)
-    command = ["compress", "model", "--log", "log", "--frontier", "2x,3x,1000000x", "--out", "f"]
+    command = ["frontier", "model", "--log", "log", "--budgets", "2x,3x,1000000x", "--out", "f"]
     command += ["--methods", "row_int8,half", "--baselines", "row_int8", "--tune-epochs", 1]
     assert run(monkeypatch, *command, "--dry-run") == 0
     assert not Path("f").exists() and "1000000x: the budget is 0" in capsys.readouterr().out

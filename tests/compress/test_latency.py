@@ -26,7 +26,8 @@ from embedcomp.planning.choices import (
     empty_on_meta,
 )
 from embedcomp.planning.folding import narrowed
-from embedcomp.planning.latency import LatencyBudget, Timing
+from embedcomp.planning.goal import LatencyBudget
+from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan, render
 from embedcomp.planning.planner import _planned, plan
 from embedcomp.planning.solvers import highs

@@ -15,7 +15,7 @@ from torch import nn
 from embedcomp import methods
 from embedcomp.errors import BadSettings, BudgetTooSmall
 from embedcomp.modules.embedded import readers
-from embedcomp.modules.sizes import model_bytes, module_bytes, parse_budget
+from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import aside, solvers
 from embedcomp.planning.aside import _sent, by_layer
 from embedcomp.planning.choices import (
@@ -26,6 +26,7 @@ from embedcomp.planning.choices import (
     total_bytes,
     total_loss,
 )
+from embedcomp.planning.goal import ByteBudget
 from embedcomp.planning.plan import Plan, render
 from embedcomp.planning.planner import by_name, plan
 from embedcomp.planning.search import LeastBytes, LeastLoss, Search
@@ -81,13 +82,13 @@ def shapes(model):
     ],
 )
 def test_budgets_are_read(text, expected):
-    assert parse_budget(text, 1_000_000) == expected
+    assert ByteBudget.parse(text).of(1_000_000) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "0x", "-5x", "5 apples", "x5", "nan", "1e9"])
 def test_what_is_not_a_budget_is_refused(text):
     with pytest.raises(BadSettings, match="is not a positive size; write 5x, 20%, 4MiB"):
-        parse_budget(text, 1_000_000)
+        ByteBudget.parse(text).of(1_000_000)
 
 
 def test_every_tensor_of_a_model_is_counted():

@@ -1,0 +1,5 @@
+"""`python -m embedcomp` is the `embedcomp` command."""
+
+from embedcomp.cli.main import main
+
+main()
