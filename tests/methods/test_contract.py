@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
 from embedcomp import methods
 from embedcomp.errors import BadSettings
+from embedcomp.modules.layout import layouts
 from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning.choices import empty_on_meta
 from embedcomp.sensitivity.layer import (
@@ -38,7 +41,23 @@ LINEARS = [
 ]
 
 
+def form(layout):
+    """A layout without its sizes, of which only zero is unlike the others."""
+    if isinstance(layout, Mapping):
+        return tuple((name, form(part)) for name, part in layout.items())
+    if isinstance(layout, (list, tuple)):
+        return len(layout)
+    if isinstance(layout, str):
+        return layout.rstrip("0123456789x")
+    return layout if layout is None or isinstance(layout, bool) else bool(layout)
+
+
 def candidates():
+    """All candidates; of those of one form on a shape, one is tried in `make test`.
+
+    `make test-all` tries the others, which differ in sizes alone, too.
+    """
+    tried = set()
     for name in methods.every():
         method = methods.get(name)
         for spec in (*TABLES, *LINEARS):
@@ -50,7 +69,13 @@ def candidates():
                 ]
             for settings in found:
                 label = "-".join(str(v) for v in asdict(settings).values())
-                yield pytest.param(name, spec, settings, id=f"{name}-{spec.name}-{label}")
+                served = nn.ModuleDict({"served": empty_on_meta(name, spec, settings)})
+                kind = name, spec.name, form(layouts(served))
+                marks = [pytest.mark.matrix] if kind in tried else []
+                tried.add(kind)
+                yield pytest.param(
+                    name, spec, settings, id=f"{name}-{spec.name}-{label}", marks=marks
+                )
 
 
 # their codes are so coarse that a step of length 1 over a whole table can leave all as they are
