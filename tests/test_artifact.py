@@ -75,7 +75,7 @@ def test_a_tuned_model_is_served_as_it_was_tuned(
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
     pieces = synth_log.pieces("valid")
     found = quality(made.model(), synth_log, made.features, pieces)
-    best = max(e["auc"] for e in made.manifest.training["history"])
+    best = max(e["auc"] for e in made.origin.training["history"])
     assert found.auc == pytest.approx(best, abs=1e-9)
     assert not (tmp_path / "small/.checkpoints").exists()
 
@@ -115,9 +115,8 @@ def test_every_file_of_an_artifact_has_a_checksum_that_is_checked(
     made = recipes.train(synth_log, synth_features, source, nothing, tmp_path / "m")
     names = {str(f.relative_to(made.folder)) for f in made.folder.rglob("*") if f.is_file()}
     names.remove("manifest.json")
-    tables = {f"features/vocabulary.{feature.name}.parquet" for feature in synth_features.ids}
-    written = {"dense.pt2", "scoring.json", "model.safetensors", "features/features.json"}
-    assert names == written | tables
+    read = {"features/features.json", "features/vocabularies.parquet", "scoring.json.gz"}
+    assert names == read | {"model.safetensors", "origin.json.gz"}
     assert made.manifest.checksums == {
         name: sha256((made.folder / name).read_bytes()).hexdigest() for name in names
     }

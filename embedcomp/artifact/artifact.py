@@ -1,10 +1,12 @@
 """Trained and compressed models on disk: a folder NAME/VERSION/ without pickle.
 
-    manifest.json       what the model is, how it was made, its quality, a checksum a file
+    manifest.json       what the model is, its quality, a checksum a file
+    origin.json.gz      how it was made: its plan, settings and history
     model.safetensors   every tensor that is served, once; its metadata has the other names of those
                         that layers share
-    scoring.json        the dense part as a graph, its inputs and tables (scoring/standalone.py)
-    dense.pt2           the dense part as torch.export wrote it, without weights
+    scoring.json.gz     the dense part as a graph, its inputs and tables (engine/standalone.py)
+    dense.pt2           where the engine cannot run that: the dense part as torch.export wrote it,
+                        without weights
     features/           vocabularies (Parquet) and dense scales: from raw columns to model inputs
 
 A trained model is an artifact whose layers are all kept as they are, so every command takes
@@ -30,7 +32,7 @@ from embedcomp.engine.tensors import OTHER_NAMES, other_names
 from embedcomp.errors import BadArtifact
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
-from embedcomp.support.files import replacing, sha256
+from embedcomp.support.files import read_json, replacing, sha256, write_json
 from embedcomp.support.version import __version__
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
     from embedcomp.artifact.source import ModelSource
     from embedcomp.planning.plan import Plan
 
-FORMAT = 2  # 1: without scoring.json and dense.pt2
-TENSORS = "model.safetensors"
+FORMAT = 3  # 1: without what a scorer needs; 2: nothing gzipped, and always with dense.pt2
+TENSORS, ORIGIN = "model.safetensors", "origin.json.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,21 @@ class Manifest(BaseModel):
     embedcomp: str = __version__
     created: str
     source: dict[str, Any] | None = None  # None: a model that only its owner's code can build
-    plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
-    training: dict[str, Any] = {}  # settings and history
     metrics: dict[str, Any] = {}  # by split: a Proof's to_metrics
     needs_code: str = ""  # why only the model's own code can score it; empty: it needs none
     bytes: dict[str, int]
     checksums: dict[str, str]  # sha256 by file
+    plan: dict[str, Any] | None = None  # of formats 1 and 2, as in Origin
+    training: dict[str, Any] = {}  # likewise
+
+
+class Origin(BaseModel):
+    """origin.json.gz: how a model was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
+    training: dict[str, Any] = {}  # settings and history
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,22 @@ class Artifact:
     def plan(self) -> Plan | None:
         from embedcomp.planning.plan import Plan
 
-        return Plan.from_dict(self.manifest.plan) if self.manifest.plan is not None else None
+        return Plan.from_dict(self.origin.plan) if self.origin.plan is not None else None
+
+    @cached_property
+    def origin(self) -> Origin:
+        """How it was made.
+
+        Raises:
+            BadArtifact: the file does not hold together.
+        """
+        file = self.folder / ORIGIN
+        if not file.exists():
+            return Origin(plan=self.manifest.plan, training=self.manifest.training)
+        try:
+            return Origin.model_validate(read_json(file))
+        except (OSError, ValueError) as error:
+            raise BadArtifact(f"{file} cannot be read: {error}") from error
 
     @property
     def proof(self) -> Proof | None:
@@ -134,6 +160,11 @@ class Artifact:
     def has_features(self) -> bool:
         """Whether it scores raw columns; else what the model itself takes."""
         return (self.folder / "features").is_dir()
+
+    @property
+    def has_program(self) -> bool:
+        """Whether it holds the dense part as torch.export wrote it."""
+        return (self.folder / PROGRAM).exists()
 
     @cached_property
     def features(self) -> Features:
@@ -220,19 +251,22 @@ def save(
         (fresh / TENSORS).chmod(0o644)  # it is written for its owner alone
         if alone is not None:
             alone.standalone.save(fresh)
-            torch.export.save(alone.program, fresh / PROGRAM)
+            if alone.standalone.graph is None:
+                torch.export.save(alone.program, fresh / PROGRAM)
+        planned = None if plan is None else plan.to_dict()
+        origin = Origin(plan=planned, training=dict(training or {}))
+        write_json(fresh / ORIGIN, origin.model_dump())
         files = sorted(f for f in fresh.rglob("*") if f.is_file())
         manifest = Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             source=source.model_dump() if source is not None else None,
-            plan=plan.to_dict() if plan is not None else None,
-            training=dict(training or {}),
             metrics=proof.to_metrics() if proof is not None else {},
             needs_code=needs_code,
             bytes=dict(bytes),
             checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
         )
-        (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        told = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
+        (fresh / "manifest.json").write_text(told + "\n")
     return Artifact.open(target)
 
 

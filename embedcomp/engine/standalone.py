@@ -1,4 +1,4 @@
-"""scoring.json: what an artifact's scorer has to know, none of it code of the model."""
+"""scoring.json.gz: what an artifact's scorer has to know, none of it code of the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import numpy as np
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadArtifact
 from embedcomp.graph.graph import Graph, Leaf, LookUp
+from embedcomp.support.files import read_json, write_json
 
-FILE, PROGRAM = "scoring.json", "dense.pt2"
+FILE, PROGRAM = "scoring.json.gz", "dense.pt2"
+OLD_FILE = "scoring.json"  # of format 2
 PRECISIONS = ("float32", "bfloat16", "int8")  # of products
 
 
@@ -67,7 +69,7 @@ class Standalone:
             "precision": self.precision,
             "least_rows": self.least_rows,
         }
-        (folder / FILE).write_text(json.dumps(values) + "\n")
+        write_json(folder / FILE, values)
 
     @classmethod
     def load(cls, folder: Path) -> Standalone | None:
@@ -76,11 +78,11 @@ class Standalone:
         Raises:
             BadArtifact: the file does not hold together.
         """
-        file = folder / FILE
-        if not file.exists():
+        file = next((folder / name for name in (FILE, OLD_FILE) if (folder / name).exists()), None)
+        if file is None:
             return None
         try:
-            values = json.loads(file.read_text())
+            values = read_json(file) if file.name == FILE else json.loads(file.read_text())
             graph = values["graph"]
             columns = values["user_columns"].items()
             return cls(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
+from embedcomp.log import vocabulary
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import LogCounts, transformed
 from embedcomp.log.rows import Bag, Rows
@@ -21,6 +22,8 @@ from embedcomp.log.schema import Side
 from embedcomp.log.vocabulary import Vocabulary, WrongType
 
 T = TypeVar("T")
+
+VOCABULARIES = "vocabularies.parquet"
 
 
 @dataclass(frozen=True)
@@ -142,21 +145,24 @@ class Features:
         return dense
 
     def save(self, folder: Path) -> None:
-        """Write features.json and one Parquet file a vocabulary into `folder`."""
+        """Write features.json and the vocabularies into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         ids = [{"name": f.name, "side": f.side, "multi_valued": f.multi_valued} for f in self.ids]
         dense = [f.__dict__ for f in self.dense]
         text = json.dumps({"ids": ids, "dense": dense}, indent=1)
         (folder / "features.json").write_text(text + "\n")
-        for feature in self.ids:
-            feature.vocabulary.save(folder / _vocabulary_file(feature.name))
+        vocabulary.save([feature.vocabulary for feature in self.ids], folder / VOCABULARIES)
 
     @classmethod
     def load(cls, folder: Path) -> Features:
         stored = json.loads((folder / "features.json").read_text())
+        if (folder / VOCABULARIES).exists():
+            found = vocabulary.load(folder / VOCABULARIES)
+        else:  # artifacts of the first two formats have a file a vocabulary
+            files = (f"vocabulary.{quote(f['name'], safe='')}.parquet" for f in stored["ids"])
+            found = [vocabulary.load_one(folder / file) for file in files]
         ids = tuple(
-            IdFeature(**f, vocabulary=Vocabulary.load(folder / _vocabulary_file(f["name"])))
-            for f in stored["ids"]
+            IdFeature(**f, vocabulary=known) for f, known in zip(stored["ids"], found, strict=True)
         )
         return cls(ids, tuple(DenseFeature(**f) for f in stored["dense"]))
 
@@ -198,7 +204,3 @@ def _bag(vocabulary: Vocabulary, column: pa.Array) -> Bag:
         filled[~at_null] = values
         values = filled
     return Bag(offsets, values)
-
-
-def _vocabulary_file(name: str) -> str:
-    return f"vocabulary.{quote(name, safe='')}.parquet"

@@ -7,6 +7,7 @@ and dropping rare ids is a cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -144,19 +145,62 @@ class Vocabulary:
             rows[column.is_null().to_numpy(zero_copy_only=False)] = self.null_row
         return rows.astype(np.int32)
 
-    def save(self, file: Path) -> None:
-        """Write to one Parquet file: a row a table row; reserved rows have a null value."""
-        known = pa.array([], self.type) if self.dense_ids else self.values
-        nulls = pa.nulls(self.rows - len(known), self.type)
-        values = pa.concat_arrays([nulls, known])
-        metadata = {b"dense_ids": str(int(self.dense_ids)).encode()}
-        table = pa.table([values, pa.array(self.counts)], names=["value", "count"])
-        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
-    @classmethod
-    def load(cls, file: Path) -> Vocabulary:
-        table = pq.read_table(file)
-        dense_ids = (table.schema.metadata or {}).get(b"dense_ids") == b"1"
-        column = table["value"].combine_chunks()
-        values = column[:0] if dense_ids else column[RESERVED:]
-        return cls(values, table["count"].to_numpy().copy(), dense_ids)
+def save(vocabularies: Sequence[Vocabulary], file: Path) -> None:
+    """Write several to one Parquet file, a row each.
+
+    Known ids lie in order of count, so counts are differences of hardly a bit; ids are differences
+    of about the bits that their range takes.
+    """
+    numbers = [None if v.type != pa.int64() else v.values for v in vocabularies]
+    strings = [None if v.type == pa.int64() else v.values for v in vocabularies]
+    table = pa.table(
+        {
+            "numbers": _lists(numbers, pa.int64()),
+            "strings": _lists(strings, pa.string()),
+            "counts": _lists([pa.array(v.counts) for v in vocabularies], pa.int64()),
+            "dense_ids": [v.dense_ids for v in vocabularies],
+        }
+    )
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=False,
+        write_statistics=False,
+        column_encoding={
+            "numbers.list.element": "DELTA_BINARY_PACKED",
+            "strings.list.element": "DELTA_BYTE_ARRAY",
+            "counts.list.element": "DELTA_BINARY_PACKED",
+        },
+    )
+
+
+def _lists(values: Sequence[pa.Array | None], kind: pa.DataType) -> pa.Array:
+    """An array of lists; None is null."""
+    lengths = [0 if v is None else len(v) for v in values]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    held = [v.cast(kind) for v in values if v is not None]
+    flat = pa.concat_arrays(held) if held else pa.array([], kind)
+    return pa.ListArray.from_arrays(offsets, flat, mask=pa.array([v is None for v in values]))
+
+
+def load(file: Path) -> list[Vocabulary]:
+    """What `save` wrote."""
+    table = pq.read_table(file).combine_chunks()
+    columns = [table[name] for name in ("numbers", "strings", "counts", "dense_ids")]
+    found = []
+    for numbers, strings, counts, dense_ids in zip(*columns, strict=True):
+        values = numbers.values if numbers.is_valid else strings.values
+        found.append(Vocabulary(values, counts.values.to_numpy().copy(), dense_ids.as_py()))
+    return found
+
+
+def load_one(file: Path) -> Vocabulary:
+    """A vocabulary of an artifact of the first two formats."""
+    table = pq.read_table(file)
+    dense_ids = (table.schema.metadata or {}).get(b"dense_ids") == b"1"
+    column = table["value"].combine_chunks()
+    values = column[:0] if dense_ids else column[RESERVED:]
+    return Vocabulary(values, table["count"].to_numpy().copy(), dense_ids)

@@ -38,7 +38,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
             for f in features.ids
         ]
         + [{"name": f.name, "type": "float", "side": f.side} for f in features.dense],
-        "plan": manifest.plan,
+        "plan": artifact.origin.plan,
         "tensors": {
             name: [str(tensor.dtype), list(tensor.shape)]
             for name, tensor in mapped(artifact.tensors_file).items()

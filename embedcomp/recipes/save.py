@@ -113,8 +113,8 @@ def summary(made: Artifact) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "metrics": manifest.metrics,
         "needs_code": manifest.needs_code,
-        "history": manifest.training.get("history", []),
-        "plan": manifest.plan,
+        "history": made.origin.training.get("history", []),
+        "plan": made.origin.plan,
     }
 
 

@@ -32,7 +32,7 @@ from embedcomp.engine.prepare import (
 )
 from embedcomp.engine.program import Work
 from embedcomp.engine.standalone import Standalone
-from embedcomp.errors import BadRequest
+from embedcomp.errors import BadModel, BadRequest
 from embedcomp.graph.apart import CannotExport
 from embedcomp.kernels import native
 from embedcomp.log.batches import to_batch
@@ -41,6 +41,7 @@ from embedcomp.log.rows import Rows
 from embedcomp.scorer import compiled
 from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.by_engine import ByEngine
+from embedcomp.scorer.interpreted import Interpreted
 from embedcomp.scorer.portable import Portable
 from embedcomp.scorer.runs import Runs
 
@@ -51,19 +52,25 @@ def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Ru
     """The artifact's program; an artifact without one is built by the model's own code."""
     if artifact.standalone is None:
         return in_memory(artifact.model(), artifact.features, threads, precision)
-    alone = artifact.standalone
-    portable = Portable.open(alone, artifact.folder, artifact.tensors())
-    return _portable(alone, portable, threads)
+    alone, held = artifact.standalone, artifact.tensors()
+    if artifact.has_program:
+        return _by_torch(alone, Portable.open(alone, artifact.folder, held), threads)
+    return _by_torch(alone, Interpreted(alone, held), threads)
 
 
 def machine_code(artifact: Artifact) -> Path:
     """Compile the artifact's program for this machine; where that is kept.
 
     Raises:
-        BadModel: it cannot be compiled.
+        BadModel: there is none, or it cannot be compiled.
     """
     alone = artifact.standalone
     assert alone is not None
+    if not artifact.has_program:
+        raise BadModel(
+            f"{artifact.folder} has no program to compile, since the compiled engine runs it; "
+            f"{native.NotBuilt()}"
+        )
     features = artifact.features if artifact.has_features else None
     inputs = tuple(tensor_of(part) for part in made_up(alone, features, COMPILED_ROWS, 0))
     portable = Portable.open(alone, artifact.folder, artifact.tensors())
@@ -85,19 +92,20 @@ def in_memory(
         return ByTorch(lambda inputs: model(*inputs).view(-1), None, own)
     alone = made.standalone
     if alone.graph is None or native.library() is None:
-        return _portable(alone, Portable(alone, made.program, made.held), threads)
+        runs = Portable(alone, made.program, made.held)
+        return _by_torch(alone, runs, threads)
     held = {name: as_array(tensor) for name, tensor in made.held.items()}
     return ByEngine(alone, held, threads, precision)
 
 
-def _portable(alone: Standalone, portable: Portable, threads: int | None) -> ByTorch:
+def _by_torch(alone: Standalone, runs: Portable | Interpreted, threads: int | None) -> ByTorch:
     described = Description(
-        name=MACHINE_CODE if portable.compiled else TORCH,
+        name=MACHINE_CODE if runs.compiled else TORCH,
         threads=cores(threads),
         reason=alone.reason or str(native.NotBuilt()),
         saved_for=" and ".join(sorted(alone.precisions - {"float32"})),
     )
-    return ByTorch(portable.logits, alone, described)
+    return ByTorch(runs.logits, alone, described)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Scores by torch: for models that the engine cannot run, and where the engine was not built.
+"""Scores by torch, for models that the engine cannot run.
 
 The exported program is called as torch.export gives it, or as AOTInductor compiled it; lookups are
 embedcomp's own modules. None of the model's code is needed.
@@ -20,7 +20,6 @@ from torch.fx.graph import CodeGen
 from embedcomp.engine.engine import BadId
 from embedcomp.engine.standalone import PROGRAM, Standalone
 from embedcomp.errors import BadArtifact
-from embedcomp.graph.apart import plain_linear
 from embedcomp.graph.export import (
     batch_rows,
     made_of,
@@ -28,10 +27,9 @@ from embedcomp.graph.export import (
     tensors,
 )
 from embedcomp.graph.graph import LookUp
-from embedcomp.modules.layout import build
-from embedcomp.modules.linear import ServedLinear
 from embedcomp.scorer import compiled
 from embedcomp.scorer.compiled import Compiled
+from embedcomp.scorer.layers import Layers
 
 
 class Portable:
@@ -50,9 +48,8 @@ class Portable:
         machine_code: Compiled | None = None,
     ):
         self._standalone = standalone
-        self._layers = {name: _layer(name, what, held) for name, what in standalone.layers.items()}
-        self._held = held
-        self._weights = [self._weight(name) for name in standalone.weights]
+        self._layers, self._held = Layers(standalone, held), held
+        self._weights = [self._layers.weight(name) for name in standalone.weights]
         flat = program.module(check_guards=False)
         logits, *asked = flat.graph.find_nodes(op="output")[0].args[0]
         holders = flat.graph.find_nodes(op="placeholder")
@@ -129,14 +126,6 @@ class Portable:
         found: Sequence[Tensor] = self._ids(*flat, *[None] * self._gives, *self._weights)
         return found
 
-    def _weight(self, name: str) -> Tensor:
-        if name in self._held:
-            return self._held[name]
-        layer, _, part = name.rpartition(".")
-        plain = self._layers[layer]
-        assert isinstance(plain, ServedLinear)
-        return getattr(plain_linear(plain), part).detach()
-
     def _look_up(self, what: LookUp, asked: Sequence[Tensor]) -> list[Tensor]:
         if what.kind == "rows":
             return [self._rows(what.tables[0], what.module, asked[0])]
@@ -170,7 +159,7 @@ class Portable:
         self, name: str, ids: Tensor, offsets: Tensor, weights: Tensor | None, folded: bool
     ) -> tuple[Tensor, Tensor]:
         """A bag's codes, where decoders are folded, and its rows."""
-        layer = self._layers.get(name)
+        layer = self._layers.of(name)
         if folded and layer is not None and layer.folded:
             codes, constant = layer.codes(ids, offsets, weights)
             return codes, layer.decoded(codes, constant)
@@ -180,7 +169,7 @@ class Portable:
     def _bag(
         self, name: str, last: bool, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
     ) -> Tensor:
-        layer, table = self._layers.get(name), self._standalone.tables[name]
+        layer, table = self._layers.of(name), self._standalone.tables[name]
         if layer is not None:
             return layer(ids, offsets, per_sample_weights=weights)
         return nn.functional.embedding_bag(
@@ -195,7 +184,7 @@ class Portable:
 
     def _rows(self, name: str, feature: str, ids: Tensor) -> Tensor:
         self._check(name, feature, ids)
-        layer, table = self._layers.get(name), self._standalone.tables[name]
+        layer, table = self._layers.of(name), self._standalone.tables[name]
         if layer is not None:
             return layer(ids)
         return nn.functional.embedding(ids, self._held[f"{name}.weight"], table.padding_idx)
@@ -205,15 +194,6 @@ class Portable:
         bad = ids[(ids < 0) | (ids >= rows)]
         if len(bad):
             raise BadId(feature, int(bad[0]), rows)
-
-
-def _layer(name: str, layout: Mapping[str, Any], held: Mapping[str, Tensor]) -> Any:
-    with torch.device("meta"):
-        layer = build(layout)
-    inside = f"{name}."
-    own = {n.removeprefix(inside): t for n, t in held.items() if n.startswith(inside)}
-    layer.load_state_dict(own, assign=True)
-    return layer.eval()
 
 
 def _giving(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from embedcomp.errors import BadSettings
 
@@ -26,6 +30,24 @@ def replacing(target: Path) -> Iterator[Path]:
         _sync(fresh)
         os.replace(fresh, target)
     _sync_one(target.parent)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as gzipped JSON, equal values as equal bytes."""
+    text = json.dumps(value, separators=(",", ":")).encode()
+    file.write_bytes(gzip.compress(text, 9, mtime=0))
+
+
+def read_json(file: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is none.
+    """
+    try:
+        return json.loads(gzip.decompress(file.read_bytes()))
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{file.name} is damaged: {error}") from error
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -19,7 +19,7 @@ from embedcomp.log.features import Features
 from embedcomp.log.profile import profile
 from embedcomp.log.rows import Rows
 from embedcomp.log.synth import DAYS, _Teacher, synth
-from embedcomp.log.vocabulary import FEW, NULL, RESERVED, UNKNOWN, Vocabulary
+from embedcomp.log.vocabulary import FEW, NULL, RESERVED, UNKNOWN, Vocabulary, load, save
 from tests.conftest import SCHEMA, WriteLog
 
 
@@ -209,9 +209,24 @@ def test_vocabularies_come_back_from_their_files(
 
 def test_row_numbers_come_back_as_row_numbers(tmp_path: Path) -> None:
     vocabulary = Vocabulary(pa.array([], pa.int64()), np.array([5, 4, 1, 2]), dense_ids=True)
-    vocabulary.save(tmp_path / "v.parquet")
-    back = Vocabulary.load(tmp_path / "v.parquet")
-    assert back.dense_ids and back.counts.tolist() == [5, 4, 1, 2]
+    words = Vocabulary(pa.array(["b", "", "bc"]), np.array([1, 0, 9, 9, 3]))
+    save([vocabulary, words], tmp_path / "v.parquet")
+    back, others = load(tmp_path / "v.parquet")
+    assert back.dense_ids and back.counts.tolist() == [5, 4, 1, 2] and back.type == pa.int64()
+    assert others.values.equals(words.values) and others.counts.tolist() == [1, 0, 9, 9, 3]
+    assert not others.dense_ids
+
+
+def test_a_known_id_takes_few_bytes(tmp_path: Path) -> None:
+    """Those below 2^31 four at most, wherever they lie, with their counts."""
+    random = np.random.default_rng(0)
+    ids = random.choice(1 << 31, 20_000, replace=False)
+    counts = np.concatenate([[7, 0], np.sort(random.zipf(1.5, len(ids)))[::-1]])
+    save([Vocabulary(pa.array(ids), counts)], tmp_path / "v.parquet")
+    assert (tmp_path / "v.parquet").stat().st_size < 4.5 * len(ids)
+    (back,) = load(tmp_path / "v.parquet")
+    assert back.values.to_numpy().tolist() == ids.tolist()
+    assert back.counts.tolist() == counts.tolist()
 
 
 def test_splits_may_be_folders_and_globs(write_log: WriteLog) -> None:

@@ -202,7 +202,7 @@ def training_pids() -> list[int]:
 
 
 def without_speed(model: Artifact) -> list[dict[str, Any]]:
-    return [without_seconds(entry) for entry in model.manifest.training["history"]]
+    return [without_seconds(entry) for entry in model.origin.training["history"]]
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -1,0 +1,49 @@
+"""The layers of a standalone model as torch has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedcomp.engine.standalone import Standalone
+from embedcomp.graph.apart import plain_linear
+from embedcomp.modules.layout import Compressed, build
+from embedcomp.modules.linear import ServedLinear
+
+
+class Layers:
+    """Compressed layers, built from their description, and the weights that a program reads.
+
+    Args:
+        held: the artifact's tensors.
+    """
+
+    def __init__(self, standalone: Standalone, held: Mapping[str, Tensor]):
+        self.held = held
+        self._built = {name: _layer(name, what, held) for name, what in standalone.layers.items()}
+
+    def of(self, name: str) -> Any:
+        """A compressed layer; None: the layer was kept as it is."""
+        return self._built.get(name)
+
+    def weight(self, name: str) -> Tensor:
+        """A weight of the dense part; that of a compressed layer is decoded."""
+        if name in self.held:
+            return self.held[name]
+        layer, _, part = name.rpartition(".")
+        plain = self._built[layer]
+        assert isinstance(plain, ServedLinear)
+        found: Tensor = getattr(plain_linear(plain), part).detach()
+        return found
+
+
+def _layer(name: str, layout: Mapping[str, Any], held: Mapping[str, Tensor]) -> Compressed:
+    with torch.device("meta"):
+        layer = build(layout)
+    inside = f"{name}."
+    own = {n.removeprefix(inside): t for n, t in held.items() if n.startswith(inside)}
+    layer.load_state_dict(own, assign=True)
+    return layer.eval()
