@@ -87,7 +87,25 @@ def saved(case: Case, folder: Path, **settings: Any) -> embedcomp.Scorer:
     return embedcomp.Scorer(made)
 
 
-@pytest.mark.parametrize("swap", SWAPS, ids=lambda s: "_".join(map(str, s.values())) or "kept")
+def _told(swap: dict[str, Any]) -> str:
+    return "_".join(map(str, swap.values())) or "kept"
+
+
+# every swap on one model and two swaps on every model; `make test-all` has them all
+PAIRS = [
+    pytest.param(
+        case,
+        swap,
+        id=f"{case.__name__}-{_told(swap)}",
+        marks=[] if case is dlrm or swap in ({}, MIXED) else [pytest.mark.matrix],
+    )
+    for case in CASES
+    if case is not reads_weight
+    for swap in SWAPS
+]
+
+
+@pytest.mark.parametrize(("case", "swap"), PAIRS, indirect=["case"])
 def test_scores_are_the_models(case: Case, swap: dict[str, Any], tmp_path: Path) -> None:
     swapped(case, swap)
     scorer = saved(case, tmp_path)
