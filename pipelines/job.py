@@ -331,7 +331,7 @@ def _quality(log: ClickLog, folder: Path, pieces: list[Piece]) -> Quality:
 def _size_and_speed(log: ClickLog, folder: Path) -> dict[str, Any]:
     opened = Artifact.open(folder)
     model = opened.model()
-    sizes = {**model_bytes(model), "disk": evaluate.disk_bytes(folder)}
+    sizes = {**model_bytes(model), **opened.disk_bytes}
     return {
         "bytes": sizes,
         "needs_code": opened.manifest.needs_code,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,12 +17,11 @@ from embedcomp import recipes
 from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
-from embedcomp.errors import BadArtifact, BadRequest
+from embedcomp.errors import BadArtifact, BadRequest, BadSettings
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
-from embedcomp.recipes.evaluate import disk_bytes
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.support.files import replacing
@@ -96,7 +96,10 @@ def test_each_save_is_a_new_version_and_the_newest_is_opened(
         assert made.version == wanted
     assert Artifact.open(tmp_path / "m").version == 3
     assert Artifact.open(tmp_path / "m/2").version == 2
-    assert disk_bytes(made.folder) > model_bytes(model)["total"]
+    parts = made.disk_bytes
+    assert parts["disk"] > model_bytes(model)["total"] + parts["vocabularies"] + parts["program"]
+    assert parts["program"] == (made.folder / "scoring.json.gz").stat().st_size
+    assert parts["vocabularies"] > 0
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -207,3 +210,18 @@ def test_artifacts_of_every_format_load_for_ever(folder: Path) -> None:
     scores = scorer.score(pa.RecordBatch.from_pydict(columns))
     np.testing.assert_allclose(scores, known["scores"], rtol=1e-5)
     assert FORMATS[-1].name == f"format_{artifact.FORMAT}"
+
+
+def test_a_budget_of_the_disk_is_for_all_files(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    whole = original.disk_bytes["disk"]
+    settings = CompressSettings(budget="2x", budget_of="disk", methods=("row_int8", "low_rank"))
+    measured = recipes.measure(original, synth_log, settings)
+    plan = recipes.plan(original, measured, settings)
+    made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "m")
+    assert 0.8 * whole / 2 < made.disk_bytes["disk"] <= whole / 2
+    with pytest.raises(BadSettings, match=r"bytes on disk cannot be met: .* of them are taken by"):
+        recipes.plan(original, measured, replace(settings, budget="20x"))
+    with pytest.raises(BadSettings, match="budget_of is for a budget"):
+        CompressSettings(max_auc_loss=0.1, budget_of="disk")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedcomp.artifact.proof import Proof
-from embedcomp.engine.standalone import PROGRAM, Standalone
+from embedcomp.engine.standalone import FILE, OLD_FILE, PROGRAM, Standalone
 from embedcomp.engine.tensors import OTHER_NAMES, other_names
 from embedcomp.errors import BadArtifact
 from embedcomp.log.features import Features
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from embedcomp.planning.plan import Plan
 
 FORMAT = 3  # 1: without what a scorer needs; 2: nothing gzipped, and always with dense.pt2
-TENSORS, ORIGIN = "model.safetensors", "origin.json.gz"
+TENSORS, ORIGIN, FEATURES = "model.safetensors", "origin.json.gz", "features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,12 @@ class Artifact:
     @property
     def has_features(self) -> bool:
         """Whether it scores raw columns; else what the model itself takes."""
-        return (self.folder / "features").is_dir()
+        return (self.folder / FEATURES).is_dir()
+
+    @property
+    def disk_bytes(self) -> dict[str, int]:
+        """Bytes of all files, "disk", and of two parts of them: "vocabularies" and "program"."""
+        return disk_bytes(self.folder)
 
     @property
     def has_program(self) -> bool:
@@ -168,7 +173,7 @@ class Artifact:
 
     @cached_property
     def features(self) -> Features:
-        return Features.load(self.folder / "features")
+        return Features.load(self.folder / FEATURES)
 
     @cached_property
     def standalone(self) -> Standalone | None:
@@ -244,7 +249,7 @@ def save(
     with replacing(target) as fresh:
         fresh.mkdir()
         if features is not None:
-            features.save(fresh / "features")
+            features.save(fresh / FEATURES)
         tensors = alone.held if alone is not None else model.state_dict()
         kept, others = _once(tensors)
         save_file(kept, fresh / TENSORS, {OTHER_NAMES: json.dumps(others)} if others else None)
@@ -268,6 +273,17 @@ def save(
         told = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
         (fresh / "manifest.json").write_text(told + "\n")
     return Artifact.open(target)
+
+
+def disk_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of an artifact's files: of its "vocabularies", of its "program", and of all, "disk"."""
+    sizes = {f.relative_to(folder): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+    program = {Path(name) for name in (FILE, OLD_FILE, PROGRAM)}
+    return {
+        "vocabularies": sum(size for f, size in sizes.items() if f.parts[0] == FEATURES),
+        "program": sum(size for f, size in sizes.items() if f in program),
+        "disk": sum(sizes.values()),
+    }
 
 
 def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

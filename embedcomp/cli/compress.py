@@ -17,6 +17,9 @@ def compress(
         Path | None, typer.Option(help="Folder for the artifact; a new version each time.")
     ] = None,
     budget: Annotated[str, typer.Option(help="Of the whole served model: 5x, 20% or 4MiB.")] = "",
+    budget_of: Annotated[
+        str, typer.Option(help="What the budget is for: served (tensors) or disk (all files).")
+    ] = "served",
     max_auc_loss: Annotated[
         float | None,
         typer.Option(help="Instead of a budget: as small as a measured loss of AUC allows."),
@@ -56,6 +59,7 @@ def compress(
 
     given = {
         "budget": budget,
+        "budget_of": budget_of,
         "max_auc_loss": max_auc_loss,
         "latency_budget": latency_budget,
         "cost_model": cost_model,

@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
+from embedcomp.artifact.artifact import disk_bytes
 from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
@@ -23,6 +24,10 @@ from embedcomp.train.quality import quality
 from embedcomp.train.tables import fast_tables
 
 SPEED_BATCHES = (1, 64, 1024)
+PARTS = {  # of the bytes, with their titles: the tensors, two parts of them, and what is on disk
+    **{"total": "tensors", "tables": "tables", "dense": "dense"},
+    **{"vocabularies": "vocabularies", "program": "program", "disk": "on disk"},
+}
 SPEED_SECONDS = 0.5  # measured per batch size
 
 
@@ -32,22 +37,18 @@ def evaluate(
     """Everything `embedcomp evaluate` reports: AUC, log loss, calibration, bytes, speed.
 
     Args:
-        folder: where the model is stored, for the bytes on disk.
+        folder: where the model is stored, for the bytes on disk; None: nowhere.
     """
     pieces = log.pieces(split)
     with fast_tables(model):
         found = quality(model, log, features, pieces)
-    sizes = {**model_bytes(model), "disk": disk_bytes(folder) if folder else 0}
+    nowhere = {"vocabularies": 0, "program": 0, "disk": 0}
+    sizes = {**model_bytes(model), **(disk_bytes(folder) if folder else nowhere)}
     return {
         **found.to_dict(),
         "bytes": sizes,
         "rows_per_second": speed(model, log, features, split),
     }
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes of every file in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> dict[str, float]:
@@ -74,7 +75,7 @@ def _rows_per_second(runs: Runs, rows: Rows, features: Features, batch_rows: int
 
 def render(found: dict[str, dict[str, Any]]) -> Table:
     """Evaluations by name as one table; sizes are relative to the first."""
-    table = Table("model", "AUC", "log loss", "calibration", "bytes", "tables", "dense", "on disk")
+    table = Table("model", "AUC", "log loss", "calibration", *PARTS.values())
     table.add_column("size", justify="right")
     for batch_rows in SPEED_BATCHES:
         table.add_column(f"rows/s at {batch_rows}", justify="right")
@@ -86,7 +87,7 @@ def render(found: dict[str, dict[str, Any]]) -> Table:
             f"{result['auc']:.5f}",
             f"{result['logloss']:.5f}",
             f"{result['calibration']:.3f}",
-            *(f"{sizes[part]:,}" for part in ("total", "tables", "dense", "disk")),
+            *(f"{sizes[part]:,}" for part in PARTS),
             f"1/{whole / sizes['total']:.1f}",
             *(f"{result['rows_per_second'][str(n)]:,.0f}" for n in SPEED_BATCHES),
         )

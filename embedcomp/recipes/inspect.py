@@ -12,7 +12,6 @@ from embedcomp.engine.description import OWN_CODE
 from embedcomp.engine.tensors import mapped
 from embedcomp.log.features import Features
 from embedcomp.planning.plan import render as render_plan
-from embedcomp.recipes.evaluate import disk_bytes
 from embedcomp.scorer.scorer import Scorer
 
 
@@ -25,7 +24,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "created": manifest.created,
         "embedcomp": manifest.embedcomp,
         "model": manifest.source,
-        "bytes": {**manifest.bytes, "disk": disk_bytes(artifact.folder)},
+        "bytes": {**manifest.bytes, **artifact.disk_bytes},
         "metrics": manifest.metrics,
         "scored_by": _scored_by(artifact),
         "features": [
@@ -58,8 +57,9 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
         tensors.add_row(name, dtype, " x ".join(str(n) for n in shape) or "1")
     model = "its owner's model" if found["model"] is None else found["model"]["model"]
     head = (
-        f"{found['path']}: {model}, {sizes['total']:,} bytes resident "
-        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['disk']:,} on disk"
+        f"{found['path']}: {model}, {sizes['total']:,} bytes of tensors "
+        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['vocabularies']:,} of "
+        f"vocabularies, {sizes['program']:,} of program, {sizes['disk']:,} on disk"
     )
     last = render_plan(artifact.plan) if artifact.plan is not None else tensors
     return [head, *_quality(artifact), f"scored here by {found['scored_by']}", features, last]

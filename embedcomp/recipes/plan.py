@@ -7,28 +7,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine import calibrate
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import IDS_IN_A_BAG
-from embedcomp.errors import BadModel
+from embedcomp.errors import BadModel, BadSettings, BudgetTooSmall
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import readers
-from embedcomp.modules.sizes import module_bytes
+from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
-from embedcomp.planning.goal import LatencyBudget
+from embedcomp.planning.goal import ByteBudget, LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.search import Known
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.measure import layers_of
+from embedcomp.recipes.save import stands_alone
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layers import Found
@@ -36,6 +39,9 @@ from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.swapping import swap
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.tables import fast_tables
+
+WRITTEN = 3  # artifacts, to find out how large one is beside its tensors
+PROOF = 1 << 10  # bytes that tuning and the final proof may add to one
 
 
 class Planning:
@@ -85,7 +91,7 @@ class Planning:
     def tried(self, settings: CompressSettings) -> list[Plan]:
         """The plans without a bound on the AUC that are made on the way to the best one."""
         goal = settings.goal
-        budget = None if goal.bytes is None else goal.bytes.of(module_bytes(self.model))
+        budget = None if goal.bytes is None else self._bytes(settings, goal.bytes)
         if goal.latency is None:
             return [self._within(settings, goal.methods, budget, None)]
         times = timing(self._original, self.model, self.found, goal.latency, settings.cost_model)
@@ -93,6 +99,49 @@ class Planning:
         if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
             return [make()]
         return in_time.tried(make, partial(self._time, times.rows), times)
+
+    def _bytes(self, settings: CompressSettings, budget: ByteBudget) -> int:
+        """Bytes that the tensors may take.
+
+        Where the budget is for the disk, what comes beside them is found by writing the artifact.
+        """
+        if settings.budget_of == "served":
+            return budget.of(module_bytes(self.model))
+        original = self._original
+        most = budget.of(original.disk_bytes["disk"])
+        beside = original.disk_bytes["disk"] + PROOF - module_bytes(self.model)
+        for _ in range(WRITTEN):
+            try:
+                made = self._within(settings, settings.goal.methods, most - beside, None)
+            except BudgetTooSmall as error:
+                raise BadSettings(
+                    f"the budget of {most:,} bytes on disk cannot be met: {beside:,} of them are "
+                    f"taken by vocabularies, program and manifest, and {error}"
+                ) from error
+            with TemporaryDirectory() as folder:
+                disk = self._written(made, Path(folder)).disk_bytes["disk"] + PROOF
+            if disk <= most:
+                break
+            beside = disk - made.bytes_after
+        return most - beside
+
+    def _written(self, plan: Plan, out: Path) -> Artifact:
+        """The artifact that a plan gives, but for tuning and its proof."""
+        original = self._original
+        made = swap.apply(self.model, plan, self.found, Statistics())
+        alone, needs_code = stands_alone(made, original.features)
+        return artifact.save(
+            out,
+            made,
+            features=original.features,
+            source=original.source,
+            alone=alone,
+            needs_code=needs_code,
+            bytes=model_bytes(made),
+            plan=plan,
+            training=original.origin.training,
+            proof=original.proof,
+        )
 
     def _time(self, rows: int, plan: Plan) -> Measured:
         """Carry a plan out and time it against the original."""

@@ -73,7 +73,7 @@ def saved(
 ) -> Artifact:
     """Write the model once, whatever the number of workers that trained it."""
     if workers.rank() == 0:
-        alone, needs_code = _alone(model, features)
+        alone, needs_code = stands_alone(model, features)
         artifact.save(
             out,
             model,
@@ -91,7 +91,7 @@ def saved(
     return Artifact.open(out)
 
 
-def _alone(model: nn.Module, features: Features) -> tuple[StandsAlone | None, str]:
+def stands_alone(model: nn.Module, features: Features) -> tuple[StandsAlone | None, str]:
     """What it takes to score without the model's code, or why there is no such thing."""
     try:
         return stand_alone_from_log(model, features), ""
@@ -110,7 +110,7 @@ def summary(made: Artifact) -> dict[str, Any]:
     manifest = made.manifest
     return {
         "path": str(made.folder),
-        "bytes": manifest.bytes,
+        "bytes": {**manifest.bytes, **made.disk_bytes},
         "metrics": manifest.metrics,
         "needs_code": manifest.needs_code,
         "history": made.origin.training.get("history", []),
@@ -122,4 +122,5 @@ def summary_line(made: Artifact) -> str:
     manifest, proof = made.manifest, made.proof
     needs = f"; {ONLY_BY_CODE}: {manifest.needs_code}" if manifest.needs_code else ""
     proved = f", {proof}" if proof is not None else ""
-    return f"{made.folder}: {manifest.bytes['total']:,} bytes{proved}{needs}"
+    tensors, disk = manifest.bytes["total"], made.disk_bytes["disk"]
+    return f"{made.folder}: {tensors:,} bytes of tensors, {disk:,} on disk{proved}{needs}"

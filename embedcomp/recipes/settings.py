@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -30,6 +30,8 @@ class CompressSettings:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     budget: str = ""  # of the whole served model: "5x" smaller, "20%" of it, or bytes as "4MiB"
+    budget_of: Literal["served", "disk"] = "served"  # what the budget is for: the tensors that are
+    # served, or all files of the artifact, vocabularies among them
     max_auc_loss: float | None = None  # instead of a budget: the smallest model found whose AUC on
     # the validation split is measured to be lower by at most this, its error taken in
     latency_budget: str = ""  # beside a budget or instead of one: predicted time of a call on one
@@ -46,6 +48,8 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
+        if self.budget_of == "disk" and goal.bytes is None:
+            raise BadSettings("budget_of is for a budget; give that as well")
         if self.cost_model and goal.latency is None:
             raise BadSettings("cost_model is for a latency_budget; give that as well")
 
