@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from embedcomp.engine.engine import BadId
-from embedcomp.engine.prepare import matched
 from embedcomp.engine.standalone import Standalone
 from embedcomp.graph.graph import Feature, Node, Run
 from embedcomp.modules.table import CompressedTable, kept
@@ -37,14 +36,12 @@ class Interpreted:
         return named | {node.bias for node in self._graph.nodes if node.bias}
 
     @torch.inference_mode()
-    def logits(self, inputs: Any) -> Tensor:
-        """Logits [B] of inputs of the same structure as the example's.
+    def logits(self, values: Sequence[Any]) -> Tensor:
+        """Logits [B] of the inputs' leaves, in the example's order.
 
         Raises:
             BadId: an id is out of its table's range.
-            BadRequest: the inputs are not like the example's.
         """
-        values = matched(inputs, self._standalone.leaves)
         kinds = [leaf.kind for leaf in self._standalone.leaves]
         dense = [v for v, kind in zip(values, kinds, strict=True) if kind == "dense"]
         rows = next(
@@ -58,7 +55,9 @@ class Interpreted:
             columns[:, node.at : node.at + node.width] = made.reshape(-1, node.width)
         return columns[:, self._graph.out]
 
-    def _made(self, node: Node, columns: Tensor, values: list[Any], dense: list[Tensor]) -> Tensor:
+    def _made(
+        self, node: Node, columns: Tensor, values: Sequence[Any], dense: list[Tensor]
+    ) -> Tensor:
         """What an operation gives, [B, ...]."""
         if node.op == "input":
             whole = dense[node.which].reshape(len(columns), -1)
@@ -80,7 +79,7 @@ class Interpreted:
         bias = self._weights[node.bias] if node.bias else None
         return torch.nn.functional.linear(x.view(-1, node.times, node.inputs), weight, bias)
 
-    def _looked_up(self, feature: Feature, form: str, values: list[Any]) -> Tensor:
+    def _looked_up(self, feature: Feature, form: str, values: Sequence[Any]) -> Tensor:
         """Pooled rows of a feature, or their codes."""
         table = self._standalone.tables[feature.table]
         ids, lengths, weights = _ids(feature, values[feature.leaf])
