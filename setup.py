@@ -1,11 +1,13 @@
-"""The one compiled part is the scoring engine; where it cannot be built, torch scores."""
+"""What is built: the scoring engine, without which torch scores, and the protocol's code."""
 
+import runpy
 import sys
 from pathlib import Path
 from textwrap import shorten
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
 
 NOT_BUILT = """
@@ -38,8 +40,17 @@ class BuildEngine(build_ext):
             raise  # setuptools goes on, since the extension is optional
 
 
+class BuildProtocol(build_py):
+    """Generates the messages' code before packages are looked for."""
+
+    def run(self):
+        runpy.run_path("proto/build.py")["build"]()
+        self.data_files = self._get_data_files()  # the generated ones are among them now
+        super().run()
+
+
 setup(
-    cmdclass={"build_ext": BuildEngine},
+    cmdclass={"build_ext": BuildEngine, "build_py": BuildProtocol},
     ext_modules=[
         Extension(
             "embedcomp.kernels._engine",

@@ -17,9 +17,9 @@ from benchmarks.result import spread, write
 from benchmarks.script import command, open_log, parser
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import IdCounts, LogCounts, count
-from pipelines import shards
-from pipelines.cluster import connected
-from pipelines.shards import Shards
+from embedcomp.pipelines import shards
+from embedcomp.pipelines.cluster import connected
+from embedcomp.pipelines.shards import Shards
 
 Totals = dict[str, int]  # by column: values counted
 

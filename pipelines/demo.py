@@ -1,4 +1,4 @@
-"""The whole chain on this machine: `python -m pipelines.demo --rows N --out DIR` (`make demo`).
+"""The whole chain on this machine: `python -m embedcomp.pipelines.demo --rows N --out DIR`.
 
 Writes a made-up log, runs the job on a local Ray, serves the artifact, sends the test split over
 gRPC and prints one table. Run again, it only does what is not done yet.
@@ -22,14 +22,14 @@ from rich.table import Table
 from embedcomp.errors import EmbedcompError
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.synth import synth
+from embedcomp.pipelines.cluster import connected
+from embedcomp.pipelines.job import TEST, Job, located
+from embedcomp.pipelines.records import say
 from embedcomp.recipes.evaluate import render
 from embedcomp.recipes.settings import CompressSettings, JobSettings
+from embedcomp.serving.predict import predict_log
 from embedcomp.support.files import remove, replacing
 from embedcomp.swapping.tune import TuneSettings
-from pipelines.cluster import connected
-from pipelines.job import TEST, Job, located
-from pipelines.records import say
-from serving.predict import predict_log
 
 BUDGET, TUNE_EPOCHS = "5x", 1
 STOP_SECONDS = 30.0  # that the server has to finish
@@ -132,7 +132,7 @@ def _table(found: dict[str, Any]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedcomp.pipelines.demo", description=__doc__)
     parser.add_argument("--rows", type=int, default=300_000, help="rows of the made-up log")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for everything")
     return parser

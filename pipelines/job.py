@@ -30,6 +30,11 @@ from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
+from embedcomp.pipelines import shards
+from embedcomp.pipelines.cluster import cpus_of_each
+from embedcomp.pipelines.records import Records, say
+from embedcomp.pipelines.shards import Shards
+from embedcomp.pipelines.training import Makes, on_workers
 from embedcomp.planning.plan import Plan, render
 from embedcomp.recipes import evaluate
 from embedcomp.recipes.settings import CompressSettings, JobSettings
@@ -41,11 +46,6 @@ from embedcomp.train.fit import Watch
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
-from pipelines import shards
-from pipelines.cluster import cpus_of_each
-from pipelines.records import Records, say
-from pipelines.shards import Shards
-from pipelines.training import Makes, on_workers
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 STATISTICS = "statistics.safetensors"

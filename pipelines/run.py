@@ -1,4 +1,4 @@
-"""The driver of a job: `python -m pipelines.run JOB.toml`.
+"""The driver of a job: `python -m embedcomp.pipelines.run JOB.toml`.
 
 What it has to say goes to standard error; its result, a table, to standard output. Ends with 0, or
 with 2 after a mistake of the user's, told in one sentence.
@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from embedcomp.errors import EmbedcompError
+from embedcomp.pipelines.cluster import connected
+from embedcomp.pipelines.job import Job, located
 from embedcomp.recipes.evaluate import render
 from embedcomp.recipes.settings import read_job
-from pipelines.cluster import connected
-from pipelines.job import Job, located
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description="Run a job.")
+    parser = argparse.ArgumentParser(
+        prog="python -m embedcomp.pipelines.run", description="Run a job."
+    )
     parser.add_argument("job", type=Path, help="TOML file; its keys are JobSettings' fields")
     parser.add_argument("--force", action="store_true", help="run every step, changed or not")
     parser.add_argument(

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from embedcomp.errors import EmbedcompError
 from embedcomp.log.click_log import Piece
-from pipelines.cluster import cpus
+from embedcomp.pipelines.cluster import cpus
 
 HELD_RESULTS = 4  # that a task makes ahead of the driver: bounds the object store's memory
 

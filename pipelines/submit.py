@@ -17,9 +17,9 @@ import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from embedcomp.errors import EmbedcompError
+from embedcomp.pipelines.cluster import AUTH_MODE
+from embedcomp.pipelines.job import located
 from embedcomp.recipes.settings import JobSettings, read_job
-from pipelines.cluster import AUTH_MODE
-from pipelines.job import located
 
 JOB_FILE = "job.toml"
 ABSENT = "No module named"
@@ -92,7 +92,7 @@ def _sent(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
 def _entrypoint(settings: JobSettings, force: bool, changes: Sequence[str]) -> str:
     """Runs the driver with the Python that submits, where the cluster has it, or its own."""
     places = [f"log={json.dumps(settings.log)}", f"out={json.dumps(settings.out)}"]
-    words = ["-m", "pipelines.run", JOB_FILE, *(["--force"] if force else [])]
+    words = ["-m", "embedcomp.pipelines.run", JOB_FILE, *(["--force"] if force else [])]
     for change in (*changes, *places):
         words += ["--set", change]
     python = shlex.quote(sys.executable)
@@ -103,7 +103,7 @@ async def _follow(client: JobSubmissionClient, number: str) -> bool:
     """Print the job's log until it ends; tells whether a module of ours was not found there."""
     absent = False
     async for text in client.tail_job_logs(number):
-        absent |= ABSENT in text and ("'pipelines'" in text or "'embedcomp'" in text)
+        absent |= ABSENT in text and "'embedcomp" in text
         print(text, end="", flush=True)
     return absent
 

@@ -21,11 +21,11 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import EmbedcompError
+from embedcomp.pipelines.cluster import cpus_of_each
 from embedcomp.recipes.progress import shown
 from embedcomp.support.files import remove
 from embedcomp.train import workers
 from embedcomp.train.fit import Report, Watch
-from pipelines.cluster import cpus_of_each
 
 
 class Makes(Protocol):

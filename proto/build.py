@@ -6,6 +6,7 @@ of another package (proto-plus, which Ray brings along). It is never committed.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def build(sources: Path = SOURCES, target: Path = TARGET) -> list[Path]:
         out = [f"--python_out={target}", f"--pyi_out={target}"]
         if protoc.main(["protoc", f"-I{sources}", *out, *map(str, stale)]):
             raise SystemExit(f"{', '.join(s.name for s in stale)}: no code was generated")
+        for source in stale:  # a wheel brings the source along
+            shutil.copy(source, target / source.relative_to(sources))
     return stale
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 from google.protobuf.message import Message
 
 from embedcomp.errors import BadSettings
-from serving.convert import to_request
-from serving.errors import CallFailed, Unreachable
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.convert import to_request
+from embedcomp.serving.errors import CallFailed, Unreachable
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Scoring"].full_name
 MOST_RETRIES = 4  # gRPC makes five attempts at most

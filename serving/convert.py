@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from embedcomp.errors import BadRequest
 from embedcomp.log.click_log import canonical_type
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 NUMBERS = {"ids": pa.int64(), "numbers": pa.float32()}  # little-endian, as Arrow's own here
 

@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from embedcomp.errors import BadLog, BadSettings
 from embedcomp.log.click_log import ClickLog
-from serving.client import Client
+from embedcomp.serving.client import Client
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from embedcomp.engine.description import (
     TORCH,
 )
 from embedcomp.errors import BadRequest, BadSettings
-from serving.convert import from_request
-from serving.errors import CannotListen, Refused
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.convert import from_request
+from embedcomp.serving.errors import CannotListen, Refused
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer

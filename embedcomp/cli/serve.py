@@ -19,8 +19,8 @@ def serve(
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
     from embedcomp.scorer.scorer import Scorer
-    from serving.server import ServerSettings
-    from serving.server import serve as run
+    from embedcomp.serving.server import ServerSettings
+    from embedcomp.serving.server import serve as run
 
     run(
         Scorer.open(artifact, precision=precision),
@@ -39,7 +39,7 @@ def predict(
 ) -> None:
     """Send rows of a log to a server and print AUC, throughput and latency."""
     from embedcomp.log.click_log import ClickLog
-    from serving.predict import predict_log, render
+    from embedcomp.serving.predict import predict_log, render
 
     found = predict_log(
         target, ClickLog(log), split, limit, batch_rows=batch_rows, in_flight=in_flight

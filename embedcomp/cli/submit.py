@@ -18,6 +18,6 @@ def submit(
     changes: Changes = None,
 ) -> None:
     """Run a job on a Ray cluster, stream its log and end with its exit code."""
-    from pipelines.submit import submit as run
+    from embedcomp.pipelines.submit import submit as run
 
     sys.exit(run(job, address, force=force, changes=changes or []))

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from embedcomp.log.click_log import ClickLog
-from pipelines.cluster import AUTH_MODE, LOCAL, QUIET
+from embedcomp.pipelines.cluster import AUTH_MODE, LOCAL, QUIET
 
 ROOT = Path(__file__).parents[2]
 GROUP_ROWS = 1200

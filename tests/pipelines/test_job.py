@@ -24,12 +24,12 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.pipelines import run
+from embedcomp.pipelines.job import Job
+from embedcomp.pipelines.records import CHECKPOINTS
+from embedcomp.pipelines.submit import submit
 from embedcomp.recipes.settings import JobSettings, read_job
 from embedcomp.train.fit import Data
-from pipelines import run
-from pipelines.job import Job
-from pipelines.records import CHECKPOINTS
-from pipelines.submit import submit
 from tests.pipelines.conftest import JOB, ROOT
 from tests.train.joined import train_joined
 from tests.train.test_train import without_seconds
@@ -128,7 +128,14 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing_in_the_model(
 ) -> None:
     killed = replace(settings, out=str(tmp_path))
     checkpoints = tmp_path / "model" / CHECKPOINTS
-    command = [sys.executable, "-m", "pipelines.run", str(job_file), "--set", f"out={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "embedcomp.pipelines.run",
+        str(job_file),
+        "--set",
+        f"out={tmp_path}",
+    ]
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address})
     wait_for(lambda: list(checkpoints.glob("*.last.pt")))

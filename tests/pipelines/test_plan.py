@@ -15,12 +15,12 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.pipelines import job
+from embedcomp.pipelines.job import STATISTICS, Job
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
-from pipelines import job
-from pipelines.job import STATISTICS, Job
 
 SOURCE = ModelSource(model="deepfm", settings={"width": 4, "hidden": [8]}).complete()
 WORKERS = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedcomp.log.click_log import ClickLog
-from pipelines.records import CHECKPOINTS, Records
+from embedcomp.pipelines.records import CHECKPOINTS, Records
 
 
 class Stopped(Exception):

@@ -19,13 +19,13 @@ from embedcomp.errors import BudgetTooSmall, EmbedcompError
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
+from embedcomp.pipelines import job, shards
+from embedcomp.pipelines.cluster import largest_share
+from embedcomp.pipelines.shards import Shards
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.support.metrics import Quality
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
-from pipelines import job, shards
-from pipelines.cluster import largest_share
-from pipelines.shards import Shards
 
 pytestmark = pytest.mark.ray
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from pipelines import submit as submission
-from pipelines.submit import CannotSubmit, submit
+from embedcomp.pipelines import submit as submission
+from embedcomp.pipelines.submit import CannotSubmit, submit
 
 JOB = 'log = "clicks"\nout = "small"\n[compress]\nbudget = "5x"\n'
 
@@ -60,7 +60,7 @@ def test_the_job_file_and_whole_paths_travel_with_the_job(
     assert cluster.files == {"job.toml": JOB}
     words = shlex.split(cluster.entrypoint)
     command = words[words.index("-m") :]
-    assert command[:4] == ["-m", "pipelines.run", "job.toml", "--force"]
+    assert command[:4] == ["-m", "embedcomp.pipelines.run", "job.toml", "--force"]
     assert command[5::2] == [
         "train.epochs=2",
         f'log="{job.parent}/clicks"',
@@ -85,7 +85,7 @@ def test_a_job_that_broke_is_named(
 def test_a_cluster_without_embedcomp_is_told_apart(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = "ModuleNotFoundError: No module named 'pipelines'"
+    log = "ModuleNotFoundError: No module named 'embedcomp'"
     with pytest.raises(CannotSubmit, match="does not have embedcomp"):
         sent_to(Cluster(1, log), job, monkeypatch)
 

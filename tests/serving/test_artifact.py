@@ -13,8 +13,8 @@ from toy_scorer import FEATURES
 from embedcomp.artifact import artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.scorer.scorer import Scorer
-from serving.client import Client
-from serving.server import ScoringServer, ServerSettings
+from embedcomp.serving.client import Client
+from embedcomp.serving.server import ScoringServer, ServerSettings
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from embedcomp.errors import BadRequest, BadSettings
-from serving.client import Client
-from serving.errors import CallFailed, Unreachable
-from serving.server import SERVICE
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.client import Client
+from embedcomp.serving.errors import CallFailed, Unreachable
+from embedcomp.serving.server import SERVICE
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 ITEMS = pa.RecordBatch.from_pydict({"a": [1]})
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedcomp.errors import BadRequest
-from serving.convert import from_column, from_request, to_column, to_request
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.convert import from_column, from_request, to_column, to_request
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 UNTIMED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 INT64 = st.integers(-(2**63), 2**63 - 1)

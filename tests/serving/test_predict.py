@@ -12,8 +12,8 @@ from toy_scorer import FEATURES, ToyScorer
 
 from embedcomp.errors import BadLog, BadSettings
 from embedcomp.log.click_log import ClickLog
-from serving.errors import CallFailed, Unreachable
-from serving.predict import predict_log, render
+from embedcomp.serving.errors import CallFailed, Unreachable
+from embedcomp.serving.predict import predict_log, render
 
 ROWS = 230
 SCHEMA = """

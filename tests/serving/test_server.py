@@ -25,10 +25,10 @@ from embedcomp.engine.description import (
     Description,
 )
 from embedcomp.errors import BadSettings
-from serving.client import Client
-from serving.convert import to_request
-from serving.errors import CallFailed, CannotListen, Refused, Unreachable
-from serving.server import (
+from embedcomp.serving.client import Client
+from embedcomp.serving.convert import to_request
+from embedcomp.serving.errors import CallFailed, CannotListen, Refused, Unreachable
+from embedcomp.serving.server import (
     KINDS,
     SERVICE,
     ScoringServer,
@@ -36,7 +36,7 @@ from serving.server import (
     ServerSettings,
     describe,
 )
-from serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 pytestmark = pytest.mark.server
 CODE = grpc.StatusCode

@@ -69,6 +69,6 @@ class ToyScorer:
 
 
 if __name__ == "__main__":
-    from serving.server import ServerSettings, serve
+    from embedcomp.serving.server import ServerSettings, serve
 
     serve(ToyScorer(float(sys.argv[1])), ServerSettings(port=0, grace_s=20))
