@@ -38,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m embedcomp.pipelines.run", description="Run a job."
-    )
+    prog = "python -m embedcomp.pipelines.run"
+    parser = argparse.ArgumentParser(prog=prog, description="Run a job.")
     parser.add_argument("job", type=Path, help="TOML file; its keys are JobSettings' fields")
     parser.add_argument("--force", action="store_true", help="run every step, changed or not")
     parser.add_argument(
