@@ -1,9 +1,10 @@
 """The weight of the tables' L2, chosen by short runs on a share of the log.
 
 A probe trains a copy of the model on runs of rows spread over the log and ends when its validation
-AUC falls. What it takes an epoch of the log to see shows after a few passes over so few rows:
-without enough L2, rows learn the clicks by heart; with too much, they learn nothing. The weight is
-against the sum of the log loss, as a prior is, so what suits a share suits the whole.
+AUC falls. Without enough L2, rows learn the clicks by heart, which shows after a few passes over so
+few rows. Too much L2 does not show: the less there is of it, the faster a model learns at first.
+Probes of movielens_1m liked a sixteenth of the usual weight best, by 0.011 of AUC, and whole runs
+with it ended 0.004 below those with the usual one. So probes only tell when more is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from embedcomp.train.settings import TrainSettings
 
 USUAL_L2 = 6000.0  # suits movielens_1m, kuairand and globo_clicks alike
 FACTOR = 4.0  # between neighbours
-FURTHEST = 2  # neighbours away from the usual weight
+FURTHEST = 2  # factors above the usual weight
 ROWS = 65_536  # of the training split in a probe, at most
 SHARE = 8  # and at most one row of so many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
@@ -47,8 +48,8 @@ Trained = Callable[[float], Quality]  # the best validation quality of a probe w
 def chosen(train: Trained, file: Path) -> tuple[float, list[Probe]]:
     """The weight that probes are best with, and all probes.
 
-    Goes from the usual weight to its neighbours and on while the AUC clearly rises, so that what
-    makes no difference leaves the weight as it is.
+    Goes from the usual weight on to larger ones while the AUC clearly rises, so that what makes no
+    difference leaves the weight as it is.
 
     Args:
         file: keeps the probes that are done, for a run that is killed and started again.
@@ -62,20 +63,13 @@ def chosen(train: Trained, file: Path) -> tuple[float, list[Probe]]:
             _write(file, [*done.values()])
         return done[l2]
 
-    usual = probe(0)
-    found = max((_best(usual, probe, way) for way in (-1, 1)), key=lambda best: best.auc)
-    return found.embedding_l2, sorted(done.values(), key=lambda probe: probe.embedding_l2)
-
-
-def _best(usual: Probe, probe: Callable[[int], Probe], way: int) -> Probe:
-    """The best of the weights that lie one way."""
-    best = usual
-    for distance in range(1, FURTHEST + 1):
-        found = probe(way * distance)
+    best = probe(0)
+    for place in range(1, FURTHEST + 1):
+        found = probe(place)
         if not found.auc > best.auc + best.error:
             break
         best = found
-    return best
+    return best.embedding_l2, sorted(done.values(), key=lambda probe: probe.embedding_l2)
 
 
 def _probe(train: Trained, l2: float) -> Probe:

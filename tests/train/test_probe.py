@@ -17,7 +17,7 @@ from embedcomp.train import probe
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed, trained
 
-PROBES = {375.0: 0.60, 1500.0: 0.70, 6000.0: 0.65, 24000.0: 0.64, 96000.0: 0.9}
+PROBES = {6000.0: 0.65, 24000.0: 0.70, 96000.0: 0.60, 384000.0: 0.9}
 
 
 def of_auc(auc: float, clicked: int = 10_000) -> Quality:
@@ -46,11 +46,10 @@ def chosen(
 @pytest.mark.parametrize(
     ("aucs", "wanted", "tried"),
     [
-        ([0.60, 0.70, 0.65, 0.64, 0.90], 1500, [6000, 1500, 375, 24000]),  # past a fall none looks
-        ([0.72, 0.70, 0.65, 0.64, 0.64], 375, [6000, 1500, 375, 24000]),
-        ([0.60, 0.62, 0.65, 0.67, 0.71], 96000, [6000, 1500, 24000, 96000]),
-        ([0.60, 0.652, 0.65, 0.6505, 0.65], 6000, [6000, 1500, 24000]),  # no clear rise: as usual
-        ([0.60, 0.66, 0.65, 0.70, 0.65], 24000, [6000, 1500, 375, 24000, 96000]),
+        ([0.65, 0.70, 0.64, 0.90], 24000, [6000, 24000, 96000]),
+        ([0.65, 0.67, 0.71, 0.80], 96000, [6000, 24000, 96000]),  # which is far enough
+        ([0.65, 0.64, 0.90, 0.90], 6000, [6000, 24000]),  # past a fall none looks
+        ([0.65, 0.652, 0.90, 0.90], 6000, [6000, 24000]),  # no clear rise: as usual
     ],
 )
 def test_probes_go_from_the_usual_weight_as_far_as_the_auc_clearly_rises(
@@ -62,8 +61,8 @@ def test_probes_go_from_the_usual_weight_as_far_as_the_auc_clearly_rises(
 
 def test_a_rise_is_clear_beyond_the_error_of_an_auc_of_so_few_clicks(tmp_path: Path) -> None:
     """The error of 10,000 clicks is 0.0029, that of 100 ten times as much."""
-    aucs = {**PROBES, 1500.0: 0.66, 375.0: 0.6}
-    assert chosen(aucs, tmp_path / "many")[0] == 1500
+    aucs = {**PROBES, 24000.0: 0.66}
+    assert chosen(aucs, tmp_path / "many")[0] == 24000
     assert chosen(aucs, tmp_path / "few", clicked=100)[0] == 6000
 
 
@@ -81,14 +80,14 @@ def test_probes_that_are_done_are_not_run_again(tmp_path: Path) -> None:
     calls: list[float] = []
 
     def train(l2: float) -> Quality:
-        if len(calls) == 2:
+        if len(calls) == 1:
             raise Killed
         calls.append(l2)
         return of_auc(PROBES[l2])
 
     with pytest.raises(Killed):
         probe.chosen(train, tmp_path / "probes.json")
-    assert chosen(PROBES, tmp_path / "probes.json") == (1500, [375, 24000])
+    assert chosen(PROBES, tmp_path / "probes.json") == (24000, [24000, 96000])
 
 
 def test_a_share_is_runs_of_rows_from_all_over_the_log() -> None:
