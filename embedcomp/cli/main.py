@@ -33,15 +33,22 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def told(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Of the command itself; each of its commands has its own."""
 
 
 app.add_typer(log.app, name="log", help="Make and look at click logs.")

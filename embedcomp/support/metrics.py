@@ -6,8 +6,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import rankdata
 
 BINS = 1 << 20
 
@@ -33,6 +31,8 @@ class Quality:
         for side, chosen in enumerate((~clicked, clicked)):
             np.add.at(self.counts[side], bins[chosen], 1)
         self._losses.append(float(np.sum(np.logaddexp(0.0, z) - z * clicked)))
+        from scipy.special import expit  # a scorer, which reads what was measured, has no scipy
+
         self._predicted.append(float(np.sum(expit(z))))
 
     def __iadd__(self, other: Quality) -> Quality:
@@ -110,6 +110,8 @@ def _won(clicked: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
     A tie is half a pair. Ranks among all rows less ranks among rows of the same kind count them
     (Sun and Xu, 2014).
     """
+    from scipy.stats import rankdata
+
     ranks = rankdata(scores)
     positives, negatives = ranks[clicked], ranks[~clicked]
     of_clicked = (positives - rankdata(scores[clicked])) / max(len(negatives), 1)

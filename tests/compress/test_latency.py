@@ -16,6 +16,7 @@ from embedcomp.engine import calibrate, cost
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel, Counts
 from embedcomp.engine.lowering.lower import lower
+from embedcomp.engine.ops import counts
 from embedcomp.errors import BadSettings, BudgetTooSmall, LatencyTooSmall, LimitsTooSmall
 from embedcomp.kernels import native
 from embedcomp.modules.embedded import readers
@@ -35,6 +36,8 @@ from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.storage import kinds as kinds_of_rows
+from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.swapping import swap
 from tests.compress import small
 
@@ -175,7 +178,7 @@ def test_the_work_of_a_plan_is_that_of_its_program(seed):
     swap.apply_(compressed, written, measured.measured(found).layers)
     graph, program = programmed(compressed)
     ids = {i: IDS.get(feature.name, 1) for i, feature in enumerate(graph.features)}
-    done = cost.operations(program.ops, 64, ids)
+    done = counts(program.ops, 64, ids)
     assert counted.keys() == done.keys()
     assert counted == pytest.approx(done)
 
@@ -431,9 +434,14 @@ def test_a_machine_is_calibrated_once(tmp_path, monkeypatch):
 def test_every_operation_of_the_engine_is_calibrated(kinds):
     assert {f"{name} numbers" for name in cost.SLOW} <= set(kinds)
     assert {f"{form} products" for form in native.FORMATS} <= set(kinds)
-    for kind in native.KINDS:
-        rows = cost.Reads.of(kind, 9, 3, row_bytes=12, rows=5, nonzeros=7)
-        assert {f"{rows.kind} {what}" for what in ("rows", "numbers", "vectors")} <= set(kinds)
+    every = [
+        *kinds_of_rows.examples(20, 9),
+        kinds_of_rows.named("product3x8"),
+        Trellis((20,), (9,)),
+    ]
+    for kind in every:
+        name = kind.reads(20, 9).kind
+        assert {f"{name} {what}" for what in ("rows", "numbers", "vectors")} <= set(kinds)
 
 
 def test_what_no_choice_changes_is_within_the_latency_too(costing, kinds):
