@@ -20,6 +20,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 import embedcomp
 from embedcomp.errors import BadLog, BadModel, BadSettings
+from embedcomp.methods import low_rank, row_int8
 from embedcomp.planning.bound import worst
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, Plain, bags, config, dlrm, kjt, plain
 
@@ -41,6 +42,42 @@ def scores(case: Case, seed: int = 1) -> Tensor:
 
 def batches(case: Case) -> list[tuple[Any, Tensor]]:
     return [(case.inputs(seed), torch.zeros(B)) for seed in range(2, 6)]
+
+
+def test_a_method_is_swapped_in_wherever_it_is_taken_or_where_a_filter_says():
+    case = dlrm()
+    before = copy.deepcopy(case.model.state_dict())
+    every = [e.layer for e in embedcomp.explain(case.model) if "low_rank" in e.methods]
+    plan = embedcomp.swap_(case.model, low_rank.Settings(rank=1))
+    assert {p.layer for p in plan.layers} == set(every)
+    assert {(p.method, p.settings["rank"]) for p in plan.layers} == {("low_rank", 1)}
+    embedcomp.restore_(case.model)
+    assert same(case.model.state_dict(), before)
+    seen = []
+
+    def is_table(module, name):
+        seen.append(name)
+        return isinstance(module, nn.EmbeddingBag)
+
+    plan = embedcomp.swap_(case.model, "row_int8", filter_fn=is_table)
+    assert {p.kind for p in plan.layers} == {"table"} and set(every) <= set(seen)
+    embedcomp.restore_(case.model)
+    with pytest.raises(BadSettings, match="is for no layer"):
+        embedcomp.swap_(case.model, row_int8.Settings(), filter_fn=lambda module, name: False)
+    with pytest.raises(BadSettings, match="names its layers already"):
+        embedcomp.swap_(case.model, {"*": "row_int8"}, filter_fn=is_table)
+    with pytest.raises(BadSettings, match="neither a method's name"):
+        embedcomp.swap_(case.model, 8)
+
+
+def test_a_pattern_may_have_a_methods_settings():
+    case = dlrm()
+    plan = embedcomp.swap_(case.model, {TABLES: low_rank.Settings(rank=2, storage="float16")})
+    assert {(p.settings["rank"], p.settings["storage"]) for p in plan.layers} == {(2, "float16")}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_full_rank_gives_the_same_scores_and_restoring_the_same_bits(case: Case):

@@ -6,10 +6,16 @@ has to be calibrated. What rounding the inputs costs is part of the predicted lo
 
 from __future__ import annotations
 
-from embedcomp.methods.parts.whole import Settings, in_storage
+from dataclasses import dataclass
+
+from embedcomp.methods.parts.whole import Whole, in_storage
 from embedcomp.sensitivity.layer import LinearSpec, Spec
 
-__all__ = ["Settings", "candidates", "compress", "empty"]
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Whole):
+    pass
+
 
 empty, compress = in_storage(lambda spec: "symmetric_int8")
 

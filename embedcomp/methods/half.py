@@ -6,9 +6,16 @@ that fp16 would overflow are refused.
 
 from __future__ import annotations
 
-from embedcomp.methods.parts.whole import Settings, candidates, in_storage
+from dataclasses import dataclass
+
+from embedcomp.methods.parts.whole import Whole, candidates_of, in_storage
 from embedcomp.sensitivity.layer import TableSpec
 
-__all__ = ["Settings", "candidates", "compress", "empty"]
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(Whole):
+    pass
+
+
+candidates = candidates_of(Settings)
 empty, compress = in_storage(lambda spec: "float16" if isinstance(spec, TableSpec) else "bfloat16")

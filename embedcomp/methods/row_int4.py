@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from embedcomp.methods.parts.whole import Settings, candidates, in_storage
+from dataclasses import dataclass
 
-__all__ = ["Settings", "candidates", "compress", "empty"]
+from embedcomp.methods.parts.whole import Whole, candidates_of, in_storage
 
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Whole):
+    pass
+
+
+candidates = candidates_of(Settings)
 empty, compress = in_storage(lambda spec: "row_int4")

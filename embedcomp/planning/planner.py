@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,6 +46,10 @@ from embedcomp.planning.sharing import counted_once
 from embedcomp.sensitivity.layer import Layer, Spec, TableSpec
 from embedcomp.sensitivity.layers import Found, before_tuning
 from embedcomp.sensitivity.statistics import Statistics
+
+Wanted = (
+    str | Mapping[str, Any] | Any
+)  # a method's name, "method" and its settings, or its Settings
 
 
 def plan(
@@ -171,12 +175,12 @@ def _times(search: Search, timing: Timing, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[str, Any]]) -> Plan:
+def by_name(model: nn.Module, found: Found, wanted: Mapping[str, Wanted]) -> Plan:
     """A plan that a person wrote down; nothing is predicted.
 
     Args:
-        wanted: by pattern of layers' names (as in fnmatch), a method's name, or a mapping of
-            "method" and its settings. The first pattern that fits a layer counts.
+        wanted: by pattern of layers' names (as in fnmatch), what is wanted of those that fit. The
+            first pattern that fits a layer counts.
 
     Raises:
         BadSettings: a pattern fits no layer, or there is no such method or setting.
@@ -203,11 +207,35 @@ def by_name(model: nn.Module, found: Found, wanted: Mapping[str, str | Mapping[s
     )
 
 
-def _written_down(spec: Spec, wanted: str | Mapping[str, Any]) -> Choice:
-    values = {"method": wanted} if isinstance(wanted, str) else dict(wanted)
-    name = values.pop("method", None)
-    if name is None:
-        raise BadSettings(f"the settings for {spec.name} name no method")
+def able(layer: Layer, wanted: Wanted) -> bool:
+    """Whether the method takes the layer. Raises BadSettings: there is none."""
+    return bool(methods.get(_named(wanted)[0]).candidates(layer.spec))
+
+
+def _named(wanted: Wanted) -> tuple[str, dict[str, Any]]:
+    """A method's name, and settings by their names.
+
+    Raises:
+        BadSettings: no method is named.
+    """
+    if isinstance(wanted, str):
+        return wanted, {}
+    if isinstance(wanted, Mapping):
+        values = dict(wanted)
+        if "method" not in values:
+            raise BadSettings(f"the settings {values} name no method")
+        return str(values.pop("method")), values
+    name = type(wanted).__module__.rpartition(".")[2]
+    if name not in methods.every() or type(wanted) is not methods.get(name).Settings:
+        raise BadSettings(
+            f"{wanted!r} is neither a method's name, nor a mapping with its settings, nor its "
+            "Settings"
+        )
+    return name, {f.name: getattr(wanted, f.name) for f in fields(wanted)}
+
+
+def _written_down(spec: Spec, wanted: Wanted) -> Choice:
+    name, values = _named(wanted)
     method = methods.get(name)
     if not method.candidates(spec):
         raise BadSettings(f"{name} cannot take {spec.name}; `embedcomp.explain` lists what can")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from embedcomp.planning.plan import Plan
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layer import Layer
-from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Score, Statistics, measure
 from embedcomp.swapping import swap
 from embedcomp.swapping.heldout import HeldOut
@@ -116,7 +116,11 @@ def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Pl
     return replace(whole, outcome=outcome)
 
 
-def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
+def swap_(
+    model: nn.Module,
+    plan: Plan | Written | str | Any,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> Plan:
     """Put compressed layers where the plan says, in place; `restore_` takes them out again.
 
     The model is called as before and its outputs have the same names, order and widths. Layers
@@ -124,9 +128,12 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
     other parameters and buffers stay in memory.
 
     Args:
-        plan: of `embedcomp.plan`, or a mapping from patterns of layers' names (as in fnmatch) to
-            a method's name or to {"method": name, setting: value, ...}. Without statistics (a plan
-            that was written down, or loaded), all rows and inputs of a layer matter alike.
+        plan: of `embedcomp.plan`; or a method's name or its Settings, such as
+            `embedcomp.methods.low_rank.Settings(rank=8)`, for all layers that it takes; or a
+            mapping from patterns of layers' names (as in fnmatch) to a name, to Settings, or to
+            {"method": name, setting: value, ...}. Without statistics (a plan that was written
+            down, or loaded), all rows and inputs of a layer matter alike.
+        filter_fn: (module, name) -> whether a layer is swapped, where a method is given for all.
 
     Returns:
         The plan that was carried out.
@@ -138,7 +145,7 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
     """
     _refuse_swapped(model)
     found = find(model, {})
-    whole = plan if isinstance(plan, Plan) else planner.by_name(model, found, plan)
+    whole = plan if isinstance(plan, Plan) else _written(model, found, plan, filter_fn)
     if whole.single_valued:
         raise BadModel(
             "the plan folds decoders into the layers that read them, which cannot be undone in "
@@ -157,6 +164,31 @@ def swap_(model: nn.Module, plan: Plan | Written) -> Plan:
         restore_(model)
         raise
     return whole
+
+
+def _written(
+    model: nn.Module,
+    found: Found,
+    wanted: Written | str | Any,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+) -> Plan:
+    """A plan of what a user wrote."""
+    if isinstance(wanted, Mapping):
+        if filter_fn is not None:
+            raise BadSettings("a filter_fn is for one method; a mapping names its layers already")
+        return planner.by_name(model, found, wanted)
+    chosen = {
+        name: wanted
+        for name, layer in found.layers.items()
+        if planner.able(layer, wanted)
+        and (filter_fn is None or filter_fn(model.get_submodule(name), name))
+    }
+    if not chosen:
+        raise BadSettings(
+            f"{wanted!r} is for no layer: none that the method takes passes the filter; "
+            "`embedcomp.explain` lists what can be done with each"
+        )
+    return planner.by_name(model, found, chosen)
 
 
 def restore_(model: nn.Module) -> None:

@@ -7,15 +7,12 @@ again. Rows without a gradient are clamped: they weigh as little as the least of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from embedcomp.methods.parts.truncated import (
-    Settings,
-    by,
-    candidates,
-    empty,
-)
+from embedcomp.methods.parts.truncated import Truncated, by, candidates_of, empty
 from embedcomp.sensitivity.algebra import (
     Basis,
     basis,
@@ -25,6 +22,14 @@ from embedcomp.sensitivity.algebra import (
 from embedcomp.sensitivity.layer import Layer, LinearSpec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Truncated):
+    pass
+
+
+candidates = candidates_of(Settings)
 
 
 def _basis(layer: Layer) -> Basis:

@@ -6,16 +6,21 @@ of the weight's short side.
 
 from __future__ import annotations
 
-from embedcomp.methods.parts.truncated import (
-    Settings,
-    by,
-    candidates,
-    empty,
-)
+from dataclasses import dataclass
+
+from embedcomp.methods.parts.truncated import Truncated, by, candidates_of, empty
 from embedcomp.sensitivity.algebra import Basis, basis, gram
 from embedcomp.sensitivity.layer import Layer, LinearSpec
 
 __all__ = ["Settings", "candidates", "compress", "empty"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Truncated):
+    pass
+
+
+candidates = candidates_of(Settings)
 
 
 def _basis(layer: Layer) -> Basis:

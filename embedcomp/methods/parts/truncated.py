@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from embedcomp.methods.parts import build
 from embedcomp.methods.parts.factors import fill_linear, fill_table
@@ -18,26 +19,32 @@ from embedcomp.storage.names import FactorStorage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Truncated:
+    """Settings of such a method; each has a class of its own."""
+
     rank: int
     storage: FactorStorage = "float32"
 
 
-def candidates(spec: Spec) -> list[Settings]:
-    return [
-        Settings(rank=k, storage=storage)
+S = TypeVar("S", bound=Truncated)
+
+
+def candidates_of(settings: type[S]) -> Callable[[Spec], list[S]]:
+    """A method's `candidates`."""
+    return lambda spec: [
+        settings(rank=k, storage=storage)
         for k in build.ranks(spec)
         if k
         for storage in build.FEW_STORAGES
     ]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
+def empty(spec: Spec, settings: Truncated) -> Served:
     bias = isinstance(spec, LinearSpec) and spec.bias
     return build.low_rank(spec, settings.rank, settings.storage, bias=bias)
 
 
-def by(name: str, basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Settings], Served]:
+def by(name: str, basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Truncated], Served]:
     """A method's `compress`.
 
     Args:
@@ -46,7 +53,7 @@ def by(name: str, basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Settin
             weight [outputs, inputs].
     """
 
-    def compress(layer: Layer, settings: Settings) -> Served:
+    def compress(layer: Layer, settings: Truncated) -> Served:
         served = empty(layer.spec, settings)
         found = layer.shared(name, lambda: basis_of(layer))
         if isinstance(layer.spec, LinearSpec):

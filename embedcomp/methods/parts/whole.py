@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from embedcomp.methods.parts import build
 from embedcomp.sensitivity.layer import Layer, Served, Spec
@@ -11,23 +12,27 @@ from embedcomp.storage.names import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    pass
+class Whole:
+    """Settings of such a method, of which there are none; each has a class of its own."""
 
 
-def candidates(spec: Spec) -> list[Settings]:
-    return [Settings()]
+S = TypeVar("S", bound=Whole)
+
+
+def candidates_of(settings: type[S]) -> Callable[[Spec], list[S]]:
+    """A method's `candidates`, where it takes every layer."""
+    return lambda spec: [settings()]
 
 
 def in_storage(
     storage_of: Callable[[Spec], Storage],
-) -> tuple[Callable[[Spec, Settings], Served], Callable[[Layer, Settings], Served]]:
+) -> tuple[Callable[[Spec, Whole], Served], Callable[[Layer, Whole], Served]]:
     """A method's `empty` and `compress`."""
 
-    def empty(spec: Spec, settings: Settings) -> Served:
+    def empty(spec: Spec, settings: Whole) -> Served:
         return build.plain(spec, storage_of(spec))
 
-    def compress(layer: Layer, settings: Settings) -> Served:
+    def compress(layer: Layer, settings: Whole) -> Served:
         return build.rounded(layer, storage_of(layer.spec))
 
     return empty, compress
