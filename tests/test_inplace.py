@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,21 @@ import embedcomp
 from embedcomp.errors import BadLog, BadModel, BadSettings
 from embedcomp.methods import low_rank, row_int8
 from embedcomp.planning.bound import worst
-from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, Plain, bags, config, dlrm, kjt, plain
+from tests.cases import (
+    CASES,
+    DIM,
+    ROWS,
+    TABLES,
+    B,
+    Case,
+    Plain,
+    bags,
+    config,
+    dlrm,
+    kjt,
+    plain,
+    sequences,
+)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__.lstrip("_"))
@@ -78,6 +93,29 @@ def test_a_pattern_may_have_a_methods_settings():
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
+    monkeypatch.setattr("embedcomp.recipes.in_time.SECONDS", 0.1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    case = dlrm()
+    before = copy.deepcopy(case.model.state_dict())
+    common = {"score": case.score, "methods": ("low_rank", "row_int8", "half")}
+    slow = embedcomp.plan(case.model, batches(case), latency_budget="1000ms@64", **common)
+    assert {p.method for p in slow.layers} == {"keep"}
+    fast = embedcomp.plan(case.model, batches(case), "2x", latency_budget="1.2x@64", **common)
+    assert fast.bytes_after <= fast.bytes_before // 2
+    assert fast.microseconds <= fast.microseconds_before / 1.2 + 0.1
+    assert fast.measured_microseconds and fast.measured_microseconds_before
+    assert same(case.model.state_dict(), before)
+    embedcomp.swap_(case.model, fast)
+    with pytest.raises(BadModel, match="whose work is what a latency is predicted from"):
+        made = sequences()
+        pairs = [(made.inputs(seed), torch.zeros(B)) for seed in (1, 2)]
+        embedcomp.plan(made.model, pairs, latency_budget="2x@1", score=made.score)
 
 
 def test_full_rank_gives_the_same_scores_and_restoring_the_same_bits(case: Case):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
 from embedcomp.artifact import artifact
-from embedcomp.artifact.artifact import Artifact
-from embedcomp.engine.standalone import PRECISIONS
+from embedcomp.artifact.artifact import Artifact, StandsAlone
+from embedcomp.engine import calibrate
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.cost import CostModel
+from embedcomp.engine.lowering.lower import lower
+from embedcomp.engine.prepare import matched
+from embedcomp.engine.standalone import PRECISIONS, Standalone
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import every as every_method
 from embedcomp.methods import get as get_method
@@ -24,8 +30,11 @@ from embedcomp.modules.layout import build, share
 from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
-from embedcomp.planning.goal import Goal
+from embedcomp.planning.goal import Goal, LatencyBudget
+from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
+from embedcomp.recipes import in_time
+from embedcomp.recipes.in_time import Measured
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layer import Layer
@@ -58,9 +67,11 @@ def plan(
     score: Score,
     methods: Collection[str] | None = None,
     max_auc_loss: float | None = None,
+    latency_budget: str = "",
+    cost_model: str = "",
     solver: str = "exact",
 ) -> Plan:
-    """The choices with the smallest predicted loss for which the model keeps to the budget.
+    """The choices with the smallest predicted loss for which the model keeps to its budgets.
 
     Args:
         model: left as it is.
@@ -74,24 +85,35 @@ def plan(
         max_auc_loss: instead of a budget: the fewest bytes for which the AUC measured on the
             batches (0 or 1 as labels; best of rows that the model was not trained on) is lower by
             at most this, its error taken in.
+        latency_budget: beside a budget or instead of one: the time of a call on one thread and its
+            rows, "200us@64", or "2x@64" for half the original's; bags hold as many ids as those
+            of the batches do on average.
+        cost_model: file of `embedcomp calibrate` from the machine that serves; empty: this one's,
+            on which plans are timed.
         solver: exact, highs, greedy, or the baselines welore and farms.
 
     Raises:
-        BadModel: no batch, or layers are compressed already.
-        BadLog, BadSettings, BudgetTooSmall: the budget or the loss cannot be read or met, both or
+        BadModel: no batch, layers are compressed already, or there is a latency budget and the
+            engine does not run the model.
+        BadLog, BadSettings, LimitsTooSmall: a budget or the loss cannot be read or met, both or
             neither are given, or there is no such solver.
+        CannotExport: there is a latency budget, and the model cannot be exported.
     """
     _refuse_swapped(model)
     said = "" if budget is None else str(budget)
-    goal = Goal.parse(said, "", max_auc_loss, methods=methods or (), solver=solver)
+    goal = Goal.parse(said, latency_budget, max_auc_loss, methods=methods or (), solver=solver)
     found, pairs = find(model, {}), list(batches)
     held = HeldOut.of(model, pairs, score, "given")
     measured = measure(model, held.inputs, found, score, count_ids=True)
     made = partial(planner.plan, model, found, measured, solver=solver)
     carried_out = partial(_carried_out, model, held, measured)
     if goal.auc_loss is None:
-        assert goal.bytes is not None
-        return carried_out(made(goal.bytes.of(module_bytes(model)), goal.methods))
+        limit = None if goal.bytes is None else goal.bytes.of(module_bytes(model))
+        within = partial(made, limit, goal.methods)
+        if goal.latency is None:
+            return carried_out(within())
+        timed = _Timed.of(model, found, score, held.inputs, goal.latency, cost_model)
+        return carried_out(timed.best(within))
     noisy = Noisy.of(held.quality)
     held.refuse_one_kind()
     smallest = smallest_within(
@@ -103,6 +125,75 @@ def plan(
     )
     told = noisy.auc_loss(smallest.loss)
     return replace(smallest, max_auc_loss=max_auc_loss, auc_loss=told)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What it takes to predict and to measure how long calls of a model take."""
+
+    model: nn.Module
+    score: Score
+    example: Any
+    original: StandsAlone
+    timing: Timing
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        found: Found,
+        score: Score,
+        inputs: Sequence[Any],
+        budget: LatencyBudget,
+        cost_model: str,
+    ) -> _Timed:
+        """Raises BadModel, BadSettings, CannotExport and NotBuilt, as for `plan`."""
+        original = stand_alone(model, score, inputs[0])
+        alone = original.standalone
+        if alone.graph is None:
+            raise BadModel(
+                f"the model is not scored by the compiled engine ({alone.reason}), whose work is "
+                "what a latency is predicted from; give a budget instead"
+            )
+        held = {name: as_array(tensor) for name, tensor in original.held.items()}
+        timing = Timing(
+            alone.graph,
+            lower(alone.graph, alone.tensors(held)),
+            CostModel.load(Path(cost_model)) if cost_model else calibrate.of_this_machine(),
+            budget,
+            layers=found.layers,
+            ids=_ids(alone, inputs),
+        )
+        return cls(model, score, inputs[0], original, timing)
+
+    def best(self, within: Callable[..., Plan]) -> Plan:
+        """The best plan; measured, where this is the machine that serves."""
+        make = partial(within, timing=self.timing)
+        if self.timing.model.machine != calibrate.cpu():
+            return make()
+        return in_time.best(in_time.tried(make, self._measured, self.timing))
+
+    def _measured(self, plan: Plan) -> Measured:
+        rows, alone = self.timing.rows, self.original.standalone
+        before = in_time.calls(alone, self.original.held, None, rows)
+        swap_(self.model, plan)
+        try:
+            made = stand_alone(self.model, self.score, self.example)
+            return in_time.measure(before, made, None, rows)
+        finally:
+            restore_(self.model)
+
+
+def _ids(alone: Standalone, inputs: Sequence[Any]) -> dict[str, float]:
+    """Mean number of ids of the bags of each jagged feature."""
+    found: dict[str, list[Tensor]] = {}
+    for one in inputs:
+        for leaf, value in zip(alone.leaves, matched(one, alone.leaves), strict=True):
+            if leaf.kind == "jagged":
+                lengths = value.lengths().view(len(value.keys()), -1).float()
+                for key, own in zip(value.keys(), lengths, strict=True):
+                    found.setdefault(key, []).append(own)
+    return {key: float(torch.cat(own).mean()) for key, own in found.items()}
 
 
 def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Plan) -> Plan:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
+from embedcomp.artifact.artifact import StandsAlone
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.prepare import made_up
 from embedcomp.engine.standalone import Standalone
@@ -23,7 +24,6 @@ from embedcomp.kernels.clock import Call
 from embedcomp.log.features import Features
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
-from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.by_engine import ByEngine
 from embedcomp.storage.kind import CannotStore
 
@@ -52,18 +52,21 @@ class Measured:
 
 
 def calls(
-    alone: Standalone, held: Mapping[str, Tensor], features: Features, rows: int
+    alone: Standalone, held: Mapping[str, Tensor], features: Features | None, rows: int
 ) -> list[Call]:
-    """Calls of the compiled engine on one thread that score made-up rows, prepared already."""
+    """Calls of the compiled engine on one thread that score made-up rows, prepared already.
+
+    Args:
+        features: of the log that the model is for, where there is one.
+    """
     runs = ByEngine(alone, {name: as_array(tensor) for name, tensor in held.items()}, 1, None)
     return [runs.call(made_up(alone, features, rows, seed), None) for seed in range(DIFFERENT)]
 
 
 def measure(
-    original: Sequence[Call], compressed: nn.Module, features: Features, rows: int
+    original: Sequence[Call], made: StandsAlone, features: Features | None, rows: int
 ) -> Measured:
     """The original and a model that a plan was carried out in, in turns."""
-    made = stand_alone_from_log(compressed, features)
     contenders = [original, calls(made.standalone, made.held, features, rows)]
     return Measured.of(clock.in_turns(contenders, SECONDS, FEWEST))
 

@@ -33,6 +33,7 @@ from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.measure import layers_of
 from embedcomp.recipes.save import stands_alone
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
@@ -149,7 +150,8 @@ class Planning:
         assert original.standalone is not None, "its time was predicted"
         made = swap.apply(self.model, plan, self.found, Statistics())
         before = in_time.calls(original.standalone, original.tensors(), original.features, rows)
-        return in_time.measure(before, made, original.features, rows)
+        alone = stand_alone_from_log(made, original.features)
+        return in_time.measure(before, alone, original.features, rows)
 
     def _within(
         self,
