@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all check bench bench-tiny clean
+.PHONY: setup demo test test-all wheel check bench bench-tiny clean
 
 setup: $(STAMP)
 
@@ -24,11 +24,16 @@ demo: $(STAMP)
 	$(BIN)/python -m embedcomp.pipelines.demo --rows 300000 --out demo_out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-# What `make test` runs, and what scores once more under AddressSanitizer and UBSan.
-test-all: test
+# Also what differs in sizes alone, and what scores once more under AddressSanitizer and UBSan.
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m ""
 	$(BIN)/python -m tests.sanitized
+
+# Build the wheel and use it in empty environments.
+wheel: $(STAMP)
+	$(BIN)/python -m tests.wheel
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -40,6 +40,14 @@ WriteLog = Callable[..., Path]
 torch.set_num_threads(1)  # the models here are small; a second thread costs more than it brings
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers take whole files, whose tests share what they train; one takes all of Ray."""
+    for item in items:
+        ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+
+
 @pytest.fixture
 def write_log(tmp_path: Path) -> WriteLog:
     """Writes a log of four rows, with columns or the schema changed as asked."""

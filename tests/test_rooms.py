@@ -127,9 +127,9 @@ def _paths() -> dict[str, Path]:
 
 
 def _room(module: str) -> str:
-    """A folder of embedcomp, or one at the top; a file that lies in no folder is its own room."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "embedcomp" and len(parts) > 1 else parts[0]
+    """A folder of embedcomp; a file that lies in none is its own room, but for __main__."""
+    parts = module.removesuffix(".__main__").split(".")
+    return parts[-1] if len(parts) == 1 else parts[1]
 
 
 def _files() -> dict[str, set[str]]:

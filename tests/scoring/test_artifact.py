@@ -512,7 +512,7 @@ def test_an_artifact_of_ones_own_model_is_described_and_not_served_or_trained(
     assert run(monkeypatch, "inspect", tmp_path / "m") == 0
     assert "its owner's model" in capsys.readouterr().out
     refusals = {
-        ("serve", tmp_path / "m"): "takes its model's inputs",
+        ("serve", tmp_path / "m", "--port", 0): "takes its model's inputs",
         ("compress", tmp_path / "m", "--log", "l", "--budget", "2x", "--out", "o"): "",
     }
     for command, message in refusals.items():

@@ -1,0 +1,35 @@
+"""Figures of `benchmarks.defaults`: the trainer's defaults and those before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.figures.markdown import table
+from benchmarks.figures.record import Record
+
+HEAD = ("log", "settings", "seeds", "AUC, validation", "AUC, test", "log loss, test", "seconds")
+TOLD = {
+    "before": "L2 of 6,000, an evaluation an epoch, cut on a plateau alone",
+    "defaults": "defaults",
+}
+
+
+def trained(*records: Record) -> list[str]:
+    """Quality and seconds of each log's runs."""
+    rows = [
+        [
+            record["data"]["name"],
+            TOLD[name],
+            str(len(record["seeds"])),
+            *(_spread(made[figure], 5) for figure in ("valid_auc", "test_auc", "test_logloss")),
+            _spread(made["seconds"], 0),
+        ]
+        for record in records
+        for name, made in record["results"].items()
+    ]
+    return table([*HEAD], rows)
+
+
+def _spread(found: dict[str, Any], digits: int) -> str:
+    mean = f"{found['mean']:,.{digits}f}"
+    return mean if found["std"] is None else f"{mean} ± {found['std']:,.{digits}f}"
