@@ -8,6 +8,7 @@ minutes, most of which are downloads.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LEFT = (".venv", ".git", "build", "*.egg-info", "__pycache__", ".*_cache", "demo_out", "*.so")
 LARGEST_MIB = 450  # of the environment that serves
 SCORE = """
 import sys
@@ -38,7 +40,9 @@ print("scores:", found)
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
+        source = folder / "source"  # without what earlier builds left behind
+        shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(*LEFT))
+        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source)
         (wheel,) = folder.glob("embedcomp-*.whl")
         whole, serving = folder / "whole", folder / "serving"
         install(whole, "torch==2.13.0")

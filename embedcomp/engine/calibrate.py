@@ -26,13 +26,13 @@ from embedcomp.engine.engine import (
     Engine,
     Ids,
     Inputs,
-    address,
 )
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.program import Program
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import clock, native
+from embedcomp.kernels.native import address
 from embedcomp.storage import kinds
 from embedcomp.storage.kind import Kind
 from embedcomp.storage.rows import StoredRows

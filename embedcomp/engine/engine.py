@@ -17,6 +17,7 @@ from embedcomp.engine.program import Program
 from embedcomp.errors import BadRequest, EmbedcompError
 from embedcomp.graph.graph import Graph
 from embedcomp.kernels import native
+from embedcomp.kernels.native import address
 
 THREAD_ROWS = 96  # that a thread should have at least; fewer are done before it has begun
 
@@ -204,11 +205,6 @@ class Engine:
 class _Layout:
     numbers: np.ndarray  # int32 [2, features]
     at: tuple[int, int]
-
-
-def address(array: np.ndarray) -> int:
-    """Where an array's numbers lie."""
-    return array.__array_interface__["data"][0]
 
 
 _BAD = ctypes.c_int64 * 2  # what is wrong, see Problem in engine.h

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedcomp.engine.engine import Ids, Inputs, address
+from embedcomp.engine.engine import Ids, Inputs
 from embedcomp.engine.standalone import Standalone
 from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Leaf
 from embedcomp.graph.inputs import leaves
+from embedcomp.kernels.native import address
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 

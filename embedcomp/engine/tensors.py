@@ -15,7 +15,7 @@ import numpy as np
 from embedcomp.errors import BadArtifact
 from embedcomp.kernels import native
 from embedcomp.storage import kinds
-from embedcomp.storage.kind import Kind, Located, Reads, address
+from embedcomp.storage.kind import Kind, Located, Reads
 
 _TYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
@@ -184,7 +184,7 @@ class Tensors:
         width, reads = what.width, what.kind.reads(what.rows, what.width)
         places = self.held.get(f"{name}.index.places")
         if places is not None:
-            stored.map, stored.map_bytes = address(places), places.itemsize
+            stored.map, stored.map_bytes = native.address(places), places.itemsize
             held, reads = (*held, places), replace(reads, mapped=True)
         codes = decoder = None
         if grid is not None:

@@ -8,6 +8,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from embedcomp.errors import EmbedcompError
 
 
@@ -170,6 +172,12 @@ UNARIES = (
     *("elu", "affine"),
 )
 BINARIES = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's numbers lie."""
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 def file() -> Path | None:

@@ -88,10 +88,6 @@ class Located:
     held: tuple[Any, ...]
 
 
-def address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
 def as_floats(array: np.ndarray) -> np.ndarray:
     """Floats of any kind as float32; those of no kind that numpy has are bits of bfloat16."""
     if array.dtype.kind == "f":
@@ -244,7 +240,7 @@ class RowByRow(Kind):
     ) -> Located:
         stored = held["stored"]
         at = native.Stored(
-            rows=address(stored),
+            rows=native.address(stored),
             row_bytes=stored.shape[1] * stored.itemsize,
             num_ids=rows,
             kind=native.KINDS[self.engine],

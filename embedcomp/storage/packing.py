@@ -10,7 +10,6 @@ import numpy as np
 
 from embedcomp.kernels import native
 from embedcomp.storage.columns import levels, nearest_codes
-from embedcomp.storage.kind import address
 from embedcomp.support.lazy import torch
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def place_codes(at: native.Stored, bits: np.ndarray) -> tuple[np.ndarray, ...]:
     """Say where the engine finds codes of so many bits each; gives what must be kept."""
     starts = bits.cumsum() - bits
     places = [np.asarray(place, np.int32) for place in (starts // 8, starts % 8, (1 << bits) - 1)]
-    at.byte, at.bit, at.mask = (address(place) for place in places)
+    at.byte, at.bit, at.mask = (native.address(place) for place in places)
     return tuple(places)
 
 

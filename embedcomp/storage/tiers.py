@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from embedcomp.kernels import native
-from embedcomp.storage.kind import Kind, Located, Reads, State, address, as_floats, vectors
+from embedcomp.storage.kind import Kind, Located, Reads, State, as_floats, vectors
 from embedcomp.support.lazy import torch
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Tiers(Kind):
         stored, grids = held["stored"], as_floats(held["grid"])
         tiers = (native.Stored * len(self.ends))()
         kept: tuple[Any, ...] = (stored, tiers)
-        at, first = address(stored), 0
+        at, first = native.address(stored), 0
         for place, tier in enumerate(tiers):
             last = self.ends[place]
             tier.rows, tier.num_ids, tier.last = at, last - first, last
@@ -108,7 +108,7 @@ class Tiers(Kind):
             kept += self.place(tier, place, grids[place])
             at, first = at + self.tier_bytes[place], last
         whole = native.Stored(
-            rows=address(stored),
+            rows=native.address(stored),
             row_bytes=1,
             num_ids=rows,
             kind=native.KINDS["tiered"],

@@ -14,12 +14,12 @@ from embedcomp.engine.engine import (
     Engine,
     Ids,
     Inputs,
-    address,
 )
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
+from embedcomp.kernels.native import address
 from embedcomp.storage.kinds import named
 from embedcomp.storage.kinds.csr import Csr
 from embedcomp.storage.kinds.tiered import Tiered

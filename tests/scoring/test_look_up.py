@@ -17,13 +17,13 @@ from embedcomp.engine.engine import (
     Engine,
     Ids,
     Inputs,
-    address,
 )
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
+from embedcomp.kernels.native import address
 from embedcomp.modules.table import CompressedBag
 from embedcomp.storage.index import Cut, Index, Map
 from embedcomp.storage.rows import StoredRows

@@ -10,13 +10,13 @@ from embedcomp.engine.engine import (
     Engine,
     Ids,
     Inputs,
-    address,
 )
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.tensors import Table, Tensors
 from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
+from embedcomp.kernels.native import address
 from tests.scoring.test_engine import TORCH, kernels
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")

@@ -9,7 +9,7 @@ import numpy as np
 
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native
-from embedcomp.storage.kind import FP16_MAX, Kind, Reads, RowByRow, address, refuse_beyond
+from embedcomp.storage.kind import FP16_MAX, Kind, Reads, RowByRow, refuse_beyond
 from embedcomp.storage.kmeans import SAMPLED, seen, words_of
 from embedcomp.storage.packing import pack, place_codes, unpack
 from embedcomp.support.lazy import torch
@@ -92,7 +92,7 @@ class Clustered(RowByRow):
         assert grid is not None
         edges = np.arange(at.width + 1, dtype=np.int32)
         held = grid.astype(np.float32), edges, np.zeros(at.width, np.int32)
-        at.words, at.first, at.at = (address(array) for array in held)
+        at.words, at.first, at.at = (native.address(array) for array in held)
         at.parts, at.narrow = at.width, 1
         return None, (*held, *place_codes(at, np.full(at.width, self.bits, np.int32)))
 

@@ -15,7 +15,6 @@ from embedcomp.storage.kind import (
     Located,
     Reads,
     State,
-    address,
     refuse_beyond,
     vectors,
 )
@@ -100,15 +99,15 @@ class Csr(Kind):
     ) -> Located:
         starts, columns, values = kept = tuple(held[n] for n in ("starts", "columns", "stored"))
         at = native.Stored(
-            rows=address(starts),
+            rows=native.address(starts),
             row_bytes=starts.itemsize,
             num_ids=rows,
             kind=native.KINDS[f"csr{8 * columns.itemsize}"],
             width=width,
             padding=padding,
             last=rows - 1,
-            columns=address(columns),
-            values=address(values),
+            columns=native.address(columns),
+            values=native.address(values),
         )
         return Located(at, None, kept)
 

@@ -16,7 +16,6 @@ from embedcomp.storage.kind import (
     Kind,
     Reads,
     RowByRow,
-    address,
     refuse_beyond,
     vectors,
 )
@@ -125,7 +124,7 @@ class Product(RowByRow):
         parts = [grid[:-1, first:last].ravel() for first, last in pairwise(edges)]
         words = np.concatenate([np.empty(0), *parts]).astype(np.float32)
         held = words, edges, self.words * edges[:-1]
-        at.words, at.first, at.at = (address(array) for array in held)
+        at.words, at.first, at.at = (native.address(array) for array in held)
         at.parts, at.narrow = groups, groups == at.width
         return None, (*held, *place_codes(at, np.full(groups, self.bits, np.int32)))
 

@@ -15,7 +15,6 @@ from embedcomp.storage.kind import (
     Kind,
     Reads,
     RowByRow,
-    address,
     refuse_beyond,
     vectors,
 )
@@ -102,7 +101,7 @@ class SparseDictionary(RowByRow):
         assert grid is not None
         atoms = np.zeros((MOST_ATOMS, at.width), np.float32)  # whatever a byte names is there
         atoms[: self.atoms] = grid[:-1] / np.float32(LARGEST)
-        at.words, at.parts = address(atoms), self.row_atoms
+        at.words, at.parts = native.address(atoms), self.row_atoms
         return None, (atoms,)
 
     def reads(self, rows: int, width: int) -> Reads:

@@ -9,7 +9,7 @@ import numpy as np
 
 from embedcomp.kernels import native
 from embedcomp.storage.columns import shared_out
-from embedcomp.storage.kind import Kind, State, address
+from embedcomp.storage.kind import Kind, State
 from embedcomp.storage.packing import pack_codes, place_codes, rounded, unpack_codes
 from embedcomp.storage.tiers import Tiers
 from embedcomp.support.lazy import torch
@@ -81,10 +81,10 @@ class Tiered(Tiers):
         codes = np.concatenate([np.arange(count, dtype=np.float32) for count in counts])
         words = codes * np.repeat(grid[0], counts) + np.repeat(grid[1], counts)
         starts = (counts.cumsum() - counts).astype(np.int32)
-        tier.words, tier.at, tier.parts = address(words), address(starts), len(bits)
+        tier.words, tier.at, tier.parts = native.address(words), native.address(starts), len(bits)
         tier.row_bytes, tier.narrow = row_bytes, 1
         if not row_bytes:  # nothing is read of such a row, but its first byte
-            tier.rows = address(words)
+            tier.rows = native.address(words)
         held = place_codes(tier, bits)
         held[0][bits == 0] = 0  # which may lie beyond the row
         return words, starts, *held

@@ -23,7 +23,7 @@ import numpy as np
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native, windows
 from embedcomp.storage.columns import MOST_BITS, shared_out
-from embedcomp.storage.kind import Kind, State, address
+from embedcomp.storage.kind import Kind, State
 from embedcomp.storage.tiers import Tiers
 from embedcomp.support.lazy import torch
 
@@ -135,7 +135,7 @@ class Trellis(Tiers):
         starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
         masks = np.full_like(starts, count - 1)
         held = windows.words(grid), starts, at // 8, at % 8, masks
-        tier.words, tier.at, tier.byte, tier.bit, tier.mask = map(address, held)
+        tier.words, tier.at, tier.byte, tier.bit, tier.mask = map(native.address, held)
         tier.parts, tier.narrow = width, 1
         tier.row_bits, tier.row_bytes = row_bits, (row_bits + 7) // 8 + 2 if row_bits else 0
         return held
@@ -182,7 +182,7 @@ def encode(
         _encode_slowly(values, bits, matters, words, out)
         return
     arrays = [np.ascontiguousarray(array) for array in (values, bits, matters, words)]
-    at, *read, first = (address(array) for array in (*arrays, out))
+    at, *read, first = (native.address(array) for array in (*arrays, out))
     native.needed().embedcomp_trellis(at, *values.shape, *read, first + 1)
 
 
