@@ -175,7 +175,7 @@ def test_a_log_without_a_validation_split_is_said_to_prove_nothing(
 def test_the_first_rows_of_each_piece_are_scored_up_to_a_bound(
     original: Artifact, synth_log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "MOST_ROWS", 240)
+    monkeypatch.setattr("embedcomp.recipes.save.MOST_ROWS", 240)
     log = split_log(synth_log, tmp_path / "log", valid=True)
     pieces = log.pieces("valid")
     assert len(pieces) == 12

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "embedcomp/__init__.py")
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "embedcomp/support/version.py")
 ENGINE = ("engine.cpp", "engine.h", "kernels.inc", "__init__.py")
 
 
@@ -22,6 +22,7 @@ def test_a_build_without_a_compiler_goes_on_and_says_so_and_leaves_no_old_engine
     scoring = tmp_path / "embedcomp/kernels"
     scoring.mkdir(parents=True)
     for name in (*SOURCES, *(f"embedcomp/kernels/{name}" for name in ENGINE)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     old = scoring / "_engine.cpython-311-x86_64-linux-gnu.so"
     old.write_text("of other sources")
