@@ -1,17 +1,20 @@
-"""A plan: what is done with every layer of a model, as a value that is stored and shown."""
+"""A plan: what is done with every layer of a model, as a value that is stored and shown.
+
+An artifact's is shown without torch too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from embedcomp import methods
-from embedcomp.planning.goal import LatencyBudget
-from embedcomp.sensitivity.statistics import Statistics
+if TYPE_CHECKING:
+    from embedcomp.sensitivity.statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Planned:
     @property
     def typed_settings(self) -> Any:
         """The settings as the method's own dataclass."""
+        from embedcomp import methods
+
         return methods.get(self.method).Settings(**self.settings)
 
 
@@ -87,8 +92,8 @@ class Plan:
     measured_microseconds: float | None = None  # of such a call, once the plan was carried out
     measured_microseconds_before: float | None = None  # of the original, in turns with it
     measured_error: float | None = None  # of the ratio of these two, relative
-    measured: Statistics = field(default_factory=Statistics, repr=False, compare=False)  # what it
-    # was made of, where it is carried out in the same process; not stored with the plan
+    measured: Statistics | None = field(default=None, repr=False, compare=False)  # what it was made
+    # of, where it is carried out in the same process; not stored with the plan
 
     @property
     def tables(self) -> list[Planned]:
@@ -108,6 +113,8 @@ class Plan:
         """The measured time over that of the latency budget; None: it was not measured."""
         if self.measured_microseconds is None or self.measured_microseconds_before is None:
             return None
+        from embedcomp.planning.goal import LatencyBudget
+
         asked = LatencyBudget.parse(self.latency_budget)
         return asked.share(self.measured_microseconds_before, self.measured_microseconds)
 
@@ -131,7 +138,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        values = asdict(replace(self, measured=Statistics()))
+        values = asdict(replace(self, measured=None))
         del values["measured"]
         return values
 
@@ -176,8 +183,14 @@ def render(plan: Plan) -> Table:
 
 def told(method: str, settings: Mapping[str, Any]) -> str:
     """The settings that are not the method's defaults, for a person."""
-    defaults = {f.name: f.default for f in fields(methods.get(method).Settings)}
-    return ", ".join(f"{name} {v}" for name, v in settings.items() if v != defaults[name])
+    defaults: dict[str, Any] = {}
+    if find_spec("torch") is not None:  # which methods are written in
+        from embedcomp import methods
+
+        defaults = {f.name: f.default for f in fields(methods.get(method).Settings)}
+    return ", ".join(
+        f"{n} {v}" for n, v in settings.items() if n not in defaults or v != defaults[n]
+    )
 
 
 def _title(plan: Plan) -> str:

@@ -250,7 +250,7 @@ def swap_(
     rest = {n: t.clone() for n, t in _rest(model, modules).items()}
     _originals[model] = _Original(whole, modules, rest)
     try:
-        swap.apply_(model, planned, planned.measured.measured(found).layers)
+        swap.apply_(model, planned, (planned.measured or Statistics()).measured(found).layers)
     except BaseException:
         restore_(model)
         raise

@@ -30,7 +30,7 @@ from embedcomp.planning.plan import Plan
 from embedcomp.planning.search import Known
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
-from embedcomp.recipes.measure import layers_of
+from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.save import stands_alone
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.scorer.alone import stand_alone_from_log

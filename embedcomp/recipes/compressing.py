@@ -21,11 +21,11 @@ from embedcomp.planning import planner
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
-from embedcomp.recipes.measure import held_out, layers_of, measure
-from embedcomp.recipes.plan import timing
+from embedcomp.recipes.measuring import held_out, layers_of, measure
+from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
 from embedcomp.recipes.settings import CompressSettings
-from embedcomp.recipes.train import train
+from embedcomp.recipes.training import train
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import keeping_unrounded

@@ -9,7 +9,7 @@ from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
 from embedcomp.planning.choices import choices
 from embedcomp.planning.spread import Option, spread
-from embedcomp.recipes.measure import layers_of
+from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.swapping import checked
