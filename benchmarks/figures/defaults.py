@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.figures.markdown import table
@@ -28,6 +29,12 @@ def trained(*records: Record) -> list[str]:
         for name, made in record["results"].items()
     ]
     return table([*HEAD], rows)
+
+
+def lost(record: Record) -> Iterator[float]:
+    """Mean test AUC that the defaults end below the settings before them."""
+    found = record["results"]
+    yield found["before"]["test_auc"]["mean"] - found["defaults"]["test_auc"]["mean"]
 
 
 def _spread(found: dict[str, Any], digits: int) -> str:
