@@ -23,12 +23,15 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard embedcomp/*/*.cpp e
 demo: $(STAMP)
 	$(BIN)/python -m embedcomp.pipelines.demo --rows 300000 --out demo_out
 
+# Ray takes all cores itself, and gives up on workers that start slowly.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not matrix and not ray"
+	$(BIN)/python -m pytest -m ray
 
 # Also what differs in sizes alone, and what scores once more under AddressSanitizer and UBSan.
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m ""
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not ray"
+	$(BIN)/python -m pytest -m ray
 	$(BIN)/python -m tests.sanitized
 
 # Build the wheel and use it in empty environments.

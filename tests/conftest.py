@@ -42,10 +42,9 @@ torch.set_num_threads(1)  # the models here are small; a second thread costs mor
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers take whole files, whose tests share what they train; one takes all of Ray."""
+    """Several workers take whole files, whose tests share what they train."""
     for item in items:
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture
