@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all wheel check bench bench-tiny clean
+.PHONY: setup demo test matrix test-all wheel check bench bench-tiny clean
 
 setup: $(STAMP)
 
@@ -28,10 +28,12 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not matrix and not ray"
 	$(BIN)/python -m pytest -m ray
 
-# Also what differs in sizes alone, and what scores once more under AddressSanitizer and UBSan.
-test-all: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not ray"
-	$(BIN)/python -m pytest -m ray
+# What differs from a test of `make test` in sizes alone.
+matrix: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m matrix
+
+# All tests, and what scores once more under AddressSanitizer and UBSan.
+test-all: test matrix
 	$(BIN)/python -m tests.sanitized
 
 # Build the wheel and use it in empty environments.
