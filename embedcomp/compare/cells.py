@@ -118,9 +118,10 @@ def tuning(settings: CompareSettings, cell: Cell) -> TuneSettings:
 def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
     """How the cell's model is compressed."""
     planned = cell.method == PLANNED
+    alone = (cell.method,) if cell.compressed else ()  # the original and the control have none
     return CompressSettings(
         budget=cell.budget or UNLIMITED,
-        methods=mix(settings.methods) if planned else (cell.method,),
+        methods=mix(settings.methods) if planned else alone,
         rest=() if planned else settings.rest,
         measure_rows=settings.measure_rows,
         solver=settings.solver,
