@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard embedcomp/*/*.cpp e
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0
+	$(BIN)/python proto/build.py
 	$(BIN)/python -c 'from embedcomp.kernels import native; native.library()'  # says where it is not
 	touch $(STAMP)
 
