@@ -193,6 +193,7 @@ def load(file: Path) -> list[Vocabulary]:
     found = []
     for numbers, strings, counts, dense_ids in zip(*columns, strict=True):
         values = numbers.values if numbers.is_valid else strings.values
+        values = pa.concat_arrays([values, values[:0]])  # not a part of another array any more
         found.append(Vocabulary(values, counts.values.to_numpy().copy(), dense_ids.as_py()))
     return found
 
