@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, listed, show
+from embedcomp.cli.options import (
+    Changes,
+    DryRun,
+    Json,
+    Methods,
+    OfLog,
+    Solver,
+    Trained,
+    TuneEpochs,
+    listed,
+    show,
+    target,
+)
 
 
 def compress(
-    model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
-    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    model: Trained,
+    log: OfLog,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the artifact; a new version each time.")
     ] = None,
@@ -33,29 +45,23 @@ def compress(
     cost_model: Annotated[
         str, typer.Option(help="Of the machine that serves, by `embedcomp calibrate`.")
     ] = "",
-    solver: Annotated[
-        str, typer.Option(help="Of the plan: exact, highs, greedy, welore or farms.")
-    ] = "exact",
-    tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
-    methods: Annotated[
-        str, typer.Option(help="Methods the plan may use, comma-separated, or all.")
-    ] = "",
+    solver: Solver = "exact",
+    tune_epochs: TuneEpochs = 0,
+    methods: Methods = "",
     control: Annotated[
         Path | None, typer.Option(help="Also train the original on for the same epochs, into here.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    dry_run: DryRun = False,
     changes: Changes = None,
     json: Json = None,
 ) -> None:
     """Plan the best model within budgets or a loss of AUC, compress, tune, write an artifact."""
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact
-    from embedcomp.errors import BadSettings
     from embedcomp.log.click_log import ClickLog
     from embedcomp.planning.plan import render
     from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import CompressSettings, read_changes, validated
-    from embedcomp.support.files import refuse_unwritable
 
     given = {
         "budget": budget,
@@ -68,12 +74,7 @@ def compress(
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
     settings = validated(CompressSettings, given, "--set")
-    if dry_run:
-        out = None
-    elif out is None:
-        raise BadSettings("there is nowhere to write; give --out, or --dry-run for the plan alone")
-    else:
-        refuse_unwritable(out)
+    out = target(out, dry_run)
     original, clicks = Artifact.open(model), ClickLog(log)
     measured = recipes.measure(original, clicks, settings)
     held = recipes.held_out(original, clicks, settings)

@@ -7,21 +7,31 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, listed, show
+from embedcomp.cli.options import (
+    Changes,
+    DryRun,
+    Json,
+    Methods,
+    OfLog,
+    Solver,
+    Trained,
+    TuneEpochs,
+    listed,
+    show,
+    target,
+)
 
 
 def frontier(
-    model: Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")],
-    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    model: Trained,
+    log: OfLog,
     budgets: Annotated[str, typer.Option(help="Comma-separated, each as of `compress`.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the artifacts, table and pictures.")
     ] = None,
-    solver: Annotated[str, typer.Option(help="Of the plans, as of `compress`.")] = "exact",
-    tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
-    methods: Annotated[
-        str, typer.Option(help="Methods the plans may use, comma-separated, or all.")
-    ] = "",
+    solver: Solver = "exact",
+    tune_epochs: TuneEpochs = 0,
+    methods: Methods = "",
     baselines: Annotated[
         str | None,
         typer.Option(help="Methods beside them, comma-separated, or none; else simple ones."),
@@ -30,7 +40,7 @@ def frontier(
     control: Annotated[
         Path | None, typer.Option(help="Folder for the original trained on; else in --out.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the plans and stop.")] = False,
+    dry_run: DryRun = False,
     changes: Changes = None,
     json: Json = None,
 ) -> None:
@@ -42,7 +52,6 @@ def frontier(
     from embedcomp.planning.plan import Plan, render
     from embedcomp.recipes.progress import counted
     from embedcomp.recipes.settings import CompressSettings, read_changes, validated
-    from embedcomp.support.files import refuse_unwritable
 
     names = tuple(dict.fromkeys(listed(budgets)))
     if not names:
@@ -54,11 +63,7 @@ def frontier(
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
     settings = validated(CompressSettings, given, "--set")
-    folder = out or Path()
-    if not dry_run:
-        if out is None:
-            raise BadSettings("there is nowhere to write; give --out, or --dry-run for plans alone")
-        refuse_unwritable(out)
+    folder = target(out, dry_run) or Path()
     wanted = made.Frontier(
         original=Artifact.open(model),
         log=ClickLog(log),

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedcomp.storage.kind import Kind
 from embedcomp.storage.names import AnyStorage, Storage
 from embedcomp.storage.rows import Biased, StoredRows, straight_through
 
@@ -52,7 +51,7 @@ class CompressedLinear(ServedLinear):
         inputs: int,
         outputs: int,
         bias: Storage | None,
-        storage: AnyStorage | Kind,
+        storage: AnyStorage,
     ):
         super().__init__(inputs, outputs, bias)
         self.stored = StoredRows(outputs, inputs, storage)

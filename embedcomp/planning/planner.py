@@ -47,9 +47,7 @@ from embedcomp.sensitivity.layer import Layer, Spec, TableSpec
 from embedcomp.sensitivity.layers import Found, before_tuning
 from embedcomp.sensitivity.statistics import Statistics
 
-Wanted = (
-    str | Mapping[str, Any] | Any
-)  # a method's name, "method" and its settings, or its Settings
+MethodLike = Any  # a method's name, a mapping of "method" and its settings, or its Settings
 
 
 def plan(
@@ -175,7 +173,7 @@ def _times(search: Search, timing: Timing, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def by_name(model: nn.Module, found: Found, wanted: Mapping[str, Wanted]) -> Plan:
+def by_name(model: nn.Module, found: Found, wanted: Mapping[str, MethodLike]) -> Plan:
     """A plan that a person wrote down; nothing is predicted.
 
     Args:
@@ -207,12 +205,12 @@ def by_name(model: nn.Module, found: Found, wanted: Mapping[str, Wanted]) -> Pla
     )
 
 
-def able(layer: Layer, wanted: Wanted) -> bool:
+def able(layer: Layer, wanted: MethodLike) -> bool:
     """Whether the method takes the layer. Raises BadSettings: there is none."""
     return bool(methods.get(_named(wanted)[0]).candidates(layer.spec))
 
 
-def _named(wanted: Wanted) -> tuple[str, dict[str, Any]]:
+def _named(wanted: MethodLike) -> tuple[str, dict[str, Any]]:
     """A method's name, and settings by their names.
 
     Raises:
@@ -234,7 +232,7 @@ def _named(wanted: Wanted) -> tuple[str, dict[str, Any]]:
     return name, {f.name: getattr(wanted, f.name) for f in fields(wanted)}
 
 
-def _written_down(spec: Spec, wanted: Wanted) -> Choice:
+def _written_down(spec: Spec, wanted: MethodLike) -> Choice:
     name, values = _named(wanted)
     method = methods.get(name)
     if not method.candidates(spec):

@@ -33,6 +33,7 @@ from embedcomp.planning.bound import smallest_within
 from embedcomp.planning.goal import Goal, LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
+from embedcomp.planning.planner import MethodLike
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.scorer.alone import stand_alone
@@ -43,7 +44,7 @@ from embedcomp.sensitivity.statistics import Score, Statistics, measure
 from embedcomp.swapping import swap
 from embedcomp.swapping.heldout import HeldOut
 
-Written = Mapping[str, str | Mapping[str, Any]]  # method and settings by pattern of layers' names
+Written = Mapping[str, MethodLike]  # by pattern of layers' names
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Pl
 
 def swap_(
     model: nn.Module,
-    plan: Plan | Written | str | Any,
+    plan: Plan | Written | MethodLike,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Plan:
     """Put compressed layers where the plan says, in place; `restore_` takes them out again.
@@ -260,7 +261,7 @@ def swap_(
 def _written(
     model: nn.Module,
     found: Found,
-    wanted: Written | str | Any,
+    wanted: Written | MethodLike,
     filter_fn: Callable[[nn.Module, str], bool] | None,
 ) -> Plan:
     """A plan of what a user wrote."""

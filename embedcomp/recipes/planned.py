@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine import calibrate
 from embedcomp.engine.arrays import as_array
@@ -21,7 +20,7 @@ from embedcomp.engine.prepare import IDS_IN_A_BAG
 from embedcomp.errors import BadModel, BadSettings, BudgetTooSmall
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import readers
-from embedcomp.modules.sizes import model_bytes, module_bytes
+from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
 from embedcomp.planning.goal import ByteBudget, LatencyBudget
@@ -31,7 +30,7 @@ from embedcomp.planning.search import Known
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.measuring import layers_of
-from embedcomp.recipes.save import stands_alone
+from embedcomp.recipes.save import saved
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.sensitivity.auc import Noisy
@@ -108,9 +107,8 @@ class Planning:
         """
         if settings.budget_of == "served":
             return budget.of(module_bytes(self.model))
-        original = self._original
-        most = budget.of(original.disk_bytes["disk"])
-        beside = original.disk_bytes["disk"] + PROOF - module_bytes(self.model)
+        most = budget.of(self._original.disk_bytes["disk"])
+        beside = self._beside(self._within(settings, ("keep",), None, 0.0))
         for _ in range(WRITTEN):
             try:
                 made = self._within(settings, settings.goal.methods, most - beside, None)
@@ -119,30 +117,31 @@ class Planning:
                     f"the budget of {most:,} bytes on disk cannot be met: {beside:,} of them are "
                     f"taken by vocabularies, program and manifest, and {error}"
                 ) from error
-            with TemporaryDirectory() as folder:
-                disk = self._written(made, Path(folder)).disk_bytes["disk"] + PROOF
-            if disk <= most:
-                break
-            beside = disk - made.bytes_after
-        return most - beside
+            found = self._beside(made)
+            if made.bytes_after + found <= most:
+                return most - beside
+            beside = found
+        raise BadSettings(
+            f"no plan was found whose files take at most {most:,} bytes: the last one has "
+            f"{made.bytes_after:,} of tensors and {found:,} beside them; give a budget of another "
+            "size, or of what is served"
+        )
 
-    def _written(self, plan: Plan, out: Path) -> Artifact:
-        """The artifact that a plan gives, but for tuning and its proof."""
+    def _beside(self, plan: Plan) -> int:
+        """Bytes that an artifact has beside its tensors, by writing one without its proof."""
         original = self._original
         made = swap.apply(self.model, plan, self.found, Statistics())
-        alone, needs_code = stands_alone(made, original.features)
-        return artifact.save(
-            out,
-            made,
-            features=original.features,
-            source=original.source,
-            alone=alone,
-            needs_code=needs_code,
-            bytes=model_bytes(made),
-            plan=plan,
-            training=original.origin.training,
-            proof=original.proof,
-        )
+        with TemporaryDirectory() as folder:
+            written = saved(
+                Path(folder),
+                made,
+                original.features,
+                original.source,
+                original.origin.training,
+                plan,
+                original.proof,
+            )
+            return written.disk_bytes["disk"] + PROOF - plan.bytes_after
 
     def _time(self, rows: int, plan: Plan) -> Measured:
         """Carry a plan out and time it against the original."""

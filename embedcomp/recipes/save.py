@@ -69,11 +69,11 @@ def saved(
     source: ModelSource,
     training: dict[str, Any],
     plan: Plan | None,
-    proof: Proof,
+    proof: Proof | None,
 ) -> Artifact:
     """Write the model once, whatever the number of workers that trained it."""
     if workers.rank() == 0:
-        alone, needs_code = stands_alone(model, features)
+        alone, needs_code = _stands_alone(model, features)
         artifact.save(
             out,
             model,
@@ -91,7 +91,7 @@ def saved(
     return Artifact.open(out)
 
 
-def stands_alone(model: nn.Module, features: Features) -> tuple[StandsAlone | None, str]:
+def _stands_alone(model: nn.Module, features: Features) -> tuple[StandsAlone | None, str]:
     """What it takes to score without the model's code, or why there is no such thing."""
     try:
         return stand_alone_from_log(model, features), ""

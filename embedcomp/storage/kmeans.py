@@ -19,6 +19,7 @@ TURNS = 10  # of Lloyd's algorithm; ten more lower the error by less than 0.5 %
 COMPARED_ROWS = 1 << 8  # whose distances to all words stay in a core's cache
 GROUPS = 768  # of values, of which the exact clustering is made
 POLISHES = 50  # Lloyd turns over single values
+ENCODED_ROWS = 1 << 16  # at a time, so that what is made of them fits
 LEAST_SCALE = 2.0**-10  # of a column that matters less than another one
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NewType, get_args
+from typing import Literal, get_args
+
+from embedcomp.storage.kind import Kind
 
 ColumnStorage = Literal[
     "column_int8",
@@ -16,19 +18,6 @@ ColumnStorage = Literal[
 FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
 Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
-CodeStorage = NewType("CodeStorage", str)  # codes into codebooks, with sizes in the name
-AnyStorage = Storage | CodeStorage
+AnyStorage = Storage | Kind  # by name, or with sizes of its own
 ProductBits = Literal[4, 8]
 ClusteredBits = Literal[2, 3, 4, 8]
-
-
-def product(parts: int, bits: ProductBits) -> CodeStorage:
-    return CodeStorage(f"product{parts}x{bits}")
-
-
-def clustered(bits: ClusteredBits) -> CodeStorage:
-    return CodeStorage(f"clustered{bits}")
-
-
-def sparse(row_atoms: int, atoms: int) -> CodeStorage:
-    return CodeStorage(f"sparse{row_atoms}x{atoms}")

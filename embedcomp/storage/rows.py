@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from embedcomp.storage import kinds
 from embedcomp.storage.columns import Columns, columns_of
-from embedcomp.storage.kind import Kind
 from embedcomp.storage.names import AnyStorage, Storage
 
 
@@ -45,7 +44,7 @@ class StoredRows(nn.Module):
     _matters: Tensor | None = None  # errors of columns, where they were filled in
     _encoded_at = -1  # the version of `master` that is stored
 
-    def __init__(self, rows: int, width: int, storage: AnyStorage | Kind):
+    def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
         self.kind = kinds.named(storage) if isinstance(storage, str) else storage
         self.rows, self.width = rows, width

@@ -16,7 +16,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
-from embedcomp.storage.names import sparse
+from embedcomp.storage.kinds.sparse_dictionary import SparseDictionary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ def candidates(spec: Spec) -> list[Settings]:
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
-    return build.plain(spec, sparse(settings.row_atoms, settings.atoms))
+    return build.plain(spec, SparseDictionary(settings.row_atoms, settings.atoms))
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, sparse(settings.row_atoms, settings.atoms))
+    return build.rounded(layer, SparseDictionary(settings.row_atoms, settings.atoms))

@@ -12,7 +12,8 @@ from typing import get_args
 
 from embedcomp.methods.parts import build
 from embedcomp.sensitivity.layer import Layer, Served, Spec
-from embedcomp.storage.names import ClusteredBits, clustered
+from embedcomp.storage.kinds.clustered import Clustered
+from embedcomp.storage.names import ClusteredBits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ def candidates(spec: Spec) -> list[Settings]:
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
-    return build.plain(spec, clustered(settings.bits))
+    return build.plain(spec, Clustered(settings.bits))
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    return build.rounded(layer, clustered(settings.bits))
+    return build.rounded(layer, Clustered(settings.bits))

@@ -25,13 +25,13 @@ from embedcomp.sensitivity.layer import (
 )
 from embedcomp.storage.decode import Affine, Decoder
 from embedcomp.storage.index import Index
+from embedcomp.storage.kinds.product import Product
 from embedcomp.storage.names import (
     AnyStorage,
     ColumnStorage,
     FactorStorage,
     ProductBits,
     Storage,
-    product,
 )
 from embedcomp.storage.rows import StoredRows
 
@@ -173,7 +173,7 @@ def product_codes(spec: Spec, columns: int, parts: int, bits: ProductBits) -> An
             f"{spec.name} has {columns} columns to be quantized, so they can be taken in 1 to "
             f"{columns} parts and not in {parts}"
         )
-    return product(parts, bits)
+    return Product(parts, bits)
 
 
 def code_sizes(width: int) -> list[tuple[int, ProductBits]]:

@@ -10,7 +10,7 @@ import numpy as np
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native
 from embedcomp.storage.kind import FP16_MAX, Kind, Reads, RowByRow, refuse_beyond
-from embedcomp.storage.kmeans import SAMPLED, seen, words_of
+from embedcomp.storage.kmeans import ENCODED_ROWS, SAMPLED, seen, words_of
 from embedcomp.storage.packing import pack, place_codes, unpack
 from embedcomp.support.lazy import torch
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from embedcomp.storage.columns import Columns
 
 BITS = (2, 3, 4, 8)
-CHUNK_ROWS = 1 << 16  # encoded at a time
 
 
 def named(name: str, **parameters: Any) -> Kind | None:
@@ -79,7 +78,7 @@ class Clustered(RowByRow):
         middles = (words[1:] + words[:-1]) / 2
         parts = [
             pack(torch.bucketize(rows, middles, out_int32=True).to(torch.uint8), self.bits)
-            for rows in values.split(CHUNK_ROWS)
+            for rows in values.split(ENCODED_ROWS)
         ]
         return torch.cat(parts)
 

@@ -19,7 +19,7 @@ from embedcomp.storage.kind import (
     refuse_beyond,
     vectors,
 )
-from embedcomp.storage.kmeans import column_scales, nearest, words_of
+from embedcomp.storage.kmeans import ENCODED_ROWS, column_scales, nearest, words_of
 from embedcomp.storage.packing import pack, place_codes, unpack
 from embedcomp.support.lazy import torch
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from embedcomp.storage.columns import Columns
 
 BITS = (4, 8)
-CHUNK_ROWS = 1 << 16  # encoded at a time
 
 
 def named(name: str, **parameters: Any) -> Kind | None:
@@ -100,10 +99,10 @@ class Product(RowByRow):
         edges, scales = self.edges(values.shape[1]), grid[-1].float()
         words = grid[:-1].float() * scales  # [words, width]
         codes = values.new_empty(len(values), len(edges) - 1, dtype=torch.uint8)
-        for start in range(0, len(values), CHUNK_ROWS):
-            rows = values[start : start + CHUNK_ROWS] * scales
+        for start in range(0, len(values), ENCODED_ROWS):
+            rows = values[start : start + ENCODED_ROWS] * scales
             for group, (first, last) in enumerate(pairwise(edges)):
-                place = codes[start : start + CHUNK_ROWS, group]
+                place = codes[start : start + ENCODED_ROWS, group]
                 nearest(rows[:, first:last], words[:, first:last], place)
         return pack(codes, self.bits)
 

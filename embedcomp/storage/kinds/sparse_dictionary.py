@@ -18,7 +18,7 @@ from embedcomp.storage.kind import (
     refuse_beyond,
     vectors,
 )
-from embedcomp.storage.kmeans import column_scales
+from embedcomp.storage.kmeans import ENCODED_ROWS, column_scales
 from embedcomp.storage.pursuit import LARGEST, dictionary_of, pursued, summed
 from embedcomp.support.lazy import torch
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from embedcomp.storage.columns import Columns
 
 MOST_ATOMS = 256  # a number of one takes a byte
-CHUNK_ROWS = 1 << 16  # encoded at a time
 
 
 def named(name: str, **parameters: Any) -> Kind | None:
@@ -85,8 +84,8 @@ class SparseDictionary(RowByRow):
         scales = grid[-1].float()
         atoms = _steps(grid) * scales
         stored = self.empty_rows(len(values), values.shape[1])
-        for start in range(0, len(values), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
+        for start in range(0, len(values), ENCODED_ROWS):
+            part = slice(start, start + ENCODED_ROWS)
             which, by = pursued(values[part] * scales, atoms, self.row_atoms, rounded=True)
             stored[part] = torch.cat([which, by.long()], 1).to(torch.uint8)
         return stored
