@@ -138,6 +138,16 @@ def test_products_of_pairs_are_counted_a_row_and_tile():
     assert found["calls"] == 1 and found["rows"] == rows
 
 
+def test_vectors_that_no_layer_rounded_are_rounded_for_their_products():
+    n, rows = 8, 5
+    for width, words in ((9, 5), (10, 5)):
+        graph, tensors = calibrate._dots(n, width)
+        found = counts(lower(graph, tensors, precision="bfloat16").ops, rows)
+        # an odd number cannot lie in pairs: both sides are rounded by the product itself
+        assert found["bfloat16 inputs"] == (rows * 2 * n * width if width % 2 else 0)
+        assert found["bfloat16 products"] == rows * 2 * words * 6  # two tiles of six vectors
+
+
 def test_functions_are_counted_a_number_and_slow_ones_apart():
     width, rows = 480, 3
     found = counts(program(*calibrate._pairs(1)), rows)
