@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -17,7 +18,7 @@ from embedcomp import recipes
 from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
-from embedcomp.errors import BadArtifact, BadRequest, BadSettings
+from embedcomp.errors import BadArtifact, BadRequest, BadSettings, LimitsTooSmall
 from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
@@ -221,7 +222,9 @@ def test_a_budget_of_the_disk_is_for_all_files(
     plan = recipes.plan(original, measured, settings)
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "m")
     assert 0.8 * whole / 2 < made.disk_bytes["disk"] <= whole / 2
-    with pytest.raises(BadSettings, match=r"bytes on disk cannot be met: .* of them are taken by"):
+    with pytest.raises(LimitsTooSmall, match=r"on disk cannot be met: .* give at least") as told:
         recipes.plan(original, measured, replace(settings, budget="20x"))
+    (enough,) = re.findall(r"at least ([\d,]+) or", str(told.value))
+    assert recipes.plan(original, measured, replace(settings, budget=enough)).bytes_after > 0
     with pytest.raises(BadSettings, match="budget_of is for a budget"):
         CompressSettings(max_auc_loss=0.1, budget_of="disk")

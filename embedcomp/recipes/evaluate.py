@@ -24,10 +24,8 @@ from embedcomp.train.quality import quality
 from embedcomp.train.tables import fast_tables
 
 SPEED_BATCHES = (1, 64, 1024)
-PARTS = {  # of the bytes, with their titles: the tensors, two parts of them, and what is on disk
-    **{"total": "tensors", "tables": "tables", "dense": "dense"},
-    **{"vocabularies": "vocabularies", "program": "program", "disk": "on disk"},
-}
+# of the bytes, as the table has them
+PARTS = {"total": "tensors", "vocabularies": "vocab.", "program": "program", "disk": "on disk"}
 SPEED_SECONDS = 0.5  # measured per batch size
 
 

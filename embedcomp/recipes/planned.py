@@ -17,7 +17,7 @@ from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import IDS_IN_A_BAG
-from embedcomp.errors import BadModel, BadSettings, BudgetTooSmall
+from embedcomp.errors import BadModel, BudgetTooSmall, LimitsTooSmall
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import readers
 from embedcomp.modules.sizes import module_bytes
@@ -112,19 +112,28 @@ class Planning:
         for _ in range(WRITTEN):
             try:
                 made = self._within(settings, settings.goal.methods, most - beside, None)
-            except BudgetTooSmall as error:
-                raise BadSettings(
-                    f"the budget of {most:,} bytes on disk cannot be met: {beside:,} of them are "
-                    f"taken by vocabularies, program and manifest, and {error}"
-                ) from error
+            except BudgetTooSmall:
+                return self._smallest(settings, most)
             found = self._beside(made)
             if made.bytes_after + found <= most:
                 return most - beside
             beside = found
-        raise BadSettings(
+        raise LimitsTooSmall(
             f"no plan was found whose files take at most {most:,} bytes: the last one has "
             f"{made.bytes_after:,} of tensors and {found:,} beside them; give a budget of another "
             "size, or of what is served"
+        )
+
+    def _smallest(self, settings: CompressSettings, most: int) -> int:
+        """Bytes of the smallest plan's tensors, where all its files keep to the budget."""
+        made = self._within(settings, settings.goal.methods, None, math.inf)
+        beside = self._beside(made)
+        if made.bytes_after + beside <= most:
+            return made.bytes_after
+        raise LimitsTooSmall(
+            f"the budget of {most:,} bytes on disk cannot be met: the smallest plan has "
+            f"{made.bytes_after:,} of tensors and {beside:,} of vocabularies, program and manifest "
+            f"beside them; give at least {made.bytes_after + beside:,} or allow more methods"
         )
 
     def _beside(self, plan: Plan) -> int:
