@@ -211,10 +211,13 @@ def test_the_mean_score_stays_in_place():
     assert torch.equal(made.model.over_arch.model[-1].bias, kept)
 
 
-@pytest.mark.parametrize("given", [{}, {"budget": "2x", "max_auc_loss": 0.01}])
-def test_a_plan_needs_a_budget_or_a_loss_of_auc(given):
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, "neither was"), ({"budget": "2x", "max_auc_loss": 0.01}, "both were")],
+)
+def test_a_plan_needs_a_budget_or_a_loss_of_auc(given, told):
     made = plain()
-    with pytest.raises(BadSettings, match="either a budget or max_auc_loss, and not both"):
+    with pytest.raises(BadSettings, match=f"either a budget or max_auc_loss, but {told}"):
         embedcomp.plan(made.model, batches(made), score=made.score, **given)
 
 

@@ -25,12 +25,16 @@ BITS = (2, 3, 4, 8)
 def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("clustered"):
         return None
-    found = next((kind for kind in map(Clustered, BITS) if kind.name == name), None)
-    if found is None:
-        raise BadSettings(
-            f"there is no storage {name!r}; clustered values have 2, 3, 4 or 8 bits (clustered4)"
-        )
-    return found
+    bits = name.removeprefix("clustered")
+    if not bits.isdecimal():
+        raise _unknown(name)
+    return Clustered(int(bits))
+
+
+def _unknown(name: str) -> BadSettings:
+    return BadSettings(
+        f"there is no storage {name!r}; clustered values have 2, 3, 4 or 8 bits (clustered4)"
+    )
 
 
 def examples(rows: int, width: int) -> list[Kind]:
@@ -45,6 +49,10 @@ class Clustered(RowByRow):
     """
 
     bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise _unknown(self.name)
 
     @property
     def name(self) -> str:

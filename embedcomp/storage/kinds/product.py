@@ -34,13 +34,17 @@ BITS = (4, 8)
 def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("product"):
         return None
-    found = re.fullmatch(r"product([1-9]\d*)x(\d+)", name)
-    if found is None or int(found[2]) not in BITS:
-        raise BadSettings(
-            f"there is no storage {name!r}; product codes have 4 or 8 bits and one part or more "
-            "(product4x8)"
-        )
+    found = re.fullmatch(r"product(\d+)x(\d+)", name)
+    if found is None:
+        raise _unknown(name)
     return Product(int(found[1]), int(found[2]))
+
+
+def _unknown(name: str) -> BadSettings:
+    return BadSettings(
+        f"there is no storage {name!r}; product codes have 4 or 8 bits and one part or more "
+        "(product4x8)"
+    )
 
 
 def examples(rows: int, width: int) -> list[Kind]:
@@ -59,6 +63,10 @@ class Product(RowByRow):
 
     parts: int
     bits: int
+
+    def __post_init__(self) -> None:
+        if self.parts < 1 or self.bits not in BITS:
+            raise _unknown(self.name)
 
     @property
     def name(self) -> str:

@@ -34,12 +34,16 @@ def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("sparse"):
         return None
     found = re.fullmatch(r"sparse(\d+)x(\d+)", name)
-    if found is None or not 0 < int(found[1]) <= int(found[2]) <= MOST_ATOMS:
-        raise BadSettings(
-            f"there is no storage {name!r}; a dictionary has at most {MOST_ATOMS} atoms, and no "
-            "fewer than a row takes (sparse2x256)"
-        )
+    if found is None:
+        raise _unknown(name)
     return SparseDictionary(int(found[1]), int(found[2]))
+
+
+def _unknown(name: str) -> BadSettings:
+    return BadSettings(
+        f"there is no storage {name!r}; a dictionary has at most {MOST_ATOMS} atoms, and no "
+        "fewer than a row takes (sparse2x256)"
+    )
 
 
 def examples(rows: int, width: int) -> list[Kind]:
@@ -56,6 +60,10 @@ class SparseDictionary(RowByRow):
 
     row_atoms: int
     atoms: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.row_atoms <= self.atoms <= MOST_ATOMS:
+            raise _unknown(self.name)
 
     @property
     def name(self) -> str:
