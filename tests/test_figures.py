@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from benchmarks.figures import comparison
-from benchmarks.figures.__main__ import OTHERS, PAGES, renamed, written
+from benchmarks.figures.__main__ import OTHERS, PAGES, drawn, renamed, written
 from benchmarks.figures.page import blocks, like
 from benchmarks.figures.record import NotSo, claim, newest, read
 from benchmarks.result import RESULTS, TOP
@@ -21,6 +21,17 @@ def test_a_page_has_the_figures_of_its_records(name):
     found, problems = written(page, strict=name in PAGES)
     assert not problems
     assert found == page, "run python -m benchmarks.figures"
+
+
+@pytest.mark.parametrize("name", [*PAGES, *OTHERS])
+def test_a_page_has_the_pictures_of_its_records(name):
+    page = TOP / name
+    for file, picture in drawn(page.read_text()).items():
+        assert (page.parent / file).read_text() == picture, "run python -m benchmarks.figures"
+
+
+def test_the_picture_of_the_frontier_is_in_the_readme():
+    assert list(drawn((TOP / "README.md").read_text())) == ["docs/frontier.svg"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -162,6 +173,51 @@ def test_results_of_another_limit_tuning_budget_or_model_are_other_results():
     (log,) = comparison.logs([record])
     assert log.seeds("svd", "10x")[0]["auc"] == 0.7
     assert log.seeds("svd", "10x", latency="2x@64")[0]["auc"] == 0.1
+
+
+def test_a_frontier_has_the_mean_of_each_budgets_seeds():
+    def cells(method, budget, *aucs):
+        sizes = {"": 1000, "10x": 100, "20x": 50}
+        about = {"budget": budget, "bytes": {"total": sizes[budget]}}
+        return [result(method, auc, **about, seed=seed) for seed, auc in enumerate(aucs)]
+
+    record = compared(
+        *cells("original", "", 0.80, 0.82),
+        *cells("planned", "10x", 0.79, 0.81),
+        *cells("planned", "20x", 0.74, 0.78),
+        *cells("svd", "10x", 0.70, 0.74),
+        *cells("svd", "20x", 0.60),  # a seed is missing
+        *cells("half", "10x", 0.80, 0.80),  # not tried at 20x
+    )
+    picture = comparison.frontier(record)
+    assert picture.whole_bytes == 1000 and picture.levels[0].auc == pytest.approx(0.81)
+    (svd, planned) = picture.curves
+    assert (svd.name, svd.emphasised, planned.name, planned.emphasised) == (
+        *("svd", False),
+        *("planned", True),
+    )
+    assert [(p.bytes, round(p.auc, 9)) for p in planned.points] == [(100, 0.8), (50, 0.76)]
+    assert planned.points[1].spread == pytest.approx(0.04 / 2**0.5)
+    assert [(p.bytes, round(p.auc, 9)) for p in svd.points] == [(100, 0.72)]
+
+
+def test_bytes_are_said_in_four_parts():
+    def of(total):
+        parts = {"vocabularies": 20, "program": 3, "disk": total + 23}
+        return {"bytes": {"total": total, "tables": 1, "dense": 2, **parts}}
+
+    record = compared(
+        result("original", 0.8, budget="", **of(1000)),
+        result("planned", 0.7, **of(101)),
+        result("planned", 0.7, tune_epochs=1, **of(99)),
+        result("svd", 0.7, **of(77)),
+    )
+    head, _, *rows = comparison.parts(record)
+    assert head == "| log | budget | tensors | vocabularies | program | disk |"
+    assert rows == [
+        "| log | original | 1,000 | 20 | 3 | 1,023 |",
+        "| log | 10x | 99 | 20 | 3 | 122 |",
+    ]
 
 
 def test_a_tuned_mix_is_held_against_the_control_that_was_tuned_as_it_was():

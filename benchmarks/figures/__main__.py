@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +14,8 @@ from benchmarks.figures import record
 from benchmarks.figures.page import Block, blocks
 from benchmarks.figures.record import NotSo
 from benchmarks.result import TOP
+from embedcomp.compare.pictures import svg
+from embedcomp.support.files import replacing
 
 # In these every number is measured or said to be given; in others, what a comment stands above.
 PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/scoring.md")
@@ -35,6 +37,19 @@ def written(page: str, *, strict: bool = True) -> tuple[str, list[str]]:
             text = block.text
         found.append(block.mark + text + gap)
     return "".join(found), problems
+
+
+def drawn(page: str) -> dict[str, str]:
+    """The pictures of a page: the text of each SVG file, by the path that the page links.
+
+    Raises:
+        NotSo: a record is not there, or does not fit.
+    """
+    found = {}
+    for block, _ in blocks(page):
+        if block.kind == "picture":
+            found[block.linked] = svg(_of_records(block))
+    return found
 
 
 def renamed(page: str, names: Sequence[str]) -> str:
@@ -61,12 +76,13 @@ def _written(block: Block, strict: bool) -> str:
     return block.text
 
 
-def _of_records(block: Block) -> list[Any]:
-    """What a block's function gives, lines or figures."""
+def _of_records(block: Block) -> Any:
+    """The lines, figures or picture that a block's function gives."""
     records = [record.read(name) for name in block.records]
     function = _function(block.source)
     try:
-        return list(function(*records))
+        found = function(*records)
+        return list(found) if isinstance(found, Iterator) else found
     except (LookupError, TypeError, ValueError) as error:  # they are of another benchmark or part
         raise NotSo(f"{block.source} does not fit the records named: {error!r}") from error
 
@@ -94,6 +110,9 @@ def main() -> int:
         was = file.read_text()
         page, problems = written(renamed(was, given.newest), strict=name in PAGES)
         file.write_text(page)
+        for path, picture in drawn(page).items():
+            with replacing(file.parent / path) as fresh:
+                fresh.write_text(picture)
         wrong += len(problems)
         for problem in problems:
             print(f"{name}: {problem}")

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.figures.markdown import each, faster, spread, table
 from benchmarks.figures.record import Record, claim
 from benchmarks.result import spread as over_seeds
+from embedcomp.compare.pictures import Curve, Level, Picture, Point
 
 DCN = "dcnv2"
 FAST = "2x@64"  # the latency budget of the part "fast"
@@ -96,6 +97,48 @@ def budgets(*records: Record) -> list[str]:
         differences = [f"{mean(_ahead_of_best(log, sizes, size)):+.5f}" for size in sizes]
         rows.append(["planned - the best of each seed", *differences])
     return table([log.name, *sizes], rows)
+
+
+def frontier(*records: Record) -> Picture:
+    """AUC over bytes, untuned, of the mix and of the methods that were tried at all its budgets.
+
+    Points are means over seeds, their bars the standard deviation.
+    """
+    (log,) = logs(records)
+    sizes = [size for size in log.budgets() if log.seeds(MIX, size)]
+    original = log.seeds("original")
+    complete = {  # means over other seeds than the original's would be no points of this picture
+        name: [
+            found for size in sizes if (found := log.seeds(name, size)).keys() >= original.keys()
+        ]
+        for name in [*_alone_at(log, sizes), MIX]
+    }
+    curves = [
+        Curve(name, [_point(found) for found in made], name == MIX)
+        for name, made in complete.items()
+        if made
+    ]
+    return Picture(
+        title=f"{DCN} on {log.name}, test split, {len(original)} seeds, untuned",
+        curves=curves,
+        levels=[Level("original", mean(result["auc"] for result in original.values()))],
+        whole_bytes=mean(result["bytes"]["total"] for result in original.values()),
+    )
+
+
+def parts(*records: Record) -> list[str]:
+    """Bytes in four parts of the original and of the tuned mix at each budget, seed 0."""
+    rows = []
+    for log in logs(records):
+        made = {"original": log.seeds("original")}
+        made |= {size: log.seeds(MIX, size, 1) or log.seeds(MIX, size) for size in log.budgets()}
+        for name, found in made.items():
+            if found:
+                told = found[0]["bytes"]
+                parts = (told[part] for part in ("total", "vocabularies", "program", "disk"))
+                rows.append([log.name, name, *(f"{part:,}" for part in parts)])
+    head = ["log", "budget", "tensors", "vocabularies", "program", "disk"]
+    return table(head, rows, text=(0, 1))
 
 
 def tuned(*records: Record) -> list[str]:
@@ -205,6 +248,12 @@ def against_control(log: Log, size: str) -> list[tuple[Result, Result]]:
 def _alone_at(log: Log, sizes: Sequence[str]) -> list[str]:
     """Methods that were tried at all of some budgets, by name."""
     return sorted(set.intersection(*(log.tried(size) for size in sizes)))
+
+
+def _point(found: dict[int, Result]) -> Point:
+    """The mean of a model's seeds."""
+    auc = over_seeds([result["auc"] for result in found.values()])
+    return Point(mean(r["bytes"]["total"] for r in found.values()), auc["mean"], auc["std"])
 
 
 def _ahead_of_best(log: Log, sizes: Sequence[str], size: str) -> list[float]:

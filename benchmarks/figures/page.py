@@ -10,6 +10,7 @@ from itertools import zip_longest
 _MARK = re.compile(r"\A<!-- (.*?) -->\n?", re.DOTALL)
 # What may hold digits that are no figures: code, links' targets, papers' numbers, headings, items.
 _ASIDE = re.compile(r"`[^`]*`|\]\([^)]*\)|arXiv [\d.]+\d|^#+ .*|^\d+\. |<!--[^>]*-->", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)]*)\)")
 _NUMBER = re.compile(
     r"(?<![\w.@-])[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?(?:%|x\b)?"
 )
@@ -19,7 +20,7 @@ _NUMBER = re.compile(
 class Block:
     """Lines between blank lines, and the comment above them.
 
-    kind: "table" or "figures"; empty where no record is named.
+    kind: "table", "figures" or "picture"; empty where no record is named.
     source: the function that gives them, as "quality.models".
     """
 
@@ -33,6 +34,12 @@ class Block:
     @property
     def is_code(self) -> bool:
         return self.text.startswith(("    ", "```"))
+
+    @property
+    def linked(self) -> str:
+        """The file of the first link; empty if there is none."""
+        found = _LINK.search(self.text)
+        return found[1] if found else ""
 
     @property
     def numbers(self) -> list[re.Match[str]]:
@@ -82,7 +89,7 @@ def _block(text: str) -> Block:
     for part in mark[1].split(";"):
         name, _, words = part.strip().partition(":")
         told[name] = words.split()
-    kinds = told.keys() & {"table", "figures"}
+    kinds = told.keys() & {"table", "figures", "picture"}
     if not kinds and "given" not in told:
         return Block("", text)
     kind = kinds.pop() if kinds else ""

@@ -1,9 +1,10 @@
-"""AUC over bytes, drawn: a PNG for a page, and an HTML file to explore without a network."""
+"""AUC over bytes, drawn: PNG and SVG for a page, and HTML to explore without a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ class Picture:
 
 def png(picture: Picture, file: Path) -> None:
     """Draw a picture into a PNG file."""
+    with replacing(file) as fresh:
+        _painted(picture).savefig(fresh, dpi=130)
+
+
+def svg(picture: Picture) -> str:
+    """The text of an SVG file; equal pictures give equal text."""
+    import matplotlib as mpl
+
+    text = StringIO()
+    # The salt names the file's parts, which would have random names without it.
+    with mpl.rc_context({"svg.hashsalt": "embedcomp", "svg.fonttype": "none"}):
+        _painted(picture).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+def _painted(picture: Picture) -> Any:
+    """The picture as a figure of matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -112,8 +130,7 @@ def png(picture: Picture, file: Path) -> None:
     _size_axis(axes, picture.whole_bytes)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    with replacing(file) as fresh:
-        figure.savefig(fresh, dpi=130)
+    return figure
 
 
 def _draw(axes: Any, curve: Curve, colour: str, dashes: str) -> None:
