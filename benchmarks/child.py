@@ -81,7 +81,7 @@ def run(
 
 @contextmanager
 def _kept_to(cores: int | None) -> Iterator[None]:
-    """Processes started meanwhile may use the first so many cores only; None: all."""
+    """Processes started in the block may use the first `cores` cores only; None: all."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(allowed)[:cores])
     try:

@@ -49,7 +49,7 @@ class Chain:
             evaluated[budget] = self.steps.folder / f"artifact-{budget}"
             tuned = self.options.tune_epochs
             arguments = self._compress(evaluated["original"], evaluated[budget], budget, tuned)
-            if self.options.control and not place:  # the same whatever is compressed beside it
+            if self.options.control and not place:  # one control serves every budget
                 evaluated["control"] = self.steps.folder / "control"
                 arguments += ["--control", str(evaluated["control"])]
             found[f"compress_{budget}"] = self._step(f"compress_{budget}", arguments)

@@ -132,7 +132,7 @@ def _trained(log: ClickLog, model: str, out: Path) -> Artifact:
 
 
 def _preparing(log: ClickLog, features: Features, rows: int) -> float:
-    """Microseconds of what comes before a call: encoded rows as the engine takes them."""
+    """Microseconds of preparing a call: encoded rows become the engine's inputs."""
     read = next(islice(read_rows(log, features, log.pieces("valid")), 1))
     call = partial(encoded, read.take(np.arange(rows) % len(read)), features)
     return clock.low(clock.in_turns([[call] * CALLS], 0, TURNS)[:, 0])
@@ -154,7 +154,7 @@ def _told(plan: Plan) -> dict[str, Any]:
 
 
 def _summary(plans: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all plans: how far predictions were off, and how often budgets were kept."""
+    """Summary of all plans: how far predictions were off, and how often budgets were kept."""
     made = [plan["tried"] for plan in plans if plan["tried"]]
     first = [tried[0] for tried in made]
     off = [abs(one["measured"] / one["predicted"] - 1) for one in first]

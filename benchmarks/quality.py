@@ -88,7 +88,7 @@ class Seed:
 
     @cached_property
     def measured(self) -> Statistics:
-        """Of the original's layers; what tuning or the budget is makes no difference to it."""
+        """Statistics of the original's layers, whatever the tuning and the budget."""
         return recipes.measure(self.original, self.log, CompressSettings(budget="1x"))
 
     def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _layer(rng: np.random.Generator, choices: int) -> list[Choice]:
 
 
 def _run(solver: ModuleType, layers: Options, limit: int) -> dict[str, Any]:
-    """Both questions: the least loss in so many bytes, then the fewest bytes of such a loss."""
+    """Both questions: the least loss within a budget, then the fewest bytes of that loss."""
     began = perf_counter()
     found: Chosen = solver.least_loss(layers, limit)
     between = perf_counter()

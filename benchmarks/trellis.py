@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _left(name: str, bits: int, seeds: list[int]) -> dict[str, Any]:
-    """Mean squared errors of columns of variance 1 in so many bits."""
+    """Mean squared errors of columns of variance 1 in `bits` bits."""
     drawn = [DRAWN[name](np.random.default_rng(seed)) for seed in seeds]
     values = [torch.from_numpy(v.astype(np.float32)).view(-1, COLUMNS) for v in drawn]
     n, size = len(values[0]), COLUMNS * bits
@@ -81,7 +81,7 @@ def _error(stored: StoredRows, values: torch.Tensor) -> float:
 
 
 def _designed(bits: int) -> np.ndarray:
-    """What windows of columns of so many bits stand for, float64 [256]."""
+    """The numbers that windows of columns of `bits` bits stand for, float64 [256]."""
     best, least = np.zeros(COUNT), np.inf
     for seed in range(BEGINNINGS):
         random = np.random.default_rng(seed)

@@ -74,7 +74,7 @@ def cpus_of_each(workers: int) -> int:
 
 
 def largest_share(nodes: list[int], workers: int) -> int:
-    """The largest c such that `workers` shares of c CPUs fit on nodes with so many CPUs each."""
+    """The largest c such that `workers` shares of c CPUs fit on nodes of these numbers of CPUs."""
     shares = range(max(nodes, default=0), 0, -1)
     return next((c for c in shares if sum(node // c for node in nodes) >= workers), 0)
 

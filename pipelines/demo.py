@@ -100,7 +100,7 @@ def _stopped(server: subprocess.Popen[str]) -> None:
 
 
 def _log(out: Path, rows: int) -> dict[str, Any]:
-    """Write the log, unless one of so many rows is there; gives its teacher's own quality."""
+    """Write the log, unless one of as many rows is there; returns its teacher's own quality."""
     note = out / "log.json"
     if note.exists():
         found = json.loads(note.read_text())

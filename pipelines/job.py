@@ -54,7 +54,7 @@ R = TypeVar("R")
 
 
 def located(settings: JobSettings) -> JobSettings:
-    """The same job with paths that do not depend on the folder it was called from.
+    """This job with paths that do not depend on the folder it was called from.
 
     Raises:
         BadSettings: `out` is not a folder.

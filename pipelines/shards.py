@@ -94,7 +94,7 @@ def fetched(ref: Any) -> Any:
 
 
 def _plain(work: Callable[..., R]) -> Callable[..., R]:
-    """`work`, whose errors are told in a form that can be sent to another process."""
+    """`work`, with its errors turned into a form that can be sent to another process."""
 
     def task(*args: Any) -> R:
         try:

@@ -124,7 +124,7 @@ def _ended(client: JobSubmissionClient, number: str, address: str, absent: bool)
 
 
 def _final(client: JobSubmissionClient, number: str) -> JobDetails:
-    """The job's state once it has ended, which is told a moment after its log ends."""
+    """The job's state once it has ended, which is known a moment after its log ends."""
     while not (details := client.get_job_info(number)).status.is_terminal():
         time.sleep(0.2)
     return details

@@ -65,7 +65,7 @@ def small(
 
 
 def by_sklearn(made: Artifact, log: ClickLog) -> Figures:
-    """Figures of what serves the artifact, over the whole validation split."""
+    """Quality of the served artifact over the whole validation split."""
     rows = next(iter(log.read(log.pieces("valid")[0])))
     scores, labels = Scorer(made).score(rows), rows[log.schema.label].to_numpy()
     return Figures(

@@ -182,7 +182,7 @@ def models(*records: Record) -> list[str]:
 
 
 def nfm(record: Record) -> Iterator[float]:
-    """Of nfm in half the time: us that its fastest plan and half take, and those outside layers."""
+    """Microseconds of nfm's fastest plan, of half the original, and of what is outside layers."""
     reasons = {r["reason"] for r in record["results"] if r["model"] == "nfm" and r["reason"]}
     claim(len(reasons) == 1, "nfm cannot be made twice as fast, whatever the methods")
     half, fastest, outside = _MICROSECONDS.findall(reasons.pop())[:3]

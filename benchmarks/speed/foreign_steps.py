@@ -45,7 +45,7 @@ def fuxictr(arrays: Arrays, task: Task) -> tuple[nn.Module, Any, Callable[..., T
 
 
 def deepctr(arrays: Arrays, task: Task) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
-    """The same; its inputs are one matrix, with ids as floats."""
+    """The model, all rows as one matrix with ids as floats, and its logits."""
     model = import_module("benchmarks.speed.deepctr_steps").build(arrays, task)
     columns = [*arrays.ids.values(), *arrays.dense.values()]
     matrix = torch.from_numpy(np.stack(columns, 1).astype(np.float32))

@@ -58,7 +58,7 @@ class Arrays:
         return len(self.labels)
 
     def repeated(self, rows: int) -> Arrays:
-        """Exactly so many rows: the first ones, from the start again where there are too few."""
+        """Exactly `rows` rows: the first ones, from the start again where there are too few."""
         if rows <= len(self):
             return self._taken(slice(rows))
         return self._taken(np.arange(rows) % len(self))

@@ -111,7 +111,7 @@ class Proof:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Proof | None:
-        """None: there is none, as in artifacts made before there were proofs."""
+        """The proof in a manifest; None in artifacts that were made before there were proofs."""
         for split, values in metrics.items():
             if "most_rows" in values:
                 rest = {name: v for name, v in values.items() if name not in _NAMES}

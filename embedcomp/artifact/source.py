@@ -57,7 +57,7 @@ class ModelSource(BaseModel):
             raise BadModel(f"settings of {self.model}: {first_problem(error)}") from error
 
     def complete(self) -> ModelSource:
-        """The same source with every setting written out, so that defaults may change later."""
+        """This source with every setting written out, so that defaults may change later."""
         if ":" in self.model:
             return self
         settings = asdict(self._model_settings(models.get(self.model).Settings))

@@ -48,7 +48,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Of the command itself; each of its commands has its own."""
+    """Options of `embedcomp` itself, before the name of a command."""
 
 
 app.add_typer(log.app, name="log", help="Make and look at click logs.")

@@ -18,7 +18,7 @@ ORIGINAL = "original"  # the trained model
 CONTROL = "control"  # the original, trained on for the epochs of tuning
 PLANNED = "planned"  # the planner's mix of all methods that are compared
 KEEP = "keep"  # the method that changes nothing
-UNLIMITED = "100%"  # the budget of what is not compressed
+UNLIMITED = "100%"  # the budget of models that are not compressed
 
 
 @dataclass(frozen=True, kw_only=True)

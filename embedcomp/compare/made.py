@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """What is told of a long run."""
+    """What a long run reports to: steps to expect, and those that begin and end."""
 
     def expect(self, steps: int, done: int) -> None: ...
 

@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
 
 
 def own_version() -> str:
-    """Of embedcomp, with the commit where it runs from a checkout, "+" if files differ from it."""
+    """Version of embedcomp, with the commit in a checkout, and "+" if files differ from it."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return __version__

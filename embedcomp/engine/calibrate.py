@@ -39,7 +39,7 @@ from embedcomp.storage.rows import StoredRows
 from embedcomp.support.files import cache_folder, sha256
 
 BATCHES = (1, 16, 64, 150)  # rows of a call
-TYPICAL = 64  # of what hardly depends on the batch
+TYPICAL = 64  # rows of calls whose time a row hardly depends on their number
 ROUNDS = 9  # turns of each program
 DIFFERENT = 4  # inputs of a program, scored in a turn
 FEATURES = 24  # of a program of lookups
@@ -101,7 +101,7 @@ def cpu() -> str:
 
 
 def _key() -> str:
-    """Of the CPU and of how the engine was built and is counted."""
+    """Name of a calibration: its CPU, and how the engine was built and its work is counted."""
     file = native.file()
     assert file is not None
     what = cpu(), sha256(file), str(cost.FORMAT)
@@ -117,7 +117,7 @@ class Timed:
 
 
 class _Case:
-    """A program and inputs of so many rows."""
+    """A program and its inputs of `rows` rows."""
 
     def __init__(self, graph: Graph, tensors: Tensors, rows: int, precision: str = "float32"):
         self.program: Program = lower(graph, tensors, precision=precision)

@@ -97,7 +97,7 @@ def linear(
     pieces: int = 1,
     times: int = 1,
 ) -> Counts:
-    """Of a linear operation.
+    """Work of a linear operation.
 
     Args:
         form: what is multiplied, as in native.FORMATS.
@@ -122,7 +122,7 @@ def linear(
 
 
 def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
-    """Of a lookup with so many ids a bag."""
+    """Work of a lookup whose bags have `ids` ids on average."""
     found = blocks(rows) + {"bags": rows}
     found[f"{reads.kind} rows"] += rows * ids
     found[f"{reads.kind} numbers"] += rows * ids * reads.numbers
@@ -140,7 +140,7 @@ def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
 def dots(
     rows: int, *, vectors: int, others: int, width: int, tiles: int, runs: int, form: str
 ) -> Counts:
-    """Of products of pairs of vectors, a row at a time.
+    """Work of dot products of pairs of vectors, a row at a time.
 
     Args:
         vectors, others: that are multiplied with each other.
@@ -158,18 +158,18 @@ def dots(
 
 
 def function(rows: int, name: str, numbers: int) -> Counts:
-    """Of a function of so many numbers a row, a row at a time."""
+    """Work of an element-wise function of `numbers` numbers a row, a row at a time."""
     kind = f"{name if name in SLOW else 'quick'} numbers"
     return Counts({"single rows": rows, kind: rows * numbers})
 
 
 def blocks(rows: int) -> Counts:
-    """Of beginning an operation, once a block of rows."""
+    """Work of beginning an operation, once a block of rows."""
     return Counts({"operations": len(list(_blocks(rows)))})
 
 
 def brought(rows: int, pieces: int, width: int) -> Counts:
-    """Of bringing pieces beside each other."""
+    """Work of copying pieces of a vector beside each other."""
     if pieces < 2:
         return Counts()
     return Counts({"pieces": rows * pieces, "brought numbers": rows * width})
@@ -181,7 +181,7 @@ def _blocks(rows: int) -> Iterator[int]:
 
 
 def _groups(rows: int) -> int:
-    """Tiles that so many rows go in."""
+    """Number of tiles that hold `rows` rows."""
     found = 0
     for tile in TILES:
         found, rows = found + rows // tile, rows % tile

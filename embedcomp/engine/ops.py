@@ -1,4 +1,4 @@
-"""The engine's operations, each with what it reads, what the engine is told and what it costs."""
+"""The engine's operations: what each reads, its arguments in the engine, and its work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Op(ABC):
 
     @abstractmethod
     def counts(self, rows: int, ids: float = 1) -> Counts:
-        """Work of a call that scores so many rows.
+        """Work of a call that scores `rows` rows.
 
         Args:
             ids: of a bag.
@@ -264,7 +264,7 @@ class Binary(Op):
 
 @dataclass(kw_only=True)
 class Sum(Op):
-    """The sum of so many vectors that lie beside each other."""
+    """The sum of `terms` vectors that lie beside each other."""
 
     kind = native.SUM
 
@@ -280,7 +280,7 @@ class Sum(Op):
 
 
 def _operands(op: Op, rows: int) -> Counts:
-    """Of an operation and of bringing what it reads together."""
+    """Work of an operation, with that of copying what it reads together."""
     found = cost.blocks(rows)
     for side in (op.x, op.y):
         found += cost.brought(rows, len(side), sum(width for _, _, width in side))
@@ -288,7 +288,7 @@ def _operands(op: Op, rows: int) -> Counts:
 
 
 def counts(ops: Iterable[Op], rows: int, ids: Mapping[int, float] | None = None) -> Counts:
-    """Work of a call that scores so many rows, each with its own user, by these operations.
+    """Work of a call that scores `rows` rows, each with its own user, by these operations.
 
     Args:
         ids: of a bag, by number of its feature; those that are not there have one.

@@ -37,7 +37,7 @@ class Work:
 
     @classmethod
     def of(cls, ops: Sequence[Op]) -> Work:
-        """Of a program's operations."""
+        """The work of a program's operations."""
         products: dict[int, Counter[str]] = {ITEM: Counter(), USER: Counter()}
         for op in ops:
             form, number = op.products()

@@ -107,7 +107,7 @@ class Standalone:
 
 
 def _nonzeros(layers: Mapping[str, Any], stored: str) -> int | None:
-    """Of a layer's sparse rows, in artifacts of format 2."""
+    """Number of elements that a layer's sparse rows store, in artifacts of format 2."""
     found: int | None = layers.get(stored.removesuffix(".stored"), {}).get("nonzeros")
     return found
 

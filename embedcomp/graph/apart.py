@@ -27,7 +27,7 @@ class CannotExport(BadModel):
 
 
 class StandIn(nn.Module):
-    """Stands for an embedding module: asks it first, and later gives what it is told to."""
+    """Stands in for an embedding module: calls it at first, then gives the outputs set here."""
 
     def __init__(self, name: str, module: nn.Module, calls: Calls):
         super().__init__()

@@ -266,7 +266,7 @@ def _batch_first(tensor: Tensor) -> dict[int, Any]:
 
 
 def _given_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
-    """The placeholders of what the caller gives."""
+    """The placeholders of the caller's inputs."""
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     specs = program.graph_signature.input_specs
     return [n for n, s in zip(nodes, specs, strict=True) if s.kind == InputKind.USER_INPUT]

@@ -88,9 +88,9 @@ class LookUp:
     module: str
     kind: str  # "pooled", "sequences", "bag" or "rows"
     keys: tuple[str, ...] = ()  # of the jagged input
-    widths: tuple[int, ...] = ()  # of what a pooled collection gives; else the shape of a row's
+    widths: tuple[int, ...] = ()  # of a pooled collection's outputs; else the shape of a row's
     code_widths: tuple[int, ...] = ()  # of the codes that a folded collection gives
-    features: tuple[str, ...] = ()  # of a collection, in the order of what it gives
+    features: tuple[str, ...] = ()  # of a collection, in the order of its outputs
     tables: tuple[str, ...] = ()  # module of each feature's table
     folded: bool = False  # it gives codes and then rows
     weighted: bool = False

@@ -16,7 +16,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def with_leaves(value: Any, made: Callable[[str, Any], Any], name: str = "") -> Any:
-    """The same structure with every leaf replaced."""
+    """A copy of a structure of inputs in which every leaf is replaced."""
     if not _is_nest(value):
         return made(name, value)
     new = [(key, with_leaves(child, made, name + key)) for key, child in _children(value)]

@@ -1,4 +1,4 @@
-"""Whether torch, fbgemm and torchrec fit together, told before anything else breaks."""
+"""Whether torch, fbgemm and torchrec fit together, checked before anything else breaks."""
 
 from __future__ import annotations
 

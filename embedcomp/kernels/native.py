@@ -137,7 +137,7 @@ class Call(ctypes.Structure):
 
 
 def new_call(groups: int, dense: int) -> Call:
-    """A call with room for so many inputs; `arrays` are its groups, dense and stride."""
+    """A call with room for these numbers of inputs; `arrays` are its groups, dense and stride."""
     arrays = (Ids * groups)(), (c_int64 * max(dense, 1))(), (c_int64 * max(dense, 1))()
     call = Call(groups=arrays[0], dense=arrays[1], stride=arrays[2])
     call.arrays = arrays
@@ -163,7 +163,7 @@ KINDS = {
 }
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
-FORMATS = ("float32", "bfloat16", "int8")  # of what is multiplied
+FORMATS = ("float32", "bfloat16", "int8")  # of the numbers that are multiplied
 VECTOR = 16  # floats of a vector register, as the kernels take them
 LANES = {"float32": 16, "bfloat16": 32, "int8": 64}  # products of one vector instruction
 UNARIES = (
@@ -187,7 +187,7 @@ def file() -> Path | None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The engine's functions; None where they were not built, which is told once a process."""
+    """The engine's functions; None where they were not built, with a warning once a process."""
     built = file()
     if built is not None:
         found = ctypes.CDLL(str(built))

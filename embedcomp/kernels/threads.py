@@ -39,5 +39,5 @@ def threads_for(numbers: int) -> AbstractContextManager[None]:
 
 @cache
 def _controller() -> ThreadpoolController:
-    """Of the libraries that are loaded; finding them takes longer than most of what is limited."""
+    """Controller of the loaded libraries' threads; finding them takes longer than most calls."""
     return ThreadpoolController()

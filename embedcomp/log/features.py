@@ -168,7 +168,7 @@ class Features:
 
 
 def _named(name: str, columns: Mapping[str, pa.Array], convert: Callable[[pa.Array], T]) -> T:
-    """Convert the column called `name`; what is wrong with it is told with its name."""
+    """Convert the column called `name`; an error names it."""
     if name not in columns:
         raise BadRequest(name, "is missing; every feature of the artifact is needed")
     try:

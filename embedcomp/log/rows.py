@@ -72,7 +72,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays."""
+        """Bytes of all arrays."""
         arrays = [self.labels, self.dense, self.single]
         arrays += [array for bag in self.bags for array in (bag.offsets, bag.values)]
         return sum(array.nbytes for array in arrays)

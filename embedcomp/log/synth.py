@@ -29,7 +29,7 @@ MOVING = {  # the ids of such a log that are handed on, by side
     "user": ("user_id", "session", "address"),
     "item": ("item_id", "brand", "campaign", "creative"),
 }
-LIFE_HOURS = 6.0  # of what an id of such a log stands for; it is handed on once a day
+LIFE_HOURS = 6.0  # after which an id of such a log stands for something else
 
 SCHEMA = """\
 label = "clicked"

@@ -1,4 +1,4 @@
-"""Bytes of what is served."""
+"""Bytes of served modules and models."""
 
 from __future__ import annotations
 

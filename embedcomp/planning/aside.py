@@ -27,7 +27,7 @@ from embedcomp.planning.choices import (
 from embedcomp.sensitivity.layer import Layer
 
 WORTH_STARTING = 15.0  # seconds of CPU time that are left
-WORTH_SENDING = 0.5  # the same where processes are there already
+WORTH_SENDING = 0.5  # seconds, where the processes are running already
 IDLE = 300.0  # seconds after which a process without work ends
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
 
 
 def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
-    """The same of these layers, each from the next process that is free.
+    """Fronts of these layers, each found by the next process that is free.
 
     A process that is killed, mostly for lack of memory, takes the others with it. What they had not
     found is then found here, where one layer is in memory at a time.

@@ -42,7 +42,7 @@ class ByteBudget:
         return cls(number, unit)
 
     def of(self, original: int) -> int:
-        """Bytes, where the original has so many."""
+        """The budget in bytes, given those of the original."""
         if self.unit == "x":
             return int(original / self.amount)
         if self.unit == "%":
@@ -52,7 +52,7 @@ class ByteBudget:
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """A bound on a call that scores so many rows: a time, or times as fast as the original."""
+    """A bound on a call that scores `rows` rows: a time, or times as fast as the original."""
 
     amount: float
     unit: str  # of time, or "x"
@@ -61,7 +61,7 @@ class LatencyBudget:
 
     @classmethod
     def parse(cls, text: str) -> LatencyBudget:
-        """Read "200us@64" (or ms, ns), or "2x@64", twice as fast, in a call of so many rows.
+        """Read "200us@64" (or ms, ns), or "2x@64", twice as fast, in a call of 64 rows.
 
         Raises:
             BadSettings: it is not that, or not positive.

@@ -34,11 +34,11 @@ from embedcomp.sensitivity.layer import Layer, Served, Spec
 from embedcomp.storage.index import Map
 from embedcomp.storage.kind import Reads
 
-Widths = tuple[int, ...]  # of what each operation of a layer reads
+Widths = tuple[int, ...]  # inputs of each operation of a layer
 
 
 class _Part(NamedTuple):
-    """Columns that an operation reads: so many of feature `feature`, or of something else."""
+    """Columns that an operation reads: `width` of feature `feature`, or of something else."""
 
     feature: int | None
     width: int
@@ -105,7 +105,7 @@ class Timing:
 
     @property
     def fixed(self) -> int:
-        """Nanoseconds of what no choice changes."""
+        """Nanoseconds of the operations that no choice changes."""
         return _nanoseconds(self.model.of(self.fixed_work))
 
     def allowed(self, original: int) -> int:
@@ -188,7 +188,7 @@ class Timing:
         return found
 
     def of_linear(self, name: str, served: nn.Module, widths: Sequence[int]) -> Counts:
-        """Products of a linear layer whose operations read so many columns."""
+        """Products of a linear layer whose operations read these numbers of columns."""
         found = Counts()
         for product, inputs in zip(self._read.products.get(name, ()), widths, strict=True):
             if isinstance(served, LowRankLinear):

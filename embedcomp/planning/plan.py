@@ -88,7 +88,7 @@ class Plan:
     outcome: Outcome | None = None  # once it was carried out
     latency_budget: str = ""  # of a call, as it was asked for
     microseconds: float | None = None  # predicted, of such a call; None: nobody asked
-    microseconds_before: float | None = None  # the same of the original
+    microseconds_before: float | None = None  # predicted, of the original
     measured_microseconds: float | None = None  # of such a call, once the plan was carried out
     measured_microseconds_before: float | None = None  # of the original, in turns with it
     measured_error: float | None = None  # of the ratio of these two, relative

@@ -65,7 +65,7 @@ class LeastLoss:
         return total_loss(chosen)
 
     def beside(self, bytes: int) -> LeastLoss:
-        """The same where so many bytes are taken by something else."""
+        """This limit where something else takes `bytes` of them."""
         return replace(self, most_bytes=self.most_bytes - bytes)
 
 
@@ -87,7 +87,7 @@ class LeastBytes:
         return self.taken + total_bytes(chosen)
 
     def beside(self, bytes: int) -> LeastBytes:
-        """The same where so many bytes are taken by something else."""
+        """This limit where something else takes `bytes` more."""
         return replace(self, taken=self.taken + bytes)
 
 
@@ -250,7 +250,7 @@ class Search:
         return self._choices(name)
 
     def offering(self, layers: Mapping[str, Layer], menus: Mapping[str, Menu]) -> Search:
-        """The same search where some layers, taken as these, have other choices."""
+        """This search with other choices for some layers, which are described anew."""
         options = dict(self._options)
         options.update(menus.items())
         return replace(self, layers=layers, known=dict(self.known), _options=options)
@@ -300,7 +300,7 @@ class Search:
         return self._menus({name: self._whole(name) for name in settled})
 
     def _fixed(self, chosen: Chosen) -> dict[str, Menu]:
-        """The same with the tables as chosen."""
+        """The menus with the tables' choices fixed."""
         is_table = {n: isinstance(layer.spec, TableSpec) for n, layer in self.layers.items()}
         return {
             name: Menu(menu.layer, (chosen[name],)) if is_table[name] else menu

@@ -32,7 +32,7 @@ def groups(plan: Plan) -> list[Group]:
 
 
 def groups_of(chosen: Mapping[str, Choice], layers: Mapping[str, Layer]) -> list[Group]:
-    """The same of choices for layers."""
+    """Groups of the layers that share a decoder, given their choices."""
     return _groups(
         (name, layers[name].weight.shape[1], choice.method, choice.settings)
         for name, choice in chosen.items()

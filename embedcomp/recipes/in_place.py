@@ -264,7 +264,7 @@ def _written(
     wanted: Written | MethodLike,
     filter_fn: Callable[[nn.Module, str], bool] | None,
 ) -> Plan:
-    """A plan of what a user wrote."""
+    """The plan that a user wrote by hand."""
     if isinstance(wanted, Mapping):
         if filter_fn is not None:
             raise BadSettings("a filter_fn is for one method; a mapping names its layers already")

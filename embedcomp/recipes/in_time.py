@@ -45,7 +45,7 @@ class Measured:
 
     @classmethod
     def of(cls, seconds: np.ndarray) -> Measured:
-        """Of turns [turns, 2]."""
+        """What turns measured: seconds [turns, 2] of the original and of the plan."""
         before, after = (clock.low(its) for its in seconds.T)
         low, middle, high = np.quantile(seconds[:, 1] / seconds[:, 0], (0.25, 0.5, 0.75))
         return cls(before, after, float((high - low) / (2 * middle)))
@@ -92,7 +92,7 @@ def tried(
             break
         try:
             times = measured(plan)
-        except CannotStore:  # who carries the plan out is told
+        except CannotStore:  # carrying the plan out raises it again
             return [*found, plan]
         plan = replace(
             plan,

@@ -88,7 +88,7 @@ def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> H
 
 
 def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Batch]:
-    """About so many rows spread over the pieces of a split, kept in memory."""
+    """About `rows` rows from all pieces of a split, kept in memory."""
     pieces = log.pieces(split)
     share = min(1.0, rows / sum(piece.rows for piece in pieces))
     return [

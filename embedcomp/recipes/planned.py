@@ -189,7 +189,10 @@ class Planning:
 
     @cached_property
     def _noisy(self) -> Noisy | None:
-        """None: there are no held-out rows, or only clicked ones, or none of them."""
+        """How noise lowers the AUC of the original's held-out scores.
+
+        None where there are no held-out rows, or rows of one label only.
+        """
         held = self._held
         return None if held is None or math.isnan(held.quality.auc) else Noisy.of(held.quality)
 

@@ -17,7 +17,7 @@ console = Console(stderr=True)
 
 @contextmanager
 def shown(title: str) -> Iterator[Watch]:
-    """A function to hand to `fit`; what it is told appears under `title`."""
+    """A function to hand to `fit`; the states that it gets are shown under `title`."""
     with _bar() as bar:
         yield _Shown(title, bar)
 

@@ -164,7 +164,7 @@ def _run(run: Callable[[Any], Tensor], inputs: Any, name: str) -> Tensor:
 def stand_alone_from_log(
     model: nn.Module, features: Features, precision: str = "float32"
 ) -> StandsAlone:
-    """The same for a model of (dense, KeyedJaggedTensor) that reads a log's features."""
+    """What scores a model of (dense, KeyedJaggedTensor), of a log's features, without its code."""
     dense, sparse = _example(features)
     columns = [i for i, feature in enumerate(features.dense) if feature.side == "user"]
     return stand_alone(

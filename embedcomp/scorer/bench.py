@@ -111,7 +111,7 @@ class Measured:
 
     @property
     def share(self) -> float:
-        """Of the limit that is reached."""
+        """Reached share of the limit that holds."""
         return self.rows_per_second / self.limit
 
 

@@ -110,7 +110,7 @@ def _by_torch(alone: Standalone, runs: Portable | Interpreted, threads: int | No
 
 @contextmanager
 def _on_threads(count: int) -> Iterator[None]:
-    """Within the block, so many threads for what this thread asks of torch; others have their own.
+    """`count` threads for torch's operations that this thread starts in the block.
 
     torch reads its own number the first time that a thread asks for it, so that comes first.
     """

@@ -107,7 +107,7 @@ class Interpreted:
 
 
 def _computed(node: Node, x: Tensor, y: Tensor | None) -> Tensor:
-    """An operation without a weight, of what it reads."""
+    """The result of an operation without a weight, given its inputs."""
     if node.op == "dots":
         vectors = x.view(-1, node.times, node.inputs)
         others = vectors if y is None else y.view(-1, node.outputs, node.inputs)

@@ -28,11 +28,11 @@ class Runs(Protocol):
     splits: bool
 
     def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:
-        """Of a model's own inputs."""
+        """Probabilities of a model's own inputs, float32 [B]."""
         ...
 
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
-        """Of a log's encoded rows."""
+        """Probabilities of a log's encoded rows, float32 [B]."""
         ...
 
     def score_columns(
@@ -42,7 +42,7 @@ class Runs(Protocol):
         user: Mapping[str, pa.Array],
         rows: int,
     ) -> np.ndarray:
-        """Of raw columns: `rows` candidates and one user."""
+        """Probabilities of raw columns, float32 [rows]: `rows` candidates and one user."""
         ...
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:

@@ -84,7 +84,7 @@ class Scorer:
 
     @property
     def precision(self) -> str:
-        """Of products, as they are computed."""
+        """Precision that products are computed in."""
         return self.description.precision
 
     @property

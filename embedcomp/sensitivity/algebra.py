@@ -71,7 +71,7 @@ def leading(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Directions in order of what they are worth, each decoded with length 1.
+    """Directions, the most valuable first, each decoded with length 1.
 
     A basis is equal to itself alone, so that what is computed in it can be found by it.
 
@@ -95,7 +95,10 @@ class Roots(NamedTuple):
 
 
 def roots(metric: Tensor) -> Roots:
-    """Of a metric [d, d], damped: no measured gradient does not mean that anything may go wrong."""
+    """Roots of a metric [d, d], which is damped.
+
+    A direction without a measured gradient would else be free to go wrong.
+    """
     scales, axes = leading((1 - DAMPING) * metric)
     scales = scales + DAMPING * metric.diagonal().mean()
     return Roots((axes * scales.sqrt()) @ axes.T, (axes * scales.rsqrt()) @ axes.T)

@@ -83,7 +83,7 @@ class Noisy:
         return 0.5 * float(noise) ** 2 * self.curvature
 
     def _fall(self, noise: float) -> float:
-        """Of the AUC, by noise of this standard deviation on every logit."""
+        """Decrease of the AUC by noise of this standard deviation on every logit."""
         if not noise:
             return 0.0
         return float(self.surplus @ ndtr(-self.differences / (noise * np.sqrt(2))))
@@ -108,7 +108,7 @@ def _on_a_grid(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rising(rows: np.ndarray) -> np.ndarray:
-    """The same rows [2, STEPS] with their clicks where a click rate that rises puts them."""
+    """These rows [2, STEPS] with clicks as a rising click rate would distribute them."""
     total = rows.sum(0)
     used = total > 0
     fitted = IsotonicRegression().fit_transform(

@@ -88,7 +88,7 @@ class SharesDecoder(ABC):
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """Of the rows that are looked up.
+    """Statistics of a table's rows as the log looks them up.
 
     counts: float64 [rows], times each row is looked up in the log; all 0: not known.
     gradient: float64 [dim, dim], G with 1/2 E[e^T G e] the loss a sample gains when looked-up rows
@@ -104,7 +104,7 @@ class TableStatistics:
 
 @dataclass(frozen=True)
 class LinearStatistics:
-    """Of a linear layer over the log.
+    """Statistics of a linear layer's inputs and outputs over the log.
 
     mean, second: float64 [inputs] and [inputs, inputs], E[x] and E[x x^T]; of many inputs the
         second is a sketch, which is multiplied and has a diagonal like a matrix.
@@ -185,7 +185,7 @@ class Layer:
 
     @property
     def own_counts(self) -> Tensor | None:
-        """The same of each row alone: in a sample, `counts` are of all that a row stands for."""
+        """Counts of each row itself; in a sample, `counts` are of all rows that it stands for."""
         counts = self.counts
         return counts if counts is None or self.stands_for is None else counts / self.stands_for
 

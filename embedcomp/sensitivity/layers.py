@@ -82,7 +82,7 @@ def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
 
 
 def before_tuning(found: Found) -> Found:
-    """The same layers, which are tuned after they were compressed."""
+    """These layers, to be tuned once they are compressed."""
     layers = {
         name: replace(layer, spec=replace(layer.spec, tuned=True))
         if isinstance(layer.spec, LinearSpec)

@@ -78,7 +78,7 @@ def _roots(layer: Layer) -> tuple[Root, Tensor | None]:
 
 
 def _input_error(layer: Layer, served: Served) -> float:
-    """The same of rounding the inputs, where a layer multiplies in low precision."""
+    """Predicted loss from rounding a layer's inputs, where it multiplies in low precision."""
     if not isinstance(served, CompressedLinear) or served.stored.kind.precision not in ROUNDED:
         return 0.0
     weight = served.to_float()[0].double()

@@ -14,7 +14,9 @@ WINDOW = 128  # their side, at most
 
 
 def singular_values(layer: Layer) -> np.ndarray:
-    """Of the weight, largest first, float64 [r]; from its Gram matrix, so tiny ones are rough."""
+    """Singular values of a layer's weight, largest first, float64 [r].
+
+    They are computed from its Gram matrix, so the tiny ones are rough."""
     return layer.shared("singular values", lambda: _singular_values(layer.weight))
 
 

@@ -105,7 +105,7 @@ class Statistics:
         return Sketched.of_sums(*sums)
 
     def _mean(self, name: str) -> Tensor | None:
-        """Of the log's rows; None: statistics of an older version, without it."""
+        """A mean over the log's rows; None in statistics of an older version, without it."""
         return self.sums[name] / self.samples if name in self.sums else None
 
 

@@ -52,7 +52,7 @@ class Columns:
         return some
 
     def split(self, lengths: Sequence[int]) -> list[Columns]:
-        """The columns in parts of so many rows."""
+        """The columns in parts of these numbers of rows."""
         parts, key = self._all._parts, tuple(lengths)
         if key not in parts:
             rows = self._all.values.split(key)
@@ -76,14 +76,14 @@ class Columns:
         return self.known(("grid", levels), lambda columns: fit_grid(*columns._binned(), levels))
 
     def fitted(self, bits: Tensor) -> Tensor:
-        """The bfloat16 grid [3, width] of columns with so many bits; one without is its mean."""
+        """The bfloat16 grid [3, width] of columns; one without bits is its mean."""
         mean = self.known("mean", lambda columns: _mean(*columns._binned()))
         constant = torch.stack([torch.ones_like(mean), mean]).bfloat16()
         grid = torch.where(bits > 0, shortened(self._grid_of(bits), levels(bits)), constant)
         return torch.cat([grid, bits[None].bfloat16()])
 
     def _grid_of(self, bits: Tensor) -> Tensor:
-        """Scales and offsets [2, width] for codes of so many bits a column."""
+        """Scales and offsets [2, width] for codes of `bits` bits a column."""
         if self._all is self:  # who asks no second time
             return fit_grid(*self._binned(), levels(bits).clamp_min(1))
         grid = torch.ones(2, self.width)
@@ -106,7 +106,7 @@ def columns_of(values: Tensor | Columns, weights: Tensor | None) -> Columns:
 
 
 def levels(bits: Tensor) -> Tensor:
-    """Steps between the lowest and the highest code of columns with so many bits."""
+    """Steps between the lowest and the highest code of columns with `bits` bits."""
     return torch.exp2(bits) - 1
 
 

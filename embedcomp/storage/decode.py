@@ -85,7 +85,7 @@ class Scatter(Biased):
         return rows.index_add(1, self.columns.long(), codes)
 
     def matrix(self) -> Tensor:
-        """The same as a matrix: [k, dim]."""
+        """The decoder as a matrix [k, dim]."""
         eye = torch.eye(self.dim, device=self.columns.device)
         return eye.index_select(0, self.columns.long())
 

@@ -70,7 +70,7 @@ class Reads:
 
 
 def vectors(width: int) -> int:
-    """Vector registers that a row of so many numbers takes."""
+    """Vector registers that a row of `width` numbers takes."""
     return -(-width // native.VECTOR)
 
 
@@ -113,7 +113,7 @@ class Kind(ABC):
 
     @property
     def precision(self) -> str:
-        """Of products with such a matrix, where it is a linear layer's."""
+        """Precision of products with such a matrix, where it is a linear layer's weight."""
         return "float32"
 
     @property
@@ -197,7 +197,7 @@ class RowByRow(Kind):
         return torch.empty(rows, self.row_bytes(width), dtype=torch.uint8)
 
     def empty_grid(self, width: int) -> Tensor | None:
-        """None: the kind has no grid."""
+        """An empty grid for rows of `width` numbers; None if the kind has none."""
         return None
 
     @abstractmethod

@@ -76,7 +76,7 @@ def words_of(rows: Tensor, weights: Tensor | None, count: int) -> Tensor:
 
 
 def _different(rows: Tensor, most: int) -> Tensor | None:
-    """The different rows, in order; None: more than so many."""
+    """The distinct rows, in order; None if there are more than `most`."""
     for some in (rows[: 4 * most], rows):  # a few rows mostly tell
         found = torch.unique(some, dim=0)
         if len(found) > most:

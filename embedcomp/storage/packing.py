@@ -63,7 +63,7 @@ def _read_codes(stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor) -> Te
 
 
 def rounded(values: Tensor, scale: Tensor, offset: Tensor, bits: Tensor) -> Tensor:
-    """What values become in so many bits; all of one shape, or to be broadcast."""
+    """Values after rounding to codes of `bits` bits; all of one shape, or to be broadcast."""
     codes = ((values - offset) / scale).round_().clamp_min_(0)
     return torch.minimum(codes, levels(bits)) * scale + offset
 
@@ -75,7 +75,7 @@ def _places(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def place_codes(at: native.Stored, bits: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Say where the engine finds codes of so many bits each; gives what must be kept."""
+    """Describe codes in bits to the engine; returns the arrays that must stay alive."""
     starts = bits.cumsum() - bits
     places = [np.asarray(place, np.int32) for place in (starts // 8, starts % 8, (1 << bits) - 1)]
     at.byte, at.bit, at.mask = (native.address(place) for place in places)

@@ -21,7 +21,7 @@ SAMPLED_ROWS = 1 << 13  # that a dictionary is fitted to
 TURNS = 5  # of pursuit and of fitting the dictionary; three more lower the error by 5 %
 RIDGE = 1e-6
 LARGEST = 127  # coefficient of an atom, as a signed byte
-INDEPENDENT = 1e-6  # length of what an atom adds to those before it; less adds nothing
+INDEPENDENT = 1e-6  # length that an atom adds to the span of those before it; less is nothing
 
 
 def pursued(rows: Tensor, atoms: Tensor, count: int, rounded: bool) -> tuple[Tensor, Tensor]:

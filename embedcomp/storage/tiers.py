@@ -40,7 +40,7 @@ class Tiers(Kind):
     @property
     @abstractmethod
     def bits_of_rows(self) -> tuple[int, ...]:
-        """Of a row of each tier."""
+        """Bits of one row of each tier."""
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Quality:
 
     @property
     def auc_error(self) -> float:
-        """Standard deviation of the AUC of scores that know nothing, given so many clicks."""
+        """Standard deviation of the AUC of random scores, given the number of clicks."""
         fewer = float(self.counts.sum(1).min())
         return 1 / math.sqrt(12 * max(fewer, 1.0))
 

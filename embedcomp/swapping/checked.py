@@ -32,7 +32,7 @@ from embedcomp.sensitivity.statistics import score_batch
 from embedcomp.swapping.heldout import logits
 from embedcomp.train.tables import fast_tables
 
-CLEAR = 2.0  # standard errors that an increase exceeds to be told from none
+CLEAR = 2.0  # standard errors by which an increase differs from none
 FEWEST_RANKED = 3  # options, below which a rank correlation says nothing
 OFFENDERS = 8
 
@@ -213,7 +213,7 @@ def _off(found: Sequence[Checked]) -> list[float]:
 
 
 def render(found: Sequence[Checked], rows: int, split: str) -> list[RenderableType]:
-    """The same for a person: by layer, and what prediction ranks most wrongly."""
+    """Tables of the candidates by layer, and of those that prediction ranks most wrongly."""
     told_of, offenders = summary(found, rows, split), _offenders(found)
     return [_layers_table(told_of), *([_offenders_table(offenders)] if offenders else [])]
 

@@ -15,7 +15,7 @@ from embedcomp.swapping.swap import Compressing
 
 
 def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> Plan:
-    """The same choices for other weights or another log, with the losses that they have there.
+    """The plan's choices for other weights or another log, with the losses that they have there.
 
     Raises:
         BadModel: the plan is another model's.

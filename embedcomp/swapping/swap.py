@@ -41,7 +41,7 @@ def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> n
 
 
 def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
-    """The same in place.
+    """Carry a plan out in place: compressed modules stand where the model's layers stood.
 
     Args:
         layers: with their statistics.

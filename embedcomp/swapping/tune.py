@@ -29,7 +29,7 @@ class TuneSettings:
     seed: int = 0
 
     def training(self, distil: bool) -> TrainSettings:
-        """The same as settings of the trainer; `distil` says whether there is a teacher."""
+        """The settings of the trainer that tunes; `distil` says whether there is a teacher."""
         return TrainSettings(
             epochs=self.epochs,
             batch_rows=self.batch_rows,

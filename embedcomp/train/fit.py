@@ -44,7 +44,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Report:
-    """State of a run, told after each step and each evaluation."""
+    """State of a run, reported after each step and each evaluation."""
 
     epoch: int
     rows_done: int  # of this epoch, all workers
@@ -127,7 +127,7 @@ def _with_l2(
 
 
 def _pieces(data: Data) -> tuple[list[Piece], list[Piece]]:
-    """Of the training and of the validation split."""
+    """Pieces of the training split and of the validation split."""
     return data.log.pieces(data.train), data.log.pieces(data.valid)
 
 
@@ -263,7 +263,7 @@ class _Run:
         set_learning_rate(self.optimizers, self._factor())
 
     def _factor(self) -> float:
-        """Of the learning rates, now."""
+        """The present factor of the learning rates."""
         if self.settings.schedule == "plateau":
             return self.plateau.learning_rate_factor
         done = self.epoch + self.batch / self.batches

@@ -215,7 +215,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
 
 
 def table_parameters(model: nn.Module) -> list[Tensor]:
-    """Parameters whose rows are ids; plain tables are told to give sparse gradients."""
+    """Parameters whose rows are ids; plain tables are set to give sparse gradients."""
     found: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):

@@ -25,7 +25,7 @@ ROWS, INPUTS, OUTPUTS, RANK = 700, 300, 12, 20
 
 
 def rows(rank=RANK, noise=0.0):
-    """Inputs float32 [ROWS, INPUTS] in a plane of so many dimensions, and noise on them."""
+    """Inputs float32 [ROWS, INPUTS] in a plane of `rank` dimensions, and noise on them."""
     generator = torch.manual_seed(0)
     scales = 1.5 ** -torch.arange(rank)
     codes = torch.randn(ROWS, rank, generator=generator) * scales

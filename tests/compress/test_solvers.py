@@ -172,7 +172,7 @@ def test_what_highs_prints_does_not_reach_standard_output(capfd):
 
 
 def test_highs_says_when_it_was_stopped(monkeypatch, caplog):
-    """HiGHS is told to have been: how long it takes is no promise of ours."""
+    """HiGHS must have been called; how long it takes is no promise of ours."""
     options = {str(i): [choice(9 - k, (i + 2.0) ** k) for k in range(9)] for i in range(5)}
     limit, milp = 20, highs.milp
 

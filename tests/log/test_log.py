@@ -145,7 +145,7 @@ def test_a_pass_gives_every_row_once_in_an_order_of_its_seed(
 
 
 def test_pieces_come_in_an_order_of_the_seed(synth_log: ClickLog, synth_features: Features) -> None:
-    """Of pieces that the buffer does not hold together, each seed begins with another."""
+    """Pieces that the buffer does not hold together begin with another one for each seed."""
     (whole,) = synth_log.pieces("train")
     pieces = [whole.part(start, start + 1200) for start in range(0, 9600, 1200)]
     shuffled = Shuffled(synth_log, synth_features, pieces, 256, buffer_rows=1200)

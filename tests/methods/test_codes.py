@@ -65,7 +65,7 @@ def errors(layer, served):
 
 
 def settings_of(rank, parts, bits):
-    """The same codes by both methods of product codes."""
+    """Methods of product codes, each with settings that give these codes."""
     yield product_quantization, product_quantization.Settings(parts=parts, bits=bits)
     yield (
         product_quantization,

@@ -104,7 +104,7 @@ def layer_of(spec):
 
 
 def inputs_of(spec):
-    """Arguments of the served module, and the shape of what it gives."""
+    """Arguments of the served module, and the shape of its output."""
     generator = torch.manual_seed(5)
     if isinstance(spec, LinearSpec):
         return (torch.randn(3, spec.inputs, generator=generator),), (3, spec.outputs)

@@ -271,7 +271,7 @@ def test_no_other_columns_of_a_table_lose_less(dropped, count):
 
 
 def left(rows: Tensor, weights: Tensor, atoms: Tensor) -> float:
-    """Weighted squares of what sums of two atoms leave of rows."""
+    """Weighted squared errors of rows approximated by sums of two atoms."""
     which, by = pursued(rows, atoms, 2, rounded=False)
     off = summed(atoms.double(), which, by) - rows
     return float(weights @ off.square().sum(1))
@@ -345,7 +345,7 @@ def test_a_shared_decoder_is_for_the_tables_that_matter(by_loss):
 
 @torch.no_grad()
 def test_no_fewer_numbers_say_better_what_is_left_of_a_table():
-    """Of the rows that are stored, and as often as what they stand for is looked up."""
+    """Stored rows count as often as the rows that they stand for are looked up."""
     gradient = metric(DIM, 1)
     layer = table(gradient)
     served = made("drop_rare", layer, share=0.5, rank=2, storage="float32")
@@ -417,7 +417,7 @@ def test_the_second_factor_makes_up_for_rounding_the_first():
 
 @torch.no_grad()
 def test_a_reader_of_codes_knows_the_statistics_of_the_codes():
-    """The same as of what is looked up, row by row, once a decoder is folded into it."""
+    """A reader of codes gets statistics of codes, row by row, once a decoder is folded in."""
     of_table, dense = table(), normal(ROWS, 2, seed=8)
     bag = made("low_rank", of_table, rank=2, storage="float32")
     shares = of_table.counts / of_table.counts.sum()

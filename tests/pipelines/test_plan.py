@@ -1,4 +1,4 @@
-"""The plan of a job: made once, told, and carried out as it is by every worker."""
+"""The plan of a job: made once, printed, and carried out as it is by every worker."""
 
 from __future__ import annotations
 

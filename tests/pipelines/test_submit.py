@@ -1,4 +1,4 @@
-"""What a submitter is told when the cluster cannot be used, and what is sent to it."""
+"""The messages when the cluster cannot be used, and the files that are sent to it."""
 
 from __future__ import annotations
 

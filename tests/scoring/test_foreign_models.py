@@ -86,7 +86,7 @@ def call(model: nn.Module, x: Inputs) -> Tensor:
 
 
 def probabilities(model: nn.Module, x: Inputs) -> np.ndarray:
-    """Of the model itself, a single row with a second one beside it."""
+    """Probabilities of the model itself; a single row is scored with a second one beside it."""
     rows = len(x["a"])
     two = {name: torch.cat([values, values[:1]]) for name, values in x.items()}
     with torch.no_grad():
@@ -129,7 +129,9 @@ def test_what_does_not_fit_the_example_is_named(
     scorer = scorer_of(Deep().eval(), tmp_path)
     x = inputs(1)
     x["seen"][4, 2] = ROWS
-    with pytest.raises(BadId, match=rf"column 2 of input\['seen'\]. has id {ROWS}, but its table has"):
+    with pytest.raises(
+        BadId, match=rf"column 2 of input\['seen'\]. has id {ROWS}, but its table has"
+    ):
         scorer.score(x)
     x = inputs(1)
     with pytest.raises(BadRequest, match=r"lack \['b'\] and have \['c'\], which the example"):

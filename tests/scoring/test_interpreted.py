@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was
 
 
 def both(*made: Node) -> tuple[np.ndarray, np.ndarray]:
-    """Logits by the engine and by torch: sums of what the last node gives, of numbers in 0..1."""
+    """Logits by the engine and by torch: sums of the last node's output, for inputs in 0..1."""
     last = made[-1]
     end = last.at + last.width
     total = Node(op="sum", at=end, width=1, times=last.width, x=((last.at, last.width),))

@@ -114,7 +114,7 @@ def expected(
     lengths: np.ndarray,
     counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The same one id after the other, from the table as floats."""
+    """Pooled rows, summed one id after the other, from the table as floats."""
     rows = table.to_float().double().numpy()
     scores, at = [], 0
     for length in lengths:

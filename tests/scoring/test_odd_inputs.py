@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_refused(scorers: Scorers, name: str) -> None:
 
 
 def apart(tensor: Tensor) -> Tensor:
-    """The same numbers with others between them."""
+    """A tensor of these numbers, with others between them in memory."""
     wide = torch.full((*tensor.shape, 2), 77, dtype=tensor.dtype)
     wide[..., 0] = tensor
     return wide[..., 0]

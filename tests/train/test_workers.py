@@ -88,7 +88,7 @@ def test_workers_end_with_the_model_of_one_process_that_has_their_batches_togeth
     trained: dict[str, list[dict[str, Tensor]]],
     case: str,
 ) -> None:
-    """Of a log of one row group; the last batches are short."""
+    """The log has one row group, and the last batches are short."""
     wanted = small_model(synth_features)
     train_joined(wanted, Data(synth_log, synth_features), CASES[case], 2)
     start = small_model(synth_features).state_dict()

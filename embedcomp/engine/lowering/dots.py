@@ -148,7 +148,7 @@ def _neighbours(columns: np.ndarray) -> list[np.ndarray]:
 
 
 def _runs(wanted: np.ndarray, width: int) -> list[Run]:
-    """Runs of what is wanted, none of which goes on into the next row of `width`."""
+    """Runs of neighbouring products that are wanted; none goes on into the next row of `width`."""
     places = np.flatnonzero(wanted)
     breaks = np.flatnonzero((np.diff(places) != 1) | (places[1:] % width == 0)) + 1
     return [(int(part[0]), len(part)) for part in np.split(places, breaks) if len(part)]

@@ -76,7 +76,10 @@ class Lowering:
         return source
 
     def stage(self, pieces: Iterable[Piece]) -> int:
-        """Of what reads them: the user's where everything is; constants are every stage's."""
+        """Stage of what is computed from these pieces: the user's if all of them are.
+
+        Constants are in every stage.
+        """
         return min((self.buffers[buffer].stage for buffer, _, _ in pieces), default=USER)
 
     def together(self, pieces: list[Piece]) -> list[Piece]:

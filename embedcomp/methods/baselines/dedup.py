@@ -42,7 +42,7 @@ def compress(layer: Layer, settings: Settings) -> Served:
 
 
 def _cells(layer: Layer, most: int) -> Tensor:
-    """Places of rows that fall into at most so many cells, int64 [rows]."""
+    """Cells, at most `most`, into which rows fall: int64 [rows]."""
     found = output_basis(layer, "loss")
     codes = layer.weight.double() @ found.encoder * found.weights.sqrt()
     coarse, fine = 0.0, 1.0  # cells an octave of the largest code

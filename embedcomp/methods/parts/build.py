@@ -123,7 +123,7 @@ def of_bias(outputs: int, biased: bool, storage: AnyStorage) -> Storage | None:
 
 
 def low_rank_and_rest(spec: TableSpec, rank: int, storage: Storage) -> CompressedTable:
-    """A table of codes and of what they leave of each column."""
+    """A table of low-rank codes and of the rounded rest of each column."""
     stored = StoredRows(spec.rows, rank + spec.dim, storage)
     return table(spec, stored, Affine(rank, spec.dim, "float16", True, residual=True))
 
@@ -163,7 +163,7 @@ def _ladder(most: int) -> list[int]:
 
 
 def product_codes(spec: Spec, columns: int, parts: int, bits: ProductBits) -> AnyStorage:
-    """The storage of so many codes for a table's columns, as they are or as few as are kept.
+    """The storage of a layer's columns by product codes: parts of columns, each with a codebook.
 
     Raises:
         BadSettings: there are more parts than columns.

@@ -29,7 +29,7 @@ Weighting = Literal["loss", "output"]  # of errors: by measured gradients, or al
 
 
 def output_basis(layer: Layer, weighting: Weighting) -> Basis:
-    """The directions of a layer's output in order of what they are worth (AFM, arXiv 2405.18146).
+    """The directions of a layer's output, the most valuable first (AFM, arXiv 2405.18146).
 
     Args:
         weighting: "loss" weighs errors by the measured gradients, where there are any.
@@ -46,7 +46,7 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
 
 
 def metric_roots(layer: Layer, weighting: Weighting) -> Roots | None:
-    """Of what errors of a layer's output cost; None: all the same."""
+    """Roots of the metric of errors in a layer's output; None if all errors cost the same."""
     gradient = layer.gradient if weighting == "loss" else None
     return None if gradient is None else layer.shared("metric roots", lambda: roots(gradient))
 

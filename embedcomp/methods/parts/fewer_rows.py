@@ -36,7 +36,7 @@ class FewerRows:
     """Settings of a method that stores fewer rows than a table has."""
 
     share: float  # of the rows that is stored
-    rank: int | None = None  # of what is stored; none: its columns as they are
+    rank: int | None = None  # of the stored rows; None: their columns as they are
     storage: FactorStorage = "float16"
     dropped: Literal["mean", "zero"] = "mean"  # what stands for rows that are dropped: the mean of
     # those that are looked up, weighted by counts, or nothing
@@ -133,7 +133,7 @@ def first(layer: Layer, order: Tensor, share: float) -> Tensor:
     stands_for = layer.stands_for
     if stands_for is None:
         number = kept(len(order), share)
-    else:  # so many of a sample that they stand for the share
+    else:  # a number of the sample's rows that stands for the share
         covered = stands_for[order].cumsum(0)
         number = max(int((covered <= share * stands_for.sum()).sum()), 1)
     chosen = torch.zeros(len(order), dtype=torch.bool)

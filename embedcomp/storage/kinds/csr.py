@@ -38,7 +38,7 @@ def examples(rows: int, width: int) -> list[Kind]:
 
 @dataclass(frozen=True)
 class Csr(Kind):
-    """So many elements that are not zero, the largest ones.
+    """Sparse rows: a given number of elements, the largest ones, and zeros.
 
     An element takes an fp16 value and its column (1 byte up to 256 columns, 2 beyond), a row 4
     bytes for where its elements begin. The kept elements train and the others stay zero.
@@ -122,12 +122,12 @@ class Csr(Kind):
 
 
 def _column_bytes(width: int) -> int:
-    """Of the number of a column."""
+    """Bytes that hold the number of a column."""
     return 1 if width <= 1 << 8 else 2
 
 
 def _dense(state: State, first: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Rows [n, width] whose elements begin at `first` and are so many."""
+    """Rows [n, width] whose elements begin at `first` and are `lengths` in number."""
     n = len(first)
     row = torch.repeat_interleave(torch.arange(n, device=first.device), lengths)
     begins = lengths.cumsum(0) - lengths

@@ -189,7 +189,7 @@ def encode(
 def _encode_slowly(
     values: np.ndarray, bits: np.ndarray, matters: np.ndarray, words: np.ndarray, out: np.ndarray
 ) -> None:
-    """The same where the engine was not built: the Viterbi algorithm over all values at once."""
+    """Encode where the engine was not built: the Viterbi algorithm over all values at once."""
     columns = np.flatnonzero(bits)
     steps = [(values[row, c], c) for row in range(len(values)) for c in columns]
     cost = np.full(256, np.inf, np.float32)
@@ -251,7 +251,7 @@ def errors_by_value() -> Tensor:
 
 
 def _squared_errors(values: np.ndarray, bits: int) -> np.ndarray:
-    """Of values [n, width] in normal columns of so many bits."""
+    """Squared errors of values [n, width] in normal columns of `bits` bits."""
     n, width = values.shape
     probe = Trellis((n,), (width * bits,))
     grid = torch.tensor([1.0, 0.0, -bits]).bfloat16()[None, :, None].expand(1, 3, width)
