@@ -23,7 +23,7 @@ from benchmarks.steps import Steps
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
-from embedcomp.compare.made import Original
+from embedcomp.compare.original import Original
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
 from embedcomp.log.features import Features

@@ -81,14 +81,14 @@ class Runs:
         self, trained: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
         figures = {
-            f"{split}_{figure}": result.spread([one[split][figure] for one in scored])
+            f"{split}_{figure}": result.over_seeds([one[split][figure] for one in scored])
             for split in SPLITS
             for figure in ("auc", "logloss")
         }
         histories = [made["history"] for made in trained]
         return {
             **figures,
-            "seconds": result.spread([made["seconds"] for made in trained]),
+            "seconds": result.over_seeds([made["seconds"] for made in trained]),
             "epochs": [history[-1]["epoch"] for history in histories],
             "embedding_l2": [history[0].get("embedding_l2") for history in histories],
             "probe_seconds": [

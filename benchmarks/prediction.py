@@ -21,7 +21,7 @@ from embedcomp.compare.run import Trained
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.progress import shown, steps
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
-from embedcomp.swapping.checked import CheckSettings, render, summary
+from embedcomp.swapping.prediction import CheckSettings, render, summary
 
 MODEL = "dcnv2"
 

@@ -150,8 +150,10 @@ def summary(by_seed: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             found[name] = {"failed": failed}
             continue
         found[name] = {
-            **{figure: result.spread([one[figure] for one, _ in made]) for figure in FIGURES},
-            "auc_minus_control": result.spread([one["auc"] - other["auc"] for one, other in made]),
+            **{figure: result.over_seeds([one[figure] for one, _ in made]) for figure in FIGURES},
+            "auc_minus_control": result.over_seeds(
+                [one["auc"] - other["auc"] for one, other in made]
+            ),
             "bytes": [one["bytes"] for one, _ in made],
             "rows_per_second": [one["rows_per_second"] for one, _ in made],
         }
@@ -170,7 +172,7 @@ def pairs(by_seed: Sequence[dict[str, dict[str, Any]]], wanted: Sequence[Variant
         if any("failed" in one for both_of_seed in both for one in both_of_seed):
             found.append({**entry, "failed": True})
             continue
-        gain = result.spread([ours["auc"] - svd["auc"] for ours, svd in both])
+        gain = result.over_seeds([ours["auc"] - svd["auc"] for ours, svd in both])
         found.append(
             {
                 **entry,

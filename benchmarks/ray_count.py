@@ -13,7 +13,7 @@ from statistics import median
 import pyarrow as pa
 import ray
 
-from benchmarks.result import spread, write
+from benchmarks.result import over_seeds, write
 from benchmarks.script import command, open_log, parser
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import IdCounts, LogCounts, count
@@ -84,7 +84,7 @@ def main() -> None:
         data={"log": given.log, "rows": log.rows("train"), "pieces": len(pieces)},
         settings={"runs": 3, "ray": ray.__version__},
         seeds=[],
-        results={name: {"seconds": spread(seconds)} for name, seconds in found.items()},
+        results={name: {"seconds": over_seeds(seconds)} for name, seconds in found.items()},
         folder=given.results,
     )
     print(written)

@@ -98,7 +98,7 @@ def write(
     return file
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean and standard deviation of one figure over seeds, and the figure of each seed."""
     deviation = stdev(values) if len(values) > 1 else None
     return {"mean": mean(values), "std": deviation, "values": list(values)}

@@ -41,6 +41,7 @@ from benchmarks import result
 from benchmarks.script import WORK, command, console, open_log, parser
 from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
+from embedcomp.engine.standalone import PRECISIONS
 from embedcomp.log.batches import in_order
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.scorer.alone import stand_alone_from_log
@@ -54,7 +55,6 @@ BATCHES = (1, 16, 64, 256, 1024, 4096)
 DIFFERENT = 16  # batches of each size
 TABLES = "*embedding_bags.*"
 CODES = {"method": "low_rank", "rank": 16, "storage": "column_int8"}
-PRECISIONS = ("float32", "bfloat16", "int8")
 EVALUATED = 8192  # rows scored at a time for the AUC
 CANDIDATES = 512
 STORED = "float16"  # of low-rank layers

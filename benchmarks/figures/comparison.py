@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from benchmarks.figures.markdown import each, faster, spread, table
+from benchmarks.figures.markdown import each, faster, plus_minus, table
 from benchmarks.figures.record import Record, claim
-from benchmarks.result import spread as over_seeds
+from benchmarks.result import over_seeds
 from embedcomp.compare.pictures import Curve, Level, Picture, Point
 
 DCN = "dcnv2"
@@ -156,7 +156,7 @@ def tuned(*records: Record) -> list[str]:
                     log.name,
                     size,
                     f"{max(a['bytes']['total'] for a, _ in both):,}",
-                    spread(over_seeds([a["auc"] for a, _ in both])),
+                    plus_minus(over_seeds([a["auc"] for a, _ in both])),
                     f"{mean(b['auc'] for _, b in both):.5f}",
                     each(over_seeds([a["auc"] - b["auc"] for a, b in both])),
                     f"{mean(a['logloss'] for a, _ in both):.5f}",

@@ -15,7 +15,7 @@ def table(
     return [*lines, *("|" + "".join(f" {cell} |" if cell else " |" for cell in r) for r in rows)]
 
 
-def spread(figure: dict[str, Any], digits: int = 5) -> str:
+def plus_minus(figure: dict[str, Any], digits: int = 5) -> str:
     """Mean and standard deviation over seeds."""
     deviation = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
     return f"{figure['mean']:.{digits}f}{deviation}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.figures.markdown import each, spread, table
+from benchmarks.figures.markdown import each, plus_minus, table
 from benchmarks.figures.record import Record, claim
 
 
@@ -16,7 +16,7 @@ def models(*records: Record) -> list[str]:
             record["data"]["name"],
             _words(name),
             f"{max(one['total'] for one in made['bytes']):,}",
-            spread(made["auc"]),
+            plus_minus(made["auc"]),
             f"{made['logloss']['mean']:.5f}",
             each(made["auc_minus_control"]),
         ]

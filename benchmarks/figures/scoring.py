@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.figures.markdown import table
 from benchmarks.figures.record import Record, claim
+from embedcomp.engine.standalone import PRECISIONS
 
 FLOAT, COMPILED = "torchrec float", "torchrec int8, AOTInductor"
-PRECISIONS = ("float32", "bfloat16", "int8")
 OURS = tuple(f"embedcomp {precision}" for precision in PRECISIONS)
 BATCHES = ("1", "64", "1024")
 MIB = 2**20

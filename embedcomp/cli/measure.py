@@ -30,7 +30,7 @@ def measure(
     from embedcomp.log.click_log import ClickLog
     from embedcomp.recipes.progress import steps
     from embedcomp.recipes.settings import CompressSettings, changed
-    from embedcomp.swapping.checked import CheckSettings, render, summary
+    from embedcomp.swapping.prediction import CheckSettings, render, summary
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = changed(CompressSettings(budget="100%", methods=names), changes or [])

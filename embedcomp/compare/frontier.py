@@ -14,7 +14,7 @@ from rich.table import Table
 from embedcomp import methods, recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
-from embedcomp.compare.made import Clock, Original, Progress, Silent, of_plan, score
+from embedcomp.compare.original import Clock, Original, Progress, Silent, of_plan, score
 from embedcomp.compare.pictures import Curve, Level, Picture, Point, html, png
 from embedcomp.compare.provenance import provenance
 from embedcomp.errors import BadSettings

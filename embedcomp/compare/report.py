@@ -33,7 +33,7 @@ READING = (
     "that a method cannot take at all are compressed by the methods in the setting `rest`."
 )
 
-Rows = list[list[str]]
+Cells = list[list[str]]
 
 
 def report(out: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def tables(found: Iterable[Section]) -> list[RenderableType]:
     return shown
 
 
-def figures(section: Section) -> tuple[list[str], Rows]:
+def figures(section: Section) -> tuple[list[str], Cells]:
     """Every method at every budget, with the original and the control first."""
     head = ["budget", "method", "seeds", "bytes", "size", "AUC", "std", "log loss"]
     head += [f"AUC - {section.reference}", "std", *(f"rows/s at {n}" for n in BATCHES)]
@@ -91,7 +91,7 @@ def figures(section: Section) -> tuple[list[str], Rows]:
     return head, [_figures(section, *key) for key in present]
 
 
-def verdicts(section: Section) -> tuple[list[str], Rows]:
+def verdicts(section: Section) -> tuple[list[str], Cells]:
     """The planned mix and the best single method at every budget."""
     head = ["budget", "planned AUC", "best single method", "its AUC", "difference"]
     head += ["its std", "spread of AUC over seeds", "planned is"]
@@ -214,12 +214,12 @@ def _file_name(section: Section) -> str:
     return re.sub(r"[^\w.-]", "-", name)
 
 
-def _markdown(head: Sequence[str], rows: Rows) -> str:
+def _markdown(head: Sequence[str], rows: Cells) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _rich(title: str, head: Sequence[str], rows: Rows) -> Table:
+def _rich(title: str, head: Sequence[str], rows: Cells) -> Table:
     table = Table(title=title)
     for name in head:
         words = name in ("budget", "method", "best single method", "planned is")

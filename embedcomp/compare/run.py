@@ -22,7 +22,7 @@ from embedcomp.compare.cells import (
     source,
     training,
 )
-from embedcomp.compare.made import Clock, Original, Progress, Silent, score
+from embedcomp.compare.original import Clock, Original, Progress, Silent, score
 from embedcomp.compare.provenance import provenance
 from embedcomp.compare.results import Record
 from embedcomp.log.click_log import ClickLog

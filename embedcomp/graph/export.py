@@ -17,15 +17,15 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.graph.apart import (
+from embedcomp.graph.from_program import as_graph
+from embedcomp.graph.graph import Graph, Leaf, LookUp
+from embedcomp.graph.inputs import leaves, with_leaves
+from embedcomp.graph.lookups import (
     Calls,
     CannotExport,
     plain_linears,
     taken_apart,
 )
-from embedcomp.graph.from_program import as_graph
-from embedcomp.graph.graph import Graph, Leaf, LookUp
-from embedcomp.graph.inputs import leaves, with_leaves
 
 Score = Callable[[nn.Module, Any], Tensor]
 SIZES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)  # of batches, of which some are no other dimension

@@ -23,7 +23,7 @@ from embedcomp.graph.trace import (
     WHOLE,
     CannotTrace,
     Fixed,
-    Rows,
+    PerRow,
     Tracer,
     id_column,
     operation_name,
@@ -96,7 +96,7 @@ def _traced(
         given += made
     given += [tracer.weight(name) for name in weights]
     logits, *asked = tracer.run(program.graph, _with_constants(program, given))
-    if not isinstance(logits, Rows) or logits.of_a_row.numel() != 1:
+    if not isinstance(logits, PerRow) or logits.of_a_row.numel() != 1:
         raise CannotTrace("score that does not depend on the inputs")
     out = int(logits.of_a_row)
     features: list[Feature] = []
@@ -116,7 +116,7 @@ def _with_constants(program: ExportedProgram, given: Sequence[Any]) -> list[Any]
     ]
 
 
-def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[Rows], int]:
+def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[PerRow], int]:
     """What a lookup gives as columns: a node a feature."""
     if what.kind == "pooled":
         made = []
@@ -131,7 +131,7 @@ def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[Rows], int
                 ).columns
                 for i, width in enumerate(widths)
             ]
-            made.append(Rows(torch.cat(parts, 1)))
+            made.append(PerRow(torch.cat(parts, 1)))
         return made, slot + len(what.features)
     *shape, width = what.widths
     bags = 1 if what.kind == "bag" else math.prod(shape)
@@ -139,7 +139,7 @@ def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[Rows], int
         tracer.source((width,), op="look_up", which=slot + i, form="rows").columns
         for i in range(bags)
     ]
-    return [Rows(torch.cat(parts, 1).reshape(ROWS, *shape, width))], slot + bags
+    return [PerRow(torch.cat(parts, 1).reshape(ROWS, *shape, width))], slot + bags
 
 
 def _features(what: LookUp, asked: Sequence[Any], described: Sequence[Leaf]) -> list[Feature]:
@@ -159,7 +159,7 @@ def _features(what: LookUp, asked: Sequence[Any], described: Sequence[Leaf]) -> 
             Feature(table=table, leaf=leaf, key=key)
             for table, key in zip(what.tables, what.features, strict=True)
         ]
-    if len(asked) > 1 or not isinstance(asked[0], Rows):
+    if len(asked) > 1 or not isinstance(asked[0], PerRow):
         raise CannotTrace(f"way to work out the ids of {what.module}")
     columns = [id_column(int(column)) for column in asked[0].of_a_row]
     table = what.tables[0]

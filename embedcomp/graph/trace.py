@@ -67,7 +67,7 @@ class CannotTrace(Exception):
 
 
 @dataclass(frozen=True)
-class Rows:
+class PerRow:
     """A value that differs from row to row: the columns that it is made of, [ROWS * n, ...]."""
 
     columns: Tensor
@@ -106,14 +106,14 @@ class Tracer:
         self._weight_at: dict[str, Tensor] = {}
         self._next = 0
 
-    def source(self, shape: Sequence[int], **what: Any) -> Rows:
+    def source(self, shape: Sequence[int], **what: Any) -> PerRow:
         """New columns for a value with this shape of a row."""
         return self._new((ROWS, *shape), **what)
 
-    def ids(self, shape: Sequence[int], leaf: int) -> Rows:
+    def ids(self, shape: Sequence[int], leaf: int) -> PerRow:
         """Columns of an input of ids."""
         at = IDS + leaf * MOST_IDS + torch.arange(math.prod(shape))
-        return Rows((at + STEP * torch.arange(ROWS)[:, None]).reshape(ROWS, *shape))
+        return PerRow((at + STEP * torch.arange(ROWS)[:, None]).reshape(ROWS, *shape))
 
     def weight(self, name: str) -> Fixed:
         value = self._weights[name]
@@ -128,7 +128,7 @@ class Tracer:
         """What the program gives, in terms of the nodes.
 
         Args:
-            inputs: Rows or Fixed for every placeholder, in their order.
+            inputs: PerRow or Fixed for every placeholder, in their order.
 
         Raises:
             CannotTrace: the engine lacks an operation.
@@ -153,7 +153,7 @@ class Tracer:
 
     def _call(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911 - one a kind
         everything, name = _flat((args, kwargs)), operation_name(target)
-        held = [a for a in everything if isinstance(a, Rows | Fixed)]
+        held = [a for a in everything if isinstance(a, PerRow | Fixed)]
         if name.startswith(("_assert", "sym_constrain")):
             return None
         if not all(isinstance(a, _KNOWN) for a in everything):
@@ -170,7 +170,7 @@ class Tracer:
             return _map(made, Fixed) if isinstance(made, tuple | list) else Fixed(made)
         if name in _SAME:
             asked = {a for a in everything if isinstance(a, torch.dtype)}
-            if isinstance(args[0], Rows) and not asked <= _types(args[0]):
+            if isinstance(args[0], PerRow) and not asked <= _types(args[0]):
                 raise CannotTrace(f"{name} to another type")
             if name == "dropout" and args[2]:
                 raise CannotTrace("dropout while it scores")
@@ -179,13 +179,13 @@ class Tracer:
 
     def _move(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Views and the like: run on the columns' numbers."""
-        held = [a for a in _flat((args, kwargs)) if isinstance(a, Rows | Fixed)]
-        rows = any(isinstance(h, Rows) for h in held)
+        held = [a for a in _flat((args, kwargs)) if isinstance(a, PerRow | Fixed)]
+        rows = any(isinstance(h, PerRow) for h in held)
         if not rows and any(h.columns is None for h in held[:1]):
             raise CannotTrace(f"{operation_name(target)} of a constant")
 
-        def columns(value: Rows | Fixed) -> Tensor:
-            if isinstance(value, Rows):
+        def columns(value: PerRow | Fixed) -> Tensor:
+            if isinstance(value, PerRow):
                 return value.columns
             return value.value if value.columns is None else value.columns
 
@@ -227,12 +227,12 @@ class Tracer:
             return self._unary(name, args[0], low=args[1] if len(args) > 1 else _SLOPES[name])
         raise CannotTrace(name)
 
-    def _unary(self, name: str, x: Any, low: float = 0.0, high: float = 0.0) -> Rows:
-        if not isinstance(x, Rows):
+    def _unary(self, name: str, x: Any, low: float = 0.0, high: float = 0.0) -> PerRow:
+        if not isinstance(x, PerRow):
             raise CannotTrace(f"{name} of a weight")
         return self._new(x.shape, op="unary", name=name, x=_runs(x.columns), low=low, high=high)
 
-    def _clamp(self, name: str, args: Any, kwargs: Any) -> Rows:
+    def _clamp(self, name: str, args: Any, kwargs: Any) -> PerRow:
         bounds = [*args[1:], None, None]
         low, high = kwargs.get("min", bounds[0]), kwargs.get("max", bounds[1])
         if name == "clamp_max":
@@ -244,7 +244,7 @@ class Tracer:
         low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
         return self._unary("clamp", args[0], low=low, high=high)
 
-    def _binary(self, name: str, x: Any, y: Any, kwargs: Any) -> Rows:
+    def _binary(self, name: str, x: Any, y: Any, kwargs: Any) -> PerRow:
         scale = kwargs.get("alpha", 1)
         if isinstance(y, int | float):
             return self._with_number(name, x, y * scale)
@@ -258,12 +258,12 @@ class Tracer:
             raise CannotTrace(f"{name} of a number")
         if scale != 1:
             y = self._unary("affine", y, low=scale)
-        if not (isinstance(x, Rows) or isinstance(y, Rows)):
+        if not (isinstance(x, PerRow) or isinstance(y, PerRow)):
             raise CannotTrace(f"{name} of weights")
         a, b = torch.broadcast_tensors(self._columns(x), self._columns(y))
         return self._new(a.shape, op="binary", name=_BINARY[name], x=_runs(a), y=_runs(b))
 
-    def _with_number(self, name: str, x: Any, y: float) -> Rows:
+    def _with_number(self, name: str, x: Any, y: float) -> PerRow:
         if name == "pow":
             if y not in _POWERS:
                 raise CannotTrace(f"power {y}")
@@ -279,21 +279,21 @@ class Tracer:
 
     def _columns(self, value: Any) -> Tensor:
         """The columns of a value; those of a weight are every row's."""
-        if isinstance(value, Rows):
+        if isinstance(value, PerRow):
             return value.columns
         if isinstance(value, Fixed) and value.columns is not None:
             return value.columns
         raise CannotTrace("a number that is no weight")
 
-    def _linear(self, x: Any, weight: Any, bias: Any) -> Rows:
-        if not isinstance(x, Rows) or not isinstance(weight, Fixed):
+    def _linear(self, x: Any, weight: Any, bias: Any) -> PerRow:
+        if not isinstance(x, PerRow) or not isinstance(weight, Fixed):
             raise CannotTrace("a product with a weight that differs from row to row")
         outputs, inputs = weight.value.shape
         plain = bias is None or (isinstance(bias, Fixed) and bias.value.shape == (outputs,))
         if not plain:
             raise CannotTrace("a bias that differs from row to row")
         if not inputs:  # what is left is the bias, the same for every row
-            return Rows(self._columns(bias).expand(*x.shape[:-1], outputs))
+            return PerRow(self._columns(bias).expand(*x.shape[:-1], outputs))
         name, form, column = self._matrix(weight)
         times = x.of_a_row.numel() // inputs
         made = self._new(
@@ -332,31 +332,32 @@ class Tracer:
                         return name, form, column
         raise CannotTrace("a product with scattered numbers of a weight")
 
-    def _addmm(self, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Rows:
+    def _addmm(self, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> PerRow:
         if alpha == beta == 1:
             return self._linear(x, _turned(y), bias)
         product = self._with_number("mul", self._product(x, y), alpha)
-        added = Rows(self._columns(bias).expand(product.shape))
+        added = PerRow(self._columns(bias).expand(product.shape))
         return self._binary("add", product, self._with_number("mul", added, beta), {})
 
-    def _product(self, x: Any, y: Any) -> Rows:
-        if isinstance(x, Rows) and isinstance(y, Fixed) and y.value.dim() == 2:
+    def _product(self, x: Any, y: Any) -> PerRow:
+        if isinstance(x, PerRow) and isinstance(y, Fixed) and y.value.dim() == 2:
             return self._linear(x, _turned(y), None)
-        if isinstance(x, Fixed) and isinstance(y, Rows) and x.value.dim() == 2:  # x @ every matrix
+        # x times every row's matrix
+        if isinstance(x, Fixed) and isinstance(y, PerRow) and x.value.dim() == 2:
             turned = self._linear(_rows(y.columns.transpose(-1, -2)), x, None)
             return _rows(turned.columns.transpose(-1, -2))
-        both = isinstance(x, Rows) and isinstance(y, Rows)
+        both = isinstance(x, PerRow) and isinstance(y, PerRow)
         if both and len(x.shape) > 2 and x.shape[:-2] == y.shape[:-2]:
             return self._batched(x.columns, y.columns.transpose(-1, -2))
         raise CannotTrace("a product of this kind")
 
-    def _batched(self, x: Tensor, y: Tensor) -> Rows:
+    def _batched(self, x: Tensor, y: Tensor) -> PerRow:
         """x [B, ..., n, width] and y [B, ..., m, width] to their dot products [B, ..., n, m]."""
         pairs = zip(*(of.reshape(ROWS, -1, *of.shape[-2:]).unbind(1) for of in (x, y)), strict=True)
         made = torch.stack([self._dots(*pair).columns for pair in pairs], 1)
-        return Rows(made.reshape(*x.shape[:-1], y.shape[-2]))
+        return PerRow(made.reshape(*x.shape[:-1], y.shape[-2]))
 
-    def _dots(self, x: Tensor, y: Tensor) -> Rows:
+    def _dots(self, x: Tensor, y: Tensor) -> PerRow:
         """x [B, n, width] and y [B, m, width] to their dot products [B, n, m]."""
         return self._new(
             (ROWS, x.shape[1], y.shape[1]),
@@ -368,10 +369,10 @@ class Tracer:
             outputs=y.shape[1],
         )
 
-    def _sum(self, name: str, args: Any, kwargs: Any) -> Rows:
+    def _sum(self, name: str, args: Any, kwargs: Any) -> PerRow:
         x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
         keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-        if not isinstance(x, Rows) or dims is None:
+        if not isinstance(x, PerRow) or dims is None:
             raise CannotTrace(f"{name} over all rows")
         rank = x.columns.dim()
         over = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims)})
@@ -386,30 +387,30 @@ class Tracer:
             made = _rows(made.columns.reshape([x.shape[d] for d in kept]))
         return self._unary("affine", made, low=1 / times) if name == "mean" else made
 
-    def _softmax(self, x: Any, dim: int, dtype: torch.dtype | None = None) -> Rows:
-        if not isinstance(x, Rows) or dim % x.columns.dim() == 0 or dtype not in _FLOAT32:
+    def _softmax(self, x: Any, dim: int, dtype: torch.dtype | None = None) -> PerRow:
+        if not isinstance(x, PerRow) or dim % x.columns.dim() == 0 or dtype not in _FLOAT32:
             raise CannotTrace("softmax of this kind")
         raised = self._unary("exp", self._binary("sub", x, self._largest(x, dim), {}))
         return self._binary("div", raised, self._sum("sum", (raised, dim, True), {}), {})
 
-    def _largest(self, x: Rows, dim: int) -> Rows:
+    def _largest(self, x: PerRow, dim: int) -> PerRow:
         """The largest along a dimension, of which 1 is left: one half against the other."""
         while (count := x.shape[dim]) > 1:
             half = count // 2
             low, high, odd = x.columns.split([half, half, count - 2 * half], dim)
-            larger = self._binary("maximum", Rows(low), Rows(high), {})
-            x = Rows(torch.cat([larger.columns, odd], dim))
+            larger = self._binary("maximum", PerRow(low), PerRow(high), {})
+            x = PerRow(torch.cat([larger.columns, odd], dim))
         return x
 
     def _layer_norm(
         self,
-        x: Rows,
+        x: PerRow,
         shape: Sequence[int],
         weight: Fixed | None = None,
         bias: Fixed | None = None,
         epsilon: float = 1e-5,
         _: bool = False,
-    ) -> Rows:
+    ) -> PerRow:
         dims = list(range(-len(shape), 0))
         off = self._binary("sub", x, self._sum("mean", (x, dims, True), {}), {})
         variance = self._sum("mean", (self._unary("square", off), dims, True), {})
@@ -419,7 +420,7 @@ class Tracer:
             made = self._binary("mul", made, weight, {})
         return made if bias is None else self._binary("add", made, bias, {})
 
-    def _batch_norm(self, given: Sequence[Any], training: bool, epsilon: float) -> Rows:
+    def _batch_norm(self, given: Sequence[Any], training: bool, epsilon: float) -> PerRow:
         """By the running mean and variance [C] of dimension 1 of x [B, C, ...].
 
         Args:
@@ -429,9 +430,9 @@ class Tracer:
         if training or mean is None or variance is None:
             raise CannotTrace("batch_norm by the batch's own mean and variance")
 
-        def alike(value: Fixed) -> Rows:  # the same in all rows
+        def alike(value: Fixed) -> PerRow:  # repeated in all rows
             columns = self._columns(value).view(1, -1, *[1] * (len(x.shape) - 2))
-            return Rows(columns.expand(ROWS, *columns.shape[1:]))
+            return PerRow(columns.expand(ROWS, *columns.shape[1:]))
 
         spread = self._unary("affine", alike(variance), low=1.0, high=epsilon)
         off = self._binary("sub", x, alike(mean), {})
@@ -440,14 +441,14 @@ class Tracer:
             made = self._binary("mul", made, alike(weight), {})
         return made if bias is None else self._binary("add", made, alike(bias), {})
 
-    def _new(self, shape: Sequence[int], **what: Any) -> Rows:
+    def _new(self, shape: Sequence[int], **what: Any) -> PerRow:
         """A new node, whose columns lie in the order of a value of this shape, the batch first."""
         if len(shape) == 0 or math.prod(shape) % ROWS or shape[0] % ROWS:
             raise CannotTrace(f"{what.get('name') or what['op']} of something that is not a batch")
         width = math.prod(shape) // ROWS
         at = self._add(width=width, **what)
         columns = at + torch.arange(width) + STEP * torch.arange(ROWS)[:, None]
-        return Rows(columns.reshape(tuple(shape)))
+        return PerRow(columns.reshape(tuple(shape)))
 
     def _add(self, **what: Any) -> int:
         node = Node(at=self._next, **what)
@@ -479,7 +480,7 @@ def pruned(nodes: Sequence[Node], out: int) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
-def _types(value: Rows) -> set[torch.dtype]:
+def _types(value: PerRow) -> set[torch.dtype]:
     """Types that a value can have without a change of its numbers."""
     ids = bool((value.of_a_row >= IDS).all())
     return {torch.int32, torch.int64} if ids else {torch.float32}
@@ -500,7 +501,7 @@ def _neighbours(row: Tensor) -> tuple[Run, ...]:
     return tuple((int(row[a]), b - a) for a, b in pairwise(starts) if b > a)
 
 
-def _rows(columns: Tensor) -> Rows:
+def _rows(columns: Tensor) -> PerRow:
     """A value made of these columns, of which some may be weights.
 
     Raises:
@@ -513,11 +514,11 @@ def _rows(columns: Tensor) -> Rows:
         alike = bool(((step == wanted).all(0) | (step == 0).all(0)).all())
     if not alike:
         raise CannotTrace("something that mixes the rows of a batch")
-    return Rows(columns)
+    return PerRow(columns)
 
 
 _KNOWN = (
-    *(Rows, Fixed, int, float, bool, str, type(None), Tensor, slice),
+    *(PerRow, Fixed, int, float, bool, str, type(None), Tensor, slice),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 
@@ -546,7 +547,7 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
         return type(value)(_map(child, change) for child in value)
     if isinstance(value, dict):
         return {name: _map(child, change) for name, child in value.items()}
-    return change(value) if isinstance(value, Rows | Fixed | Tensor) else value
+    return change(value) if isinstance(value, PerRow | Fixed | Tensor) else value
 
 
 def operation_name(target: Any) -> str:

@@ -12,8 +12,8 @@ from embedcomp.planning.spread import Option, spread
 from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.swapping import checked
-from embedcomp.swapping.checked import Checked, CheckSettings, Counted
+from embedcomp.swapping import prediction
+from embedcomp.swapping.prediction import Checked, CheckSettings, Counted
 
 
 def options(
@@ -22,7 +22,7 @@ def options(
     settings: CompressSettings,
     checking: CheckSettings,
     rows: int,
-    watch: Counted = checked.quiet,
+    watch: Counted = prediction.quiet,
 ) -> list[Option]:
     """Options of all layers to hold predicted losses against measured ones on.
 
@@ -51,9 +51,9 @@ def check(
     measured: Statistics,
     chosen: Sequence[Option],
     batches: Sequence[Batch],
-    watch: Counted = checked.quiet,
+    watch: Counted = prediction.quiet,
 ) -> list[Checked]:
     """Measure the increase of the log loss by each option alone."""
     model = original.model()
     layers = measured.measured(layers_of(original, model)).layers
-    return checked.check(model, layers, chosen, batches, watch)
+    return prediction.check(model, layers, chosen, batches, watch)

@@ -18,8 +18,8 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.modules.sizes import model_bytes
+from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_torch import in_memory
-from embedcomp.scorer.runs import Runs
 from embedcomp.train.quality import quality
 from embedcomp.train.tables import fast_tables
 
@@ -54,11 +54,13 @@ def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> di
     largest = max(SPEED_BATCHES)
     rows = Rows.concatenate(list(islice(read_rows(log, features, log.pieces(split)), 1)))
     repeated = rows.take(np.arange(largest) % len(rows))
-    runs = in_memory(model, features)
-    return {str(n): round(_rows_per_second(runs, repeated, features, n), 1) for n in SPEED_BATCHES}
+    backend = in_memory(model, features)
+    return {
+        str(n): round(_rows_per_second(backend, repeated, features, n), 1) for n in SPEED_BATCHES
+    }
 
 
-def _rows_per_second(runs: Runs, rows: Rows, features: Features, batch_rows: int) -> float:
+def _rows_per_second(backend: Backend, rows: Rows, features: Features, batch_rows: int) -> float:
     starts = range(0, len(rows), batch_rows)
     batches = [rows.take(np.arange(start, start + batch_rows)) for start in starts[:64]]
     seconds: list[float] = []
@@ -66,7 +68,7 @@ def _rows_per_second(runs: Runs, rows: Rows, features: Features, batch_rows: int
     while time.perf_counter() - began < SPEED_SECONDS or len(seconds) < 5:
         for batch in batches:
             start = time.perf_counter()
-            runs.score_encoded(batch, features)
+            backend.score_encoded(batch, features)
             seconds.append(time.perf_counter() - start)
     return batch_rows / median(seconds)
 

@@ -18,7 +18,7 @@ from embedcomp.artifact.proof import (
     chosen,
 )
 from embedcomp.artifact.source import ModelSource
-from embedcomp.graph.apart import CannotExport
+from embedcomp.graph.lookups import CannotExport
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes

@@ -17,7 +17,6 @@ from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import prepared
 from embedcomp.engine.standalone import Standalone
 from embedcomp.engine.tensors import StoredMatrix, Table
-from embedcomp.graph.apart import CannotExport, plain_linears
 from embedcomp.graph.export import (
     Exported,
     Score,
@@ -26,6 +25,7 @@ from embedcomp.graph.export import (
     rebatched,
 )
 from embedcomp.graph.graph import LookUp
+from embedcomp.graph.lookups import CannotExport, plain_linears
 from embedcomp.kernels import native
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features

@@ -33,22 +33,22 @@ from embedcomp.engine.prepare import (
 from embedcomp.engine.program import Work
 from embedcomp.engine.standalone import Standalone
 from embedcomp.errors import BadModel, BadRequest
-from embedcomp.graph.apart import CannotExport
+from embedcomp.graph.lookups import CannotExport
 from embedcomp.kernels import native
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.scorer import compiled
 from embedcomp.scorer.alone import stand_alone_from_log
+from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_engine import ByEngine
 from embedcomp.scorer.interpreted import Interpreted
 from embedcomp.scorer.portable import Portable
-from embedcomp.scorer.runs import Runs
 
 COMPILED_ROWS = 11  # of the example that a program is compiled with
 
 
-def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
+def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:
     """The artifact's program; an artifact without one is built by the model's own code."""
     if artifact.standalone is None:
         return in_memory(artifact.model(), artifact.features, threads, precision)
@@ -82,7 +82,7 @@ def in_memory(
     features: Features,
     threads: int | None = 1,
     precision: str | None = None,
-) -> Runs:
+) -> Backend:
     """A model of a log's features as it is served."""
     try:
         made = stand_alone_from_log(model, features)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedcomp.engine.standalone import Standalone
-from embedcomp.graph.apart import plain_linear
+from embedcomp.graph.lookups import plain_linear
 from embedcomp.modules.layout import Compressed, build
 from embedcomp.modules.linear import ServedLinear
 

@@ -19,8 +19,8 @@ from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.kernels import native
 from embedcomp.log.features import Features
+from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_engine import ByEngine
-from embedcomp.scorer.runs import Runs
 
 
 class Scorer:
@@ -45,7 +45,7 @@ class Scorer:
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None
         self.alone = artifact.standalone
-        self._runs = _opened(artifact, threads, precision)
+        self._backend = _opened(artifact, threads, precision)
         if self.description.saved_for:
             logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
 
@@ -75,7 +75,7 @@ class Scorer:
     @property
     def description(self) -> Description:
         """What runs the model."""
-        return self._runs.description
+        return self._backend.description
 
     @property
     def engine(self) -> str:
@@ -90,16 +90,16 @@ class Scorer:
     @property
     def work(self) -> Work | None:
         """What a row costs the compiled engine; None where torch scores."""
-        return self._runs.work
+        return self._backend.work
 
     @property
     def splits(self) -> bool:
         """Whether the user's part of the model is computed once for all candidates."""
-        return self._runs.splits
+        return self._backend.splits
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
         """A call that scores these inputs, which are prepared already: for measuring."""
-        return self._runs.call(items, user)
+        return self._backend.call(items, user)
 
     def score(
         self, items: Any, user: pa.RecordBatch | None = None, *, one_user: bool = False
@@ -126,24 +126,24 @@ class Scorer:
             return self._score_columns(items, user)
         if user is not None:
             raise BadRequest("user", "comes with raw columns only; else set one_user")
-        return self._runs.score_inputs(items, one_user)
+        return self._backend.score_inputs(items, one_user)
 
     def _score_columns(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
         columns = dict(zip(items.schema.names, items.columns, strict=True))
         theirs = {} if user is None else _user_columns(user, columns)
-        return self._runs.score_columns(self.features, columns, theirs, items.num_rows)
+        return self._backend.score_columns(self.features, columns, theirs, items.num_rows)
 
 
-def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Runs:
+def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:
     alone = artifact.standalone
     if alone is not None and alone.graph is not None and native.library() is not None:
         return ByEngine(alone, mapped(artifact.tensors_file), threads, precision)
     from embedcomp.scorer import by_torch
 
-    runs = by_torch.opened(artifact, threads, precision)
-    if precision not in (None, "float32") and runs.work is None:
-        raise BadSettings(f"{artifact.name} is scored in float32 alone, by {runs.description}")
-    return runs
+    backend = by_torch.opened(artifact, threads, precision)
+    if precision not in (None, "float32") and backend.work is None:
+        raise BadSettings(f"{artifact.name} is scored in float32 alone, by {backend.description}")
+    return backend
 
 
 def _user_columns(user: pa.RecordBatch, items: Mapping[str, pa.Array]) -> dict[str, pa.Array]:

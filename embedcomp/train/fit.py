@@ -111,7 +111,7 @@ def _with_l2(
     rows = probe.rows_of(sum(piece.rows for piece in train))
     if rows < max(probe.FEWEST, workers.count()):
         return replace(settings, embedding_l2=probe.USUAL_L2), {"embedding_l2": probe.USUAL_L2}
-    few = probe.spread(train, rows), probe.spread(valid, -(-rows // 2))
+    few = probe.sample(train, rows), probe.sample(valid, -(-rows // 2))
 
     def trained(l2: float) -> Quality:
         copied = copy.deepcopy(model)

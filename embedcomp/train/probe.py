@@ -98,7 +98,7 @@ def rows_of(train: int) -> int:
     return max(1, min(ROWS, train // SHARE))
 
 
-def spread(pieces: Sequence[Piece], rows: int) -> list[Piece]:
+def sample(pieces: Sequence[Piece], rows: int) -> list[Piece]:
     """About `rows` rows, in runs at equal distances."""
     total = sum(piece.rows for piece in pieces)
     runs = min(RUNS, rows)

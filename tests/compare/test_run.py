@@ -13,7 +13,7 @@ from embedcomp import methods, recipes
 from embedcomp.artifact.source import ModelSource
 from embedcomp.compare import results
 from embedcomp.compare.cells import cells, compressing
-from embedcomp.compare.made import Original, Silent
+from embedcomp.compare.original import Original, Silent
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import _Comparison, compare
 from embedcomp.errors import BadLog, BadSettings, LatencyTooSmall

@@ -14,7 +14,7 @@ from embedcomp import methods
 from embedcomp.errors import BadModel, BadSettings
 from embedcomp.planning.choices import Choice, choices
 from embedcomp.planning.spread import Option, spread
-from embedcomp.swapping.checked import (
+from embedcomp.swapping.prediction import (
     Checked,
     CheckSettings,
     check,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import embedcomp
 from embedcomp import methods
 from embedcomp.errors import BadArtifact, BadRequest
-from embedcomp.graph.apart import CannotExport
 from embedcomp.graph.export import rebatched
+from embedcomp.graph.lookups import CannotExport
 from embedcomp.sensitivity.layer import LinearSpec, Spec
 from embedcomp.sensitivity.layers import find
 from tests.cases import CASES, DIM, ROWS, TABLES, B, Case, dlrm, kjt, reads_weight, tabular

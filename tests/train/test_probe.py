@@ -92,12 +92,12 @@ def test_probes_that_are_done_are_not_run_again(tmp_path: Path) -> None:
 
 def test_a_share_is_runs_of_rows_from_all_over_the_log() -> None:
     pieces = [Piece("train", "f", i, rows) for i, rows in enumerate([1000, 300, 2700])]
-    found = probe.spread(pieces, 800)
+    found = probe.sample(pieces, 800)
     assert sum(piece.rows for piece in found) == 800
     before = {0: 0, 1: 1000, 2: 1300}
     starts = [before[piece.row_group] + piece.first for piece in found]
     assert [start for start in starts if start % 500 == 0] == list(range(0, 4000, 500))
-    assert probe.spread(pieces, 4000) == pieces
+    assert probe.sample(pieces, 4000) == pieces
 
 
 def test_a_run_tells_its_probes_and_a_weight_that_is_given_has_none(

@@ -1,4 +1,4 @@
-"""One compressed model of many: planned, made, scored."""
+"""An original that is measured once, and the compressed models that are made of it."""
 
 from __future__ import annotations
 

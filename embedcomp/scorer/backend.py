@@ -15,7 +15,7 @@ from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 
 
-class Runs(Protocol):
+class Backend(Protocol):
     """Gives probabilities float32 [B].
 
     description: what it is, and why it is not the compiled engine.
