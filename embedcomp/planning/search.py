@@ -21,6 +21,7 @@ from embedcomp.planning.choices import (
     Menu,
     Wanted,
     candidates,
+    empty_bytes,
     empty_on_meta,
     every,
     front,
@@ -258,7 +259,8 @@ class Search:
     def _end(self, goal: Goal) -> Chosen:
         tables = self._solved(goal, self._settled(), {})
         assert tables is not None
-        readers = self._of_readers(tables, thoroughly=True)
+        readers = self._smallest_of_readers(tables) if goal is SMALLEST else None
+        readers = readers or self._of_readers(tables, thoroughly=True)
         chosen = self._solved(goal, {**self._fixed(tables), **readers}, tables)
         assert chosen is not None
         return chosen
@@ -353,11 +355,28 @@ class Search:
         Args:
             thoroughly: all there are, not only those that are likely the best.
         """
-        present = {name: r for name, r in self.readers.items() if name in self.layers}
         in_short = not thoroughly and not getattr(self.solver, "WHOLE_FAMILIES", False)
-        return self._menus(
-            {name: self._read(name, r, tables, in_short) for name, r in present.items()}
-        )
+        return self._menus(self._asked_of_readers(tables, in_short))
+
+    def _smallest_of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu] | None:
+        """The smallest choices of each method for readers as narrow as these tables make them.
+
+        None: the smallest plan may be made of others, since the solver weighs whole families of
+        choices or a method's smallest ones cannot be stored.
+        """
+        if getattr(self.solver, "WHOLE_FAMILIES", False):
+            return None
+        asked = self._asked_of_readers(tables, in_short=False)
+        for name, one in asked.items():
+            if one.key != name:  # something is folded into it
+                asked[name] = replace(one, key=(one.key, "smallest"), wanted=_smallest)
+        menus = self._menus(asked)
+        found = {name: {choice.method for choice in menu} for name, menu in menus.items()}
+        return menus if all(found[n] == set(one.names()) for n, one in asked.items()) else None
+
+    def _asked_of_readers(self, tables: Mapping[str, Choice], in_short: bool) -> dict[str, _Asked]:
+        present = {name: r for name, r in self.readers.items() if name in self.layers}
+        return {name: self._read(name, r, tables, in_short) for name, r in present.items()}
 
     def _read(
         self, name: str, reader: Reader, tables: Mapping[str, Choice], in_short: bool
@@ -416,3 +435,12 @@ class Search:
         """A table as it was and as it is, on a sample of its rows."""
         layer = self.layers[table].sampled(SAMPLED_ROWS)
         return layer, methods.get(choice.method).compress(layer, choice.settings)
+
+
+def _smallest(spec: Spec, names: Collection[str]) -> Wanted:
+    """The candidates of each method that take the fewest bytes."""
+    wanted = {}
+    for name, some in every(spec, names).items():
+        sizes = [empty_bytes(name, spec, settings) for settings in some]
+        wanted[name] = [s for s, size in zip(some, sizes, strict=True) if size == min(sizes)]
+    return wanted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["torch"]
@@ -11,8 +13,12 @@ if TYPE_CHECKING:
     import torch
 else:
 
+    @cache  # encoding rows asks a hundred thousand times
+    def _imported() -> ModuleType:
+        return import_module("torch")
+
     class _Torch:
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("torch"), name)
+            return getattr(_imported(), name)
 
     torch = _Torch()
