@@ -31,12 +31,18 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(params=SETTINGS, ids=lambda p: "_".join([p[0], *map(str, p[1].values())]))
+@pytest.fixture(
+    scope="module", params=SETTINGS, ids=lambda p: "_".join([p[0], *map(str, p[1].values())])
+)
 def original(
-    request: pytest.FixtureRequest, synth_log: ClickLog, synth_features: Features, tmp_path: Path
+    request: pytest.FixtureRequest,
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
     """A model with tables of some size, as if it had been trained for long."""
     name, settings = request.param
+    tmp_path = tmp_path_factory.mktemp(name)
     source = ModelSource(model=name, settings=SMALL | settings).complete()
     model = source.build(synth_features)
     for module in model.modules():
@@ -51,7 +57,7 @@ def original(
 @pytest.fixture
 def compressed(original: Artifact, synth_log: ClickLog, tmp_path: Path) -> Artifact:
     settings = CompressSettings(
-        budget="5x", methods=("keep", "low_rank", "row_int8"), measure_rows=2000
+        budget="5x", methods=("keep", "svd", "row_int8"), measure_rows=2000
     )
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
