@@ -26,7 +26,7 @@ demo: $(STAMP)
 
 # Ray takes all cores itself, and gives up on workers that start slowly.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not matrix and not ray"
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not ray"
 	$(BIN)/python -m pytest -m ray
 
 # What differs from a test of `make test` in sizes alone.

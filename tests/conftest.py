@@ -35,6 +35,24 @@ COLUMNS = {
     "price": [0.0, 3.0, None, -3.0],
 }
 
+LONG = (  # files of tests that take more than about ten seconds, so that no worker ends with one
+    "cli/test_commands.py",
+    "compress/test_grouping.py",
+    "compress/test_latency.py",
+    "compress/test_plan.py",
+    "methods/test_contract.py",
+    "methods/test_tiers.py",
+    "models/test_every_model.py",
+    "scoring/test_artifact.py",
+    "scoring/test_compiled.py",
+    "scoring/test_random_inputs.py",
+    "tests/test_artifact.py",
+    "tests/test_inplace.py",
+    "tests/test_torch_rechub.py",
+    "train/test_train.py",
+    "train/test_workers.py",
+)
+
 WriteLog = Callable[..., Path]
 
 torch.set_num_threads(1)  # the models here are small; a second thread costs more than it brings
@@ -42,7 +60,8 @@ torch.set_num_threads(1)  # the models here are small; a second thread costs mor
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers take whole files, whose tests share what they train."""
+    """Several workers take whole files, whose tests share what they train; long ones first."""
+    items.sort(key=lambda item: not str(item.path).endswith(LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
 

@@ -25,12 +25,15 @@ from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.files import replacing
 from embedcomp.swapping import swap
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 
+matrix = pytest.mark.matrix
+FEW = ("row_int4", "half", "svd")
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
 
 
@@ -43,18 +46,36 @@ def original(
     return recipes.train(synth_log, synth_features, SOURCE, settings, out)
 
 
+@pytest.fixture(scope="module")
+def measured(synth_log: ClickLog, original: Artifact) -> Statistics:
+    return recipes.measure(original, synth_log, CompressSettings(budget="3x"))
+
+
+@pytest.fixture(scope="module")
+def planning(original: Artifact, measured: Statistics) -> recipes.Planning:
+    return recipes.Planning(original, measured)
+
+
 def requests(log: ClickLog) -> Iterator[pa.RecordBatch]:
     for piece in log.pieces("test"):
         yield from log.read(piece)
 
 
-@pytest.mark.parametrize("budget", ["3x", "10x"])
+@pytest.mark.parametrize(
+    ("budget", "methods"),
+    [("3x", FEW), ("10x", FEW), *(pytest.param(b, (), marks=matrix) for b in ("3x", "10x"))],
+)
 def test_the_artifact_scores_as_the_compressed_model_in_memory(
-    synth_log: ClickLog, original: Artifact, tmp_path: Path, budget: str
+    synth_log: ClickLog,
+    original: Artifact,
+    measured: Statistics,
+    planning: recipes.Planning,
+    tmp_path: Path,
+    budget: str,
+    methods: tuple[str, ...],
 ) -> None:
-    settings = CompressSettings(budget=budget)
-    measured = recipes.measure(original, synth_log, settings)
-    plan = recipes.plan(original, measured, settings)
+    settings = CompressSettings(budget=budget, **({"methods": methods} if methods else {}))
+    plan = planning.plan(settings)
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
     model = original.model()
     wanted = swap.apply(model, made.plan, recipes.layers_of(original, model), measured).eval()
@@ -217,14 +238,17 @@ def test_a_budget_of_the_disk_is_for_all_files(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
     whole = original.disk_bytes["disk"]
-    settings = CompressSettings(budget="2x", budget_of="disk", methods=("row_int8", "low_rank"))
+    settings = CompressSettings(
+        budget="2x", budget_of="disk", methods=("row_int8", "row_int4", "half")
+    )
     measured = recipes.measure(original, synth_log, settings)
-    plan = recipes.plan(original, measured, settings)
+    planning = recipes.Planning(original, measured)
+    plan = planning.plan(settings)
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "m")
     assert 0.8 * whole / 2 < made.disk_bytes["disk"] <= whole / 2
     with pytest.raises(LimitsTooSmall, match=r"on disk cannot be met: .* give at least") as told:
-        recipes.plan(original, measured, replace(settings, budget="20x"))
+        planning.plan(replace(settings, budget="20x"))
     (enough,) = re.findall(r"at least ([\d,]+) or", str(told.value))
-    assert recipes.plan(original, measured, replace(settings, budget=enough)).bytes_after > 0
+    assert planning.plan(replace(settings, budget=enough)).bytes_after > 0
     with pytest.raises(BadSettings, match="budget_of is for a budget"):
         CompressSettings(max_auc_loss=0.1, budget_of="disk")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 from dataclasses import replace
 from functools import cache, partial
 
@@ -22,7 +21,6 @@ from embedcomp.planning.choices import (
     choices,
     empty_bytes,
     every,
-    found_by_method,
     total_bytes,
     total_loss,
 )
@@ -40,18 +38,20 @@ from embedcomp.swapping.swap import (
     thaw,
 )
 from tests.compress import small
+from tests.compress.killed import killed_at
 
 WHOLE = model_bytes(small.model())["total"]
 SHARES = (0.9, 0.5, 0.2, 0.08, 0.04)
 # with these every byte lowers the loss; rows that are never looked up cost nothing to drop
 SPENDING = ("half", "row_int8", "row_int4", "svd", "low_rank")
+KNOWN = {}  # about the layers, whatever is planned
 
 
 @cache
 def planned(share, names=None):
     model, found, measured = small.measured()
     names = names or tuple(methods.every())
-    return plan(model, found, measured, int(WHOLE * share), names, small.SINGLE)
+    return plan(model, found, measured, int(WHOLE * share), names, small.SINGLE, known=KNOWN)
 
 
 def applied(share):
@@ -124,7 +124,7 @@ def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
 def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     model, found, measured = small.measured()
     names, most = tuple(methods.every()), planned(share).loss
-    made = plan(model, found, measured, None, names, small.SINGLE, most_loss=most)
+    made = plan(model, found, measured, None, names, small.SINGLE, most_loss=most, known=KNOWN)
     assert made.loss <= most * (1 + 1e-8)
     assert made.bytes_after <= 1.02 * planned(share).bytes_after
     assert made.budget_bytes == made.bytes_after
@@ -132,10 +132,11 @@ def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
 
 @pytest.fixture(scope="module")
 def search():
-    """Over all methods, with its choices made once."""
+    """Over some methods, with its choices made once."""
     model, found, measured = small.measured()
     layers = measured.measured(found).layers
-    return Search(layers, methods.every(), readers(model), small.SINGLE, solvers.get("exact"))
+    rest = readers(model), small.SINGLE, solvers.get("exact")
+    return Search(layers, ["keep", "half", "row_int8", "row_int4", "svd"], *rest)
 
 
 @pytest.mark.parametrize("solver", solvers.names())
@@ -161,7 +162,8 @@ def test_the_smallest_plan_of_a_solver_is_within_its_own_bytes(search, solver):
 
 def test_a_plan_says_which_solver_chose_it():
     model, found, measured = small.measured()
-    made = plan(model, found, measured, WHOLE // 3, ["svd"], small.SINGLE, solver="welore")
+    given = {"solver": "welore", "known": KNOWN}
+    made = plan(model, found, measured, WHOLE // 3, ["svd"], small.SINGLE, **given)
     assert made.solver == "welore" and made.bytes_after <= WHOLE // 3
     assert {p.method for p in made.layers} == {"keep", "svd"}
     storages = {p.settings["storage"] for p in made.layers if p.method == "svd"}
@@ -234,10 +236,11 @@ def test_tuned_weights_are_served_bit_for_bit():
 
 def test_a_budget_that_nothing_fits_names_the_smallest():
     model, found, measured = small.measured()
+    given = ["row_int8", "low_rank"], small.SINGLE
     with pytest.raises(BudgetTooSmall, match="but the smallest plan needs") as error:
-        plan(model, found, measured, 100, ["row_int8", "low_rank"], small.SINGLE)
+        plan(model, found, measured, 100, *given, known=KNOWN)
     smallest = int(str(error.value).split("needs ")[1].split(";")[0].replace(",", ""))
-    fits = plan(model, found, measured, smallest, ["row_int8", "low_rank"], small.SINGLE)
+    fits = plan(model, found, measured, smallest, *given, known=KNOWN)
     assert fits.bytes_after <= smallest
 
 
@@ -256,14 +259,14 @@ def test_a_plan_uses_only_the_methods_it_may(name):
 
 def test_layers_that_no_method_takes_are_left_to_the_rest():
     model, found, measured = small.measured()
-    names, rest = ("drop_rare",), ("low_rank",)
-    made = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, rest=rest)
+    names, given = ("drop_rare",), {"rest": ("low_rank",), "known": KNOWN}
+    made = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, **given)
     used = {kind: {p.method for p in made.layers if p.kind == kind} for kind in ("table", "linear")}
     assert "drop_rare" in used["table"] <= {"drop_rare", "keep"}
     assert "low_rank" in used["linear"] <= {"low_rank", "keep"}
     with pytest.raises(BudgetTooSmall):
-        plan(model, found, measured, WHOLE // 5, names, small.SINGLE)
-    both = plan(model, found, measured, WHOLE // 5, ("drop_rare", "svd"), small.SINGLE, rest=rest)
+        plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=KNOWN)
+    both = plan(model, found, measured, WHOLE // 5, ("drop_rare", "svd"), small.SINGLE, **given)
     assert {p.method for p in both.layers} <= {"drop_rare", "svd", "keep"}  # svd takes them all
 
 
@@ -338,7 +341,7 @@ def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():
         rest = readers(model), set(small.SINGLE), solvers.get("exact"), ()
         return Search(layers, names, *rest, known)
 
-    few, more = ("low_rank",), ("low_rank", "row_int4", "column_quantized", "weight_clustering")
+    few, more = ("svd",), ("svd", "row_int4", "column_quantized", "weight_clustering")
     tables = {  # of all but a column, so that readers keep more than half of their inputs
         name: next(
             choice
@@ -389,7 +392,7 @@ def test_processes_find_what_this_one_finds(monkeypatch):
     """With two cores' threads, and from the third layer on, as if the second had taken long."""
     _, found, measured = small.measured()
     layers = [
-        (layer, every(layer.spec, ["keep", "low_rank"]))
+        (layer, every(layer.spec, ["keep", "half"]))
         for layer in measured.measured(found).layers.values()
     ]
     here = list(by_layer(layers))
@@ -408,22 +411,15 @@ def test_processes_find_what_this_one_finds(monkeypatch):
 def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
     _, found, measured = small.measured()
     layers = [
-        (layer, every(layer.spec, ["keep", "low_rank"]))
+        (layer, every(layer.spec, ["keep", "half"]))
         for layer in measured.measured(found).layers.values()
     ]
     here = list(by_layer(layers))
     second = layers[1][0].spec.name
     monkeypatch.setattr(aside, "_processes", lambda: 2)
-    monkeypatch.setattr(aside, "found_by_method", partial(_killed_at, os.getpid(), second))
+    monkeypatch.setattr(aside, "found_by_method", partial(killed_at, os.getpid(), second))
     aside._executor.cache_clear()
     assert list(aside._sent(layers)) == here
     assert "a planning process was killed" in caplog.text
     monkeypatch.undo()
     assert list(aside._sent(layers)) == here, "processes are started again"
-
-
-def _killed_at(parent, layer, spec, seen, wanted):
-    """As if there were no memory for a layer in any process but the first."""
-    if spec.name == layer and os.getpid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found_by_method(spec, seen, wanted)

@@ -42,7 +42,7 @@ def made(
     settings = CompressSettings(
         budget="12x",
         methods=(method,),
-        rest=("low_rank",),
+        rest=("svd",),
         measure_rows=2000,
         tune=replace(TUNE, epochs=epochs),
     )

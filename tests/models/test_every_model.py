@@ -56,9 +56,7 @@ def original(
 
 @pytest.fixture
 def compressed(original: Artifact, synth_log: ClickLog, tmp_path: Path) -> Artifact:
-    settings = CompressSettings(
-        budget="5x", methods=("keep", "svd", "row_int8"), measure_rows=2000
-    )
+    settings = CompressSettings(budget="5x", methods=("keep", "svd", "row_int8"), measure_rows=2000)
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
     return recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")

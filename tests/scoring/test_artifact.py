@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,12 +46,9 @@ SWAPS: list[dict[str, Any]] = [
 MIXED: dict[str, Any] = {"method": "low_rank", "rank": 5, "storage": "column_mixed3"}
 
 
-@pytest.fixture(params=[c for c in CASES if c is not reads_weight], ids=lambda c: c.__name__)
-def case(request: pytest.FixtureRequest) -> Case:
-    torch.manual_seed(0)
-    made: Case = request.param()
-    made.model.eval()
-    return made
+every_case = pytest.mark.parametrize(
+    "make", [c for c in CASES if c is not reads_weight], ids=lambda c: c.__name__
+)
 
 
 def probabilities(case: Case, inputs: Any) -> np.ndarray:
@@ -87,6 +85,35 @@ def saved(case: Case, folder: Path, **settings: Any) -> embedcomp.Scorer:
     return embedcomp.Scorer(made)
 
 
+class Stored(NamedTuple):
+    """A swapped model with its artifact, which tests only read."""
+
+    case: Case
+    folder: Path
+
+    def opened(self, **settings: Any) -> embedcomp.Scorer:
+        return embedcomp.Scorer.open(self.folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Stored]:
+    """Makes the artifact of a model and a swap once."""
+    known: dict[str, Stored] = {}
+
+    def store(make: Callable[[], Case], swap: dict[str, Any]) -> Stored:
+        name = f"{make.__name__}-{_told(swap)}"
+        if name not in known:
+            torch.manual_seed(0)
+            case, folder = make(), tmp_path_factory.mktemp("stored")
+            case.model.eval()
+            swapped(case, swap)
+            saved(case, folder)
+            known[name] = Stored(case, folder / "m")
+        return known[name]
+
+    return store
+
+
 def _told(swap: dict[str, Any]) -> str:
     return "_".join(map(str, swap.values())) or "kept"
 
@@ -105,10 +132,12 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "swap"), PAIRS, indirect=["case"])
-def test_scores_are_the_models(case: Case, swap: dict[str, Any], tmp_path: Path) -> None:
-    swapped(case, swap)
-    scorer = saved(case, tmp_path)
+@pytest.mark.parametrize(("make", "swap"), PAIRS)
+def test_scores_are_the_models(
+    make: Callable[[], Case], swap: dict[str, Any], stored: Callable[..., Stored]
+) -> None:
+    made = stored(make, swap)
+    case, scorer = made.case, made.opened()
     inputs = case.inputs(2)
     found = scorer.score(inputs)
     # the last bit of a sum can decide to which of its steps an input is rounded
@@ -124,20 +153,23 @@ def test_scores_are_the_models(case: Case, swap: dict[str, Any], tmp_path: Path)
     assert len(scorer.score(rebatched(inputs, B, torch.arange(0)))) == 0
 
 
-def test_the_engine_runs_what_it_can(request: pytest.FixtureRequest, case: Case, tmp_path: Path):
-    name = request.node.callspec.id
-    scorer = saved(case, tmp_path)
-    assert scorer.engine.startswith("torch, since" if name in BY_TORCH else "compiled engine")
-
-
-def test_torch_scores_the_same_where_the_engine_was_not_built(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@every_case
+def test_the_engine_runs_what_it_can(
+    make: Callable[[], Case], stored: Callable[..., Stored]
 ) -> None:
-    swapped(case, MIXED)
-    inputs = case.inputs(2)
-    found = saved(case, tmp_path).score(inputs)
+    by = "torch, since" if make.__name__ in BY_TORCH else "compiled engine"
+    assert stored(make, {}).opened().engine.startswith(by)
+
+
+@every_case
+def test_torch_scores_the_same_where_the_engine_was_not_built(
+    make: Callable[[], Case], stored: Callable[..., Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = stored(make, MIXED)
+    inputs = made.case.inputs(2)
+    found = made.opened().score(inputs)
     monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
-    scorer = embedcomp.Scorer.open(tmp_path / "m")
+    scorer = made.opened()
     assert scorer.engine.startswith("torch")
     np.testing.assert_allclose(scorer.score(inputs), found, atol=CLOSE)
     one = rebatched(inputs, B, torch.tensor([5]))
@@ -145,15 +177,31 @@ def test_torch_scores_the_same_where_the_engine_was_not_built(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_other_products_are_close(case: Case, tmp_path: Path, precision: str) -> None:
-    swapped(case, MIXED)
-    scorer = saved(case, tmp_path, precision=precision)
-    if scorer.engine.startswith("compiled"):
+@every_case
+def test_other_products_are_close(
+    make: Callable[[], Case], precision: str, stored: Callable[..., Stored]
+) -> None:
+    made = stored(make, MIXED)
+    if made.opened().engine.startswith("compiled"):
+        inputs, scorer = made.case.inputs(2), made.opened(precision=precision)
         assert scorer.engine.endswith(precision)
-        inputs = case.inputs(2)
-        np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=0.02)
-        same = embedcomp.Scorer.open(tmp_path / "m", precision="float32").score(inputs)
-        np.testing.assert_allclose(same, probabilities(case, inputs), atol=CLOSE)
+        wanted = probabilities(made.case, inputs)
+        np.testing.assert_allclose(scorer.score(inputs), wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_products_are_those_that_were_asked_for_when_it_was_saved(
+    tmp_path: Path, precision: str
+) -> None:
+    torch.manual_seed(0)
+    case = dlrm()
+    case.model.eval()
+    swapped(case, MIXED)
+    scorer, inputs = saved(case, tmp_path, precision=precision), case.inputs(2)
+    assert scorer.engine.endswith(precision)
+    np.testing.assert_allclose(scorer.score(inputs), probabilities(case, inputs), atol=0.02)
+    same = embedcomp.Scorer.open(tmp_path / "m", precision="float32").score(inputs)
+    np.testing.assert_allclose(same, probabilities(case, inputs), atol=CLOSE)
 
 
 def test_several_threads_give_the_same_scores(tmp_path: Path) -> None:
@@ -167,20 +215,16 @@ def test_several_threads_give_the_same_scores(tmp_path: Path) -> None:
     assert np.array_equal(one, two)
 
 
-def test_a_fresh_model_is_filled_and_gives_the_same_bits(case: Case, tmp_path: Path) -> None:
-    swapped(case, MIXED)
-    inputs = case.inputs(2)
-    saved(case, tmp_path)
-    wanted = probabilities(case, inputs)
-    fresh = next(c for c in CASES if type(c().model) is type(case.model) and _alike(c(), case))()
+@every_case
+def test_a_fresh_model_is_filled_and_gives_the_same_bits(
+    make: Callable[[], Case], stored: Callable[..., Stored]
+) -> None:
+    made, fresh = stored(make, MIXED), make()
+    inputs = made.case.inputs(2)
+    wanted = probabilities(made.case, inputs)
     fresh.model.eval()
-    embedcomp.load_(fresh.model, tmp_path / "m")
+    embedcomp.load_(fresh.model, made.folder)
     assert np.array_equal(probabilities(fresh, inputs), wanted)
-
-
-def _alike(one: Case, other: Case) -> bool:
-    names = {n.removesuffix(".stored") for n, _ in other.model.named_modules()}
-    return {n for n, _ in one.model.named_modules()} <= names
 
 
 def test_another_model_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
