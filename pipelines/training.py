@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
-from ray.train.v2.api.train_fn_utils import report as report_metrics
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import report as report_metrics
+from ray.train.torch import TorchTrainer
 
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import EmbedcompError
@@ -46,13 +45,14 @@ def on_workers(make: Makes, title: str, storage: Path, *, count: int, retries: i
         EmbedcompError: the recipe did.
     """
     cpus = cpus_of_each(count)
+    # what type checkers see under these names is the version before, which has other arguments
     trainer = TorchTrainer(
-        _loop(make, title),
+        _loop(make, title),  # type: ignore[arg-type]
         scaling_config=ScalingConfig(num_workers=count, resources_per_worker={"CPU": cpus}),
         run_config=RunConfig(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=retries),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     try:
@@ -116,8 +116,5 @@ def _reporting(show: Watch) -> Watch:
 
 def _cause(error: WorkerGroupError) -> Exception:
     """The user's mistake behind a failed run, if there is one."""
-    for failure in error.worker_failures.values():
-        found = getattr(failure, "_base_exc", failure)
-        if isinstance(found, EmbedcompError):
-            return found
-    return error
+    mistakes = [e for e in error.worker_failures.values() if isinstance(e, EmbedcompError)]
+    return mistakes[0] if mistakes else error
