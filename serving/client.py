@@ -16,7 +16,7 @@ from embedcomp.serving.convert import to_request
 from embedcomp.serving.errors import CallFailed, Unreachable
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
-SERVICE = wire.DESCRIPTOR.services_by_name["Scoring"].full_name
+SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
 MOST_RETRIES = 4  # gRPC makes five attempts at most
 
 WAY_OUT = {

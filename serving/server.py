@@ -34,13 +34,13 @@ from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer
 
-SERVICE = wire.DESCRIPTOR.services_by_name["Scoring"].full_name
+SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
 KINDS = {
-    COMPILED: wire.Engine.COMPILED,
-    MACHINE_CODE: wire.Engine.MACHINE_CODE,
-    TORCH: wire.Engine.TORCH,
-    OWN_CODE: wire.Engine.OWN_CODE,
+    COMPILED: wire.Engine.KIND_COMPILED,
+    MACHINE_CODE: wire.Engine.KIND_MACHINE_CODE,
+    TORCH: wire.Engine.KIND_TORCH,
+    OWN_CODE: wire.Engine.KIND_OWN_CODE,
 }
 
 M = TypeVar("M", bound=Message)
@@ -147,7 +147,7 @@ def _bind(server: grpc.Server, host: str, port: int) -> int:
 
 
 class ScoringService:
-    """embedcomp.v1.Scoring: from a request's bytes to the scorer and back."""
+    """embedcomp.v1.ScoringService: from a request's bytes to the scorer and back."""
 
     def __init__(self, scorer: Scorer, settings: ServerSettings):
         self._scorer, self._settings = scorer, settings
@@ -213,7 +213,7 @@ class ScoringService:
 
 def describe(scorer: Scorer, max_rows: int) -> wire.MetadataResponse:
     """What is served: name, version, what scores, and the features in the model's order."""
-    sides = {"user": wire.Feature.USER, "item": wire.Feature.ITEM}
+    sides = {"user": wire.Feature.SIDE_USER, "item": wire.Feature.SIDE_ITEM}
     by = scorer.description
     found = wire.MetadataResponse(
         model=scorer.name,
@@ -229,7 +229,7 @@ def describe(scorer: Scorer, max_rows: int) -> wire.MetadataResponse:
     for feature in scorer.features.ids:
         found.features.add(
             name=feature.name,
-            kind=wire.Feature.CATEGORICAL,
+            kind=wire.Feature.KIND_CATEGORICAL,
             type=_id_type(feature.vocabulary.type),
             side=sides[feature.side],
             multi_valued=feature.multi_valued,
@@ -238,15 +238,15 @@ def describe(scorer: Scorer, max_rows: int) -> wire.MetadataResponse:
     for number in scorer.features.dense:
         found.features.add(
             name=number.name,
-            kind=wire.Feature.DENSE,
-            type=wire.Feature.FLOAT32,
+            kind=wire.Feature.KIND_DENSE,
+            type=wire.Feature.TYPE_FLOAT32,
             side=sides[number.side],
         )
     return found
 
 
 def _id_type(of: pa.DataType) -> wire.Feature.Type:
-    return wire.Feature.STRING if of == pa.string() else wire.Feature.INT64
+    return wire.Feature.TYPE_STRING if of == pa.string() else wire.Feature.TYPE_INT64
 
 
 def _method(

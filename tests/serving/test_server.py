@@ -244,29 +244,29 @@ def test_metadata_has_every_feature_in_order(client: Client) -> None:
     genres, age = found.features[2], found.features[4]
     assert genres == wire.Feature(
         name="genres",
-        kind=wire.Feature.CATEGORICAL,
-        type=wire.Feature.INT64,
-        side=wire.Feature.ITEM,
+        kind=wire.Feature.KIND_CATEGORICAL,
+        type=wire.Feature.TYPE_INT64,
+        side=wire.Feature.SIDE_ITEM,
         multi_valued=True,
         rows=6,
     )
     assert (age.kind, age.type, age.side) == (
-        wire.Feature.DENSE,
-        wire.Feature.FLOAT32,
-        wire.Feature.USER,
+        wire.Feature.KIND_DENSE,
+        wire.Feature.TYPE_FLOAT32,
+        wire.Feature.SIDE_USER,
     )
-    assert found.features[1].type == wire.Feature.STRING
+    assert found.features[1].type == wire.Feature.TYPE_STRING
 
 
 def test_metadata_says_what_scores_and_why(scorer: ToyScorer, client: Client) -> None:
     assert client.metadata().engine == wire.Engine(
-        kind=wire.Engine.COMPILED, precision="float32", threads=1
+        kind=wire.Engine.KIND_COMPILED, precision="float32", threads=1
     )
     scorer.description = Description(
         name=TORCH, threads=2, reason="there is no engine", saved_for="int8"
     )
     found = describe(scorer, max_rows=1).engine
-    assert (found.kind, found.precision, found.threads) == (wire.Engine.TORCH, "float32", 2)
+    assert (found.kind, found.precision, found.threads) == (wire.Engine.KIND_TORCH, "float32", 2)
     assert found.reason == (
         "there is no engine; products are float32 and not int8, as it was saved"
     )
