@@ -23,9 +23,7 @@ FRONTIER = ["frontier", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
 AFTER = ("evaluate", "inspect", "verify")
 QUICK = ["--set", "batch_rows=1024"]
-FEW = ["--methods", "svd,half,column_quantized"]  # the README's commands plan with all
-SMALL = ["--model-set", "hidden=[16,8]"]
-SMALLER = [*SMALL, "--model-set", "width=4", "--model-set", "cross_layers=1"]
+FEW = ["--methods", "low_rank,half,column_quantized"]  # the README's commands plan with all
 PLAN = ["compress", "model", "--log", "log", "--out", "o"]
 
 
@@ -50,13 +48,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return code if isinstance(code, int) else 0
 
 
-def calibrate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time fewer programs, once, and no tables that take long to be filled."""
-    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
-    monkeypatch.setattr("embedcomp.engine.calibrate.BATCHES", (1, 64))
-    monkeypatch.setattr("embedcomp.engine.calibrate.FAR_BYTES", (1 << 22, 1 << 23))
-
-
 def commands() -> list[list[str]]:
     """The README's one-by-one commands that need no server."""
     found = re.findall(r"^    embedcomp (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
@@ -72,7 +63,7 @@ def test_the_readmes_commands_run(
     assert [c[0] for c in listed] == ["log", "log", "train", "compress", *AFTER]
     for command in listed:
         smaller = [part.replace("100000", "4000") for part in command]
-        more = ["--epochs", "2", *QUICK, *SMALLER] if command[0] == "train" else []
+        more = ["--epochs", "2", *QUICK] if command[0] == "train" else []
         assert run(monkeypatch, *smaller, *more) == 0, command
     assert "clicks" in capsys.readouterr().out
 
@@ -84,8 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(patch, "log", "synth", "log", "--rows", 6000, "--seed", 3) == 0
-        train = ["train", "log", "--model", "deepfm", "--out", "model", *SMALL, *QUICK]
-        assert run(patch, *train, "--epochs", 1) == 0
+        train = ["train", "log", "--model", "deepfm", "--out", "model", "--epochs", 1, *QUICK]
+        assert run(patch, *train) == 0
         compress = ["compress", "model", "--log", "log", "--budget", "20%", "--out", "small", *FEW]
         assert run(patch, *compress) == 0
     return folder
@@ -133,7 +124,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made)
-    calibrate_quickly(monkeypatch)
+    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
     monkeypatch.setattr("embedcomp.recipes.in_time.SECONDS", 0.1)
     assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
     assert "machine.json: the cost of" in capsys.readouterr().out
@@ -144,7 +135,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     slow = json.loads(capsys.readouterr().out)
     assert {layer["method"] for layer in slow["layers"]} == {"keep"}
     assert slow["microseconds"] == slow["microseconds_before"] > 0
-    budget = f"{0.95 * slow['microseconds']:.1f}us@64"
+    budget = f"{0.9 * slow['microseconds']:.1f}us@64"
     limits = ["--latency-budget", budget, "--budget", "3x"]
     assert run(monkeypatch, *given, *limits, "--out", "quick") == 0
     assert f"us a call (budget {budget}; measured" in " ".join(capsys.readouterr().out.split())
@@ -153,7 +144,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
 
     plan = Artifact.open("quick").plan
     assert plan is not None and plan.microseconds is not None
-    assert plan.latency_budget == budget and plan.microseconds <= 0.95 * slow["microseconds"] + 0.1
+    assert plan.latency_budget == budget and plan.microseconds <= 0.9 * slow["microseconds"] + 0.1
     assert plan.bytes_after <= plan.budget_bytes == plan.bytes_before // 3
     assert plan.measured_microseconds and plan.measured_microseconds_before
     of_another = Path("machine.json").read_text().replace(calibrate.cpu(), "another machine")
@@ -321,7 +312,7 @@ def test_a_users_own_model_is_loaded_and_compressed(
     found = Artifact.open("own").model().state_dict()
     assert all(torch.equal(t, found[name]) for name, t in weights.state_dict().items())
     small = ["compress", "own", "--log", "log", "--budget", "3x", "--out", "own_small"]
-    assert run(monkeypatch, *small, *FEW) == 0
+    assert run(monkeypatch, *small) == 0
 
 
 def test_a_damaged_artifact_is_refused(
@@ -361,7 +352,6 @@ def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_
     told = {}
     for name in ("same", "other"):
         options = ["--plan", "small", "--checkpoint", f"{name}.pt", "--log", "log"]
-        options += ["--set", 'methods=["svd","half"]']
         assert run(monkeypatch, "recompress", *options, "--out", name) == 0
         told[name] = " ".join(capsys.readouterr().out.split())
         made_of = Artifact.open(name)
@@ -402,7 +392,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
 ) -> None:
     monkeypatch.chdir(made)
     monkeypatch.setattr("embedcomp.recipes.evaluate.SPEED_SECONDS", 0.01)
-    command = ["frontier", "model", "--log", "log", "--budgets", "1.5x,2x,1000000x", "--out", "f"]
+    command = ["frontier", "model", "--log", "log", "--budgets", "2x,3x,1000000x", "--out", "f"]
     command += ["--methods", "row_int8,half", "--baselines", "row_int8", "--tune-epochs", 1]
     assert run(monkeypatch, *command, "--dry-run") == 0
     assert not Path("f").exists() and "1000000x: the budget is 0" in capsys.readouterr().out
@@ -411,11 +401,11 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     assert "planned at 1000000x: the budget is 0 bytes, but the smallest plan needs" in told
     found = json.loads(Path("f/frontier.json").read_text())
     points = {(p["method"], p["budget"]): p for p in found["points"]}
-    budgets = ("1.5x", "2x", "1000000x")
+    budgets = ("2x", "3x", "1000000x")
     compared = [(m, b) for m in ("planned", "row_int8") for b in budgets]
     assert list(points) == [("original", ""), ("control", ""), *compared]
     whole = points["original", ""]["bytes"]["total"]
-    for budget in (1.5, 2):
+    for budget in (2, 3):
         small, alone = points["planned", f"{budget}x"], points["row_int8", f"{budget}x"]
         assert small["bytes"]["total"] <= whole / budget
         assert Path(small["path"]) == (made / f"f/{budget}x/1") and Path(small["path"]).is_dir()
@@ -425,7 +415,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     assert Path("f/frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "row_int8" in Path("f/frontier.html").read_text()
     left = {child.name for child in Path("f").iterdir()}
-    assert left == {"1.5x", "2x", "control", "frontier.json", "frontier.png", "frontier.html"}
+    assert left == {"2x", "3x", "control", "frontier.json", "frontier.png", "frontier.html"}
 
 
 def test_compare_goes_on_where_it_was_and_reports(

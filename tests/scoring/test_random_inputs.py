@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
@@ -21,7 +21,7 @@ from embedcomp.errors import EmbedcompError
 from embedcomp.log.batches import to_batch
 from tests.cases import DENSE, ROWS, TABLES, Case, dlrm, sequences, tabular
 
-CASES_EACH = 300
+CASES_EACH = 600
 often = settings(
     max_examples=CASES_EACH,
     deadline=None,
@@ -139,7 +139,7 @@ def test_a_matrix_of_ids(of_tabular: tuple[Case, embedcomp.Scorer], data: st.Dat
     is_right(*of_tabular, {"ids": matrix, "dense": dense}, valid, rows)
 
 
-@settings(often, max_examples=150)
+@settings(often, max_examples=300)
 @given(data=st.data())
 def test_sequences_scored_by_torch(
     of_sequences: tuple[Case, embedcomp.Scorer], data: st.DataObject
@@ -165,12 +165,9 @@ COLUMNS = {
 
 @often
 @given(data=st.data())
-def test_raw_columns(
-    format_2: tuple[Artifact, nn.Module, embedcomp.Scorer], data: st.DataObject
-) -> None:
+def test_raw_columns(format_2: Artifact, data: st.DataObject) -> None:
     """Columns of any type and with any values, missing ones too."""
-    artifact, model, scorer = format_2
-    known = artifact.features
+    scorer, known = embedcomp.Scorer(format_2), format_2.features
     columns, fits = {}, True
     for name in known.names:
         kind = known.column_type(name)
@@ -194,7 +191,7 @@ def test_raw_columns(
         return
     batch = to_batch(known.encode(columns, 3), known.keys)
     with torch.no_grad():
-        wanted = torch.sigmoid(model(batch.dense, batch.sparse).view(-1)).numpy()
+        wanted = torch.sigmoid(format_2.model()(batch.dense, batch.sparse).view(-1)).numpy()
     if not np.isfinite(batch.dense).all() or not np.isfinite(wanted).all():
         with pytest.raises(EmbedcompError):
             scorer.score(rows)
@@ -207,6 +204,5 @@ def test_raw_columns(
 
 
 @pytest.fixture(scope="module")
-def format_2() -> tuple[Artifact, nn.Module, embedcomp.Scorer]:
-    artifact = Artifact.open(Path(__file__).parent.parent / "data/format_2")
-    return artifact, artifact.model(), embedcomp.Scorer(artifact)
+def format_2() -> Artifact:
+    return Artifact.open(Path(__file__).parent.parent / "data/format_2")
