@@ -18,7 +18,8 @@ from torch_rechub.models import ranking
 
 B, WIDTH = 64, 8
 MLP: dict[str, Any] = {"dims": [16, 8], "activation": "relu", "dropout": 0.1}
-QUICK = ("row_int8", "svd")  # all methods take tens of seconds
+QUICK = "svd"  # all methods take tens of seconds
+FOLDED = pytest.param("low_rank", marks=pytest.mark.matrix)  # with a bias of its decoder
 
 
 def deepfm(sparse: list[Any], dense: list[Any]) -> nn.Module:
@@ -66,11 +67,13 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return made.eval()
 
 
+@pytest.mark.parametrize("method", [QUICK, FOLDED])
 def test_a_plan_is_carried_out_and_served_with_equal_scores(
-    model: nn.Module, tmp_path: Path
+    model: nn.Module, method: str, tmp_path: Path
 ) -> None:
     batches = [(inputs(seed), torch.zeros(B)) for seed in range(3)]
-    plan = embedcomp.plan(model, batches, budget="80%", score=logits, methods=QUICK)
+    given = {"score": logits, "methods": ("row_int8", method)}
+    plan = embedcomp.plan(model, batches, budget="80%", **given)
     with torch.no_grad():
         before = model(inputs(8))
     embedcomp.swap_(model, plan)

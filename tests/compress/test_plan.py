@@ -28,8 +28,9 @@ from embedcomp.planning.goal import ByteBudget
 from embedcomp.planning.plan import Plan, render
 from embedcomp.planning.planner import by_name, plan
 from embedcomp.planning.search import LeastBytes, LeastLoss, Search
-from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.sensitivity.layer import LinearSpec, TableSpec
 from embedcomp.sensitivity.layers import find
+from embedcomp.storage.kind import CannotStore
 from embedcomp.swapping.swap import (
     apply,
     empty_like,
@@ -130,13 +131,19 @@ def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     assert made.budget_bytes == made.bytes_after
 
 
-@pytest.fixture(scope="module")
-def search():
-    """Over some methods, with its choices made once."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(["keep", "half", "row_int8", "row_int4", "svd"], id="few"),
+        pytest.param(list(methods.every()), id="all", marks=pytest.mark.matrix),
+    ],
+)
+def search(request):
+    """A search whose choices are made once."""
     model, found, measured = small.measured()
     layers = measured.measured(found).layers
     rest = readers(model), small.SINGLE, solvers.get("exact")
-    return Search(layers, ["keep", "half", "row_int8", "row_int4", "svd"], *rest)
+    return Search(layers, request.param, *rest)
 
 
 @pytest.mark.parametrize("solver", solvers.names())
@@ -330,6 +337,32 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     asked.clear()
     again = plan(model, found, measured, WHOLE // 5, names, small.SINGLE, known=known)
     assert again == alone and not asked
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_smallest_plan_is_that_of_all_candidates(stored, monkeypatch):
+    """Narrowed readers have a method's smallest candidates, and all if those cannot be stored."""
+    model, found, measured = small.measured()
+    layers, svd = measured.measured(found).layers, methods.get("svd")
+    compress = svd.compress
+
+    def without_rank_1(layer, settings):
+        if isinstance(layer.spec, LinearSpec) and settings.rank == 1:
+            raise CannotStore(0.0, settings.storage)
+        return compress(layer, settings)
+
+    if not stored:
+        monkeypatch.setattr(svd, "compress", without_rank_1)
+
+    def smallest():
+        names = ["keep", "half", "row_int8", "svd"]
+        rest = readers(model), small.SINGLE, solvers.get("exact")
+        return Search(layers, names, *rest).smallest()
+
+    chosen = smallest()
+    monkeypatch.setattr(Search, "_smallest_of_readers", lambda *_: None)
+    assert chosen == smallest()
+    assert chosen["first.linear"].method == "svd", "what a wrong search would miss"
 
 
 def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():

@@ -54,9 +54,12 @@ def original(
     return recipes.train(synth_log, synth_features, source, none, out, start=start)
 
 
-@pytest.fixture
-def compressed(original: Artifact, synth_log: ClickLog, tmp_path: Path) -> Artifact:
-    settings = CompressSettings(budget="5x", methods=("keep", "svd", "row_int8"), measure_rows=2000)
+@pytest.fixture(params=["svd", pytest.param("low_rank", marks=pytest.mark.matrix)])
+def compressed(
+    request: pytest.FixtureRequest, original: Artifact, synth_log: ClickLog, tmp_path: Path
+) -> Artifact:
+    names = ("keep", request.param, "row_int8")
+    settings = CompressSettings(budget="5x", methods=names, measure_rows=2000)
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
     return recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")

@@ -214,6 +214,7 @@ def test_empty_matrices_are_stored(storage: str, shape: tuple[int, int]) -> None
     [
         *("product2x5", "product4", "product0x8", "product-1x8", "clustered1", "clustered2x4"),
         *("sparse0x16", "sparse2x300", "sparse9x8"),
+        *("product04x8", "product4x08", "clustered04", "sparse02x16"),  # each has one name
     ],
 )
 def test_a_storage_of_an_unknown_size_is_named(storage: str) -> None:

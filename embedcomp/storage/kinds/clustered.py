@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ BITS = (2, 3, 4, 8)
 def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("clustered"):
         return None
-    bits = name.removeprefix("clustered")
-    if not bits.isdecimal():
+    found = re.fullmatch(r"clustered([1-9]\d*)", name)
+    if found is None:
         raise _unknown(name)
-    return Clustered(int(bits))
+    return Clustered(int(found[1]))
 
 
 def _unknown(name: str) -> BadSettings:

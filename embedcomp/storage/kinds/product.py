@@ -34,7 +34,7 @@ BITS = (4, 8)
 def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("product"):
         return None
-    found = re.fullmatch(r"product(\d+)x(\d+)", name)
+    found = re.fullmatch(r"product([1-9]\d*)x([1-9]\d*)", name)
     if found is None:
         raise _unknown(name)
     return Product(int(found[1]), int(found[2]))

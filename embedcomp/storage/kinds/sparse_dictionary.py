@@ -33,7 +33,7 @@ MOST_ATOMS = 256  # a number of one takes a byte
 def named(name: str, **parameters: Any) -> Kind | None:
     if not name.startswith("sparse"):
         return None
-    found = re.fullmatch(r"sparse(\d+)x(\d+)", name)
+    found = re.fullmatch(r"sparse([1-9]\d*)x([1-9]\d*)", name)
     if found is None:
         raise _unknown(name)
     return SparseDictionary(int(found[1]), int(found[2]))
