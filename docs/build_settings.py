@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 from pathlib import Path
 from typing import Any
 
 from embedcomp import models
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
+from embedcomp.serving.settings import ServerSettings
+from embedcomp.support.described import meanings
 from embedcomp.swapping.tune import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
@@ -20,7 +20,8 @@ Written by docs/build_settings.py from the dataclasses in the code. A job file h
 first table, with the others as sub-tables. `--set name=value` of `embedcomp train` takes those of
 `[train]`, of `embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of
 `embedcomp submit` all of them with dots, of `embedcomp compare` those of its own table, likewise
-with dots; `--model-set` of `embedcomp train` takes the model's.
+with dots; `--model-set` of `embedcomp train` takes the model's. `embedcomp serve` has a flag for
+each of its settings, such as `--max-rows`.
 """
 
 
@@ -32,32 +33,20 @@ def page() -> str:
         ("`[compress]`", CompressSettings),
         ("`[compress.tune]`", TuneSettings),
         ("`embedcomp compare`", CompareSettings),
+        ("`embedcomp serve`", ServerSettings),
         *((f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()),
     ]
     return "\n".join([HEAD, *(_section(title, settings) for title, settings in parts)])
 
 
 def _section(title: str, settings: Any) -> str:
-    meanings = _meanings(settings)
+    told = meanings(settings)
     rows = [
-        f"| `{field.name}` | `{_type(field)}` | {_default(field)} | {meanings[field.name]} |"
+        f"| `{field.name}` | `{_type(field)}` | {_default(field)} | {told[field.name]} |"
         for field in dataclasses.fields(settings)
     ]
     head = ["| name | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([f"## {title}", "", *head, *rows, ""])
-
-
-def _meanings(settings: Any) -> dict[str, str]:
-    """The comment beside each field; one that goes on stands alone on the lines below."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in inspect.getsource(settings).splitlines():
-        if match := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
-            name = match[1]
-            found[name] = match[2] or ""
-        elif match := re.match(r"    # (.*)", line):
-            found[name] += f" {match[1]}"
-    return found
 
 
 def _type(field: dataclasses.Field[Any]) -> str:

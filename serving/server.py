@@ -9,7 +9,6 @@ import logging
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -26,9 +25,10 @@ from embedcomp.engine.description import (
     OWN_CODE,
     TORCH,
 )
-from embedcomp.errors import BadRequest, BadSettings
+from embedcomp.errors import BadRequest
 from embedcomp.serving.convert import from_request
 from embedcomp.serving.errors import CannotListen, Refused
+from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 if TYPE_CHECKING:
@@ -46,30 +46,6 @@ KINDS = {
 M = TypeVar("M", bound=Message)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """How a model is served."""
-
-    host: str = "127.0.0.1"  # address to listen on
-    port: int = 50051  # 0 takes a free one
-    threads: int = 4  # calls scored at a time
-    queue: int = 64  # calls that may wait for a thread; more are refused
-    max_message_bytes: int = 16 << 20  # of one request
-    max_rows: int = 16_384  # candidates of one request
-    max_ids: int = 4 << 20  # ids of one feature in a request, the user's counted per candidate
-    grace_s: float = 10.0  # that calls in flight have to finish when the server stops
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 1 << 16:
-            raise BadSettings(f"port is {self.port}, but ports are 0 to 65,535")
-        least = {"threads": 1, "queue": 0, "max_message_bytes": 1, "max_rows": 1, "max_ids": 1}
-        for name, smallest in {**least, "grace_s": 0}.items():
-            if getattr(self, name) < smallest:
-                raise BadSettings(
-                    f"{name} is {getattr(self, name)}, but must be {smallest} or more"
-                )
 
 
 def serve(scorer: Scorer, settings: ServerSettings) -> None:

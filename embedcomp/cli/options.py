@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console, RenderableType
 
 from embedcomp.errors import BadSettings
+from embedcomp.support.described import meanings
 from embedcomp.support.files import refuse_unwritable, replacing
 
 Json = Annotated[
@@ -34,6 +38,45 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, as name=value; docs/settings.md lists them."),
 ]
+
+
+def from_fields(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a dataclass, in the place of its `settings`.
+
+    An option has the field's name, type and default; its help is the comment beside the field.
+    """
+    types, told = get_type_hints(settings), meanings(settings)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[types[field.name], typer.Option(help=_sentence(told[field.name]))],
+        )
+        for field in dataclasses.fields(settings)
+    ]
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            values = {option.name: given.pop(option.name) for option in options}
+            command(**given, settings=settings(**values))
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for one in own
+            if one.name != "settings"
+        ]
+        run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in [*kept, *options]}
+        return run
+
+    return decorated
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def target(out: Path | None, dry_run: bool) -> Path | None:

@@ -7,25 +7,21 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Json, Precision, show
+from embedcomp.cli.options import Json, Precision, from_fields, show
+from embedcomp.serving.settings import ServerSettings
 
 
+@from_fields(ServerSettings)
 def serve(
     artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    threads: Annotated[int, typer.Option(help="Requests scored at a time.")] = 4,
+    settings: ServerSettings,
     precision: Precision = None,
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
     from embedcomp.scorer.scorer import Scorer
-    from embedcomp.serving.server import ServerSettings
     from embedcomp.serving.server import serve as run
 
-    run(
-        Scorer.open(artifact, precision=precision),
-        ServerSettings(host=host, port=port, threads=threads),
-    )
+    run(Scorer.open(artifact, precision=precision), settings)
 
 
 def predict(

@@ -15,7 +15,8 @@ runpy.run_path(str(ROOT / "proto" / "build.py"))["build"]()
 from toy_scorer import ToyScorer  # noqa: E402
 
 from embedcomp.serving.client import Client  # noqa: E402
-from embedcomp.serving.server import ScoringServer, ServerSettings  # noqa: E402
+from embedcomp.serving.server import ScoringServer  # noqa: E402
+from embedcomp.serving.settings import ServerSettings  # noqa: E402
 
 
 @pytest.fixture

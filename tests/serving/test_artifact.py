@@ -14,7 +14,8 @@ from embedcomp.artifact import artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
-from embedcomp.serving.server import ScoringServer, ServerSettings
+from embedcomp.serving.server import ScoringServer
+from embedcomp.serving.settings import ServerSettings
 
 
 @pytest.fixture(scope="module")

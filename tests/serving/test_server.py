@@ -33,9 +33,9 @@ from embedcomp.serving.server import (
     SERVICE,
     ScoringServer,
     ScoringService,
-    ServerSettings,
     describe,
 )
+from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 pytestmark = pytest.mark.server

@@ -69,6 +69,7 @@ class ToyScorer:
 
 
 if __name__ == "__main__":
-    from embedcomp.serving.server import ServerSettings, serve
+    from embedcomp.serving.server import serve
+    from embedcomp.serving.settings import ServerSettings
 
     serve(ToyScorer(float(sys.argv[1])), ServerSettings(port=0, grace_s=20))

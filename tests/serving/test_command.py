@@ -1,0 +1,60 @@
+"""`embedcomp serve` has an option for each of the server's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from embedcomp.cli.main import app
+from embedcomp.errors import BadSettings
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving import server
+from embedcomp.serving.settings import ServerSettings
+
+OTHERS = ServerSettings(
+    host="::1",
+    port=7,
+    threads=2,
+    queue=3,
+    max_message_bytes=5,
+    max_rows=11,
+    max_ids=13,
+    grace_s=0.5,
+)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    found: list[Any] = []
+    monkeypatch.setattr(Scorer, "open", lambda artifact, precision: (str(artifact), precision))
+    monkeypatch.setattr(server, "serve", lambda *given: found.extend(given))
+    return found
+
+
+def test_every_setting_is_an_option(served: list[Any]) -> None:
+    values = dataclasses.asdict(OTHERS).items()
+    options = [word for n, v in values for word in (f"--{n.replace('_', '-')}", str(v))]
+    assert all(getattr(OTHERS, n) != v for n, v in dataclasses.asdict(ServerSettings()).items())
+    result = CliRunner().invoke(app, ["serve", "small", *options, "--precision", "int8"])
+    assert result.exit_code == 0, result.output
+    assert served == [("small", "int8"), OTHERS]
+
+
+def test_what_is_not_given_is_the_default(served: list[Any]) -> None:
+    assert CliRunner().invoke(app, ["serve", "small"]).exit_code == 0
+    assert served == [("small", None), ServerSettings()]
+
+
+def test_the_help_is_what_stands_beside_the_field() -> None:
+    told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    assert "Calls that may wait for a thread; more are refused." in told
+    assert "[default: 16384]" in told
+
+
+def test_a_setting_out_of_range_is_refused(served: list[Any]) -> None:
+    result = CliRunner().invoke(app, ["serve", "small", "--queue", "-1"])
+    assert isinstance(result.exception, BadSettings)
+    assert "queue is -1, but must be 0 or more" in str(result.exception)
