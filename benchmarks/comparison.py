@@ -84,7 +84,7 @@ def main() -> None:
     options = _options()
     log, out = open_log(options.data, options.log), options.work / f"comparison-{options.log}"
     for part in options.part:
-        with counted(part) as progress:
+        with counted() as progress:
             compare(log, parts(options)[part], out, progress)
     records = results.read(out / results.NAME)
     for table in tables(sections(records)):

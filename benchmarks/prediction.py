@@ -19,7 +19,7 @@ from embedcomp import recipes
 from embedcomp.compare.cells import ORIGINAL, Cell
 from embedcomp.compare.run import Trained
 from embedcomp.log.click_log import ClickLog
-from embedcomp.recipes.progress import shown, steps
+from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
 from embedcomp.swapping.prediction import CheckSettings, render, summary
 
@@ -30,15 +30,14 @@ def measure(log: ClickLog, checking: CheckSettings, models: Path, seed: int) -> 
     """What `embedcomp measure` prints."""
     settings = CompareSettings(models=(MODEL,), budgets=("100%",))
     cell = Cell(model=MODEL, seed=seed, method=ORIGINAL)
-    with shown("training") as watch:
+    with shown() as watch:
         original = Trained(log, settings, cell, models).original(cell, watch)
     batches = recipes.rows_of(original, log, checking.split, checking.rows)
     read, whole = sum(map(len, batches)), CompressSettings(budget="100%")
     measured = recipes.measure(original, log, whole)
-    with steps("layers whose candidates are made") as counted:
-        chosen = recipes.options(original, measured, whole, checking, read, counted)
-    with steps("options measured") as counted:
-        found = recipes.check(original, measured, chosen, batches, counted)
+    with shown() as watch:
+        chosen = recipes.options(original, measured, whole, checking, read, watch)
+        found = recipes.check(original, measured, chosen, batches, watch)
     for shown_part in render(found, read, checking.split):
         console.print(shown_part)
     return summary(found, read, checking.split)

@@ -37,12 +37,13 @@ from embedcomp.pipelines.shards import Shards
 from embedcomp.pipelines.training import Makes, on_workers
 from embedcomp.planning.plan import Plan, render
 from embedcomp.recipes import evaluate
+from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.files import refuse_unwritable, remove, replacing, sha256
 from embedcomp.support.metrics import Quality
+from embedcomp.support.progress import Counter, Doing, Watch
 from embedcomp.train import workers
-from embedcomp.train.fit import Watch
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
@@ -111,7 +112,9 @@ class Job:
 
         def make(place: Path) -> Path:
             work, none = partial(count, self.log), LogCounts.empty(self.log)
-            found = shards.total(work, self.log.pieces(TRAIN), self.shards, none)
+            with shown() as watch:
+                watch(Doing("counting ids"))
+                found = shards.total(work, self.log.pieces(TRAIN), self.shards, none)
             remove(place)
             with replacing(place) as fresh:
                 Features.from_counts(self.log, found, settings.min_count).save(fresh)
@@ -132,7 +135,7 @@ class Job:
 
         def make(place: Path) -> Path:
             recipe = partial(_train, self.log, features, source, settings.train, place, start)
-            return self.trained(recipe, "training")
+            return self.trained(recipe)
 
         return self.records.step("train", "model", inputs, make)
 
@@ -147,7 +150,10 @@ class Job:
         def make(place: Path) -> Path:
             pieces = recipes.measure_pieces(self.log)
             work = partial(_measure, self.log, original, recipes.measure_share(pieces, settings))
-            measured = recipes.total(shards.in_piece_order(work, pieces, self.shards))
+            with shown() as watch:
+                counter = Counter(watch, "measuring", len(pieces), "pieces")
+                parts = shards.in_piece_order(work, pieces, self.shards)
+                measured = recipes.total(counter.over(parts))
             remove(place)
             with replacing(place) as fresh:
                 fresh.mkdir()
@@ -189,7 +195,7 @@ class Job:
             given = (self.log, original, statistics, planned, control)
             recipe = partial(_compress, *given, settings, place)
             if settings.tune.epochs:
-                return self.trained(recipe, "tuning")
+                return self.trained(recipe)
             return self.once(partial(_untrained, recipe))
 
         return self.records.step("compress", "artifact", inputs, make)
@@ -205,7 +211,7 @@ class Job:
 
         def make(place: Path) -> Path:
             recipe = partial(_control, self.log, original, settings, place)
-            return self.trained(recipe, "control")
+            return self.trained(recipe)
 
         return self.records.step("control", "control", inputs, make)
 
@@ -217,7 +223,8 @@ class Job:
         }
 
         def make(place: Path) -> Path:
-            result = {"split": TEST, "models": self.evaluations(models)}
+            with shown() as watch:
+                result = {"split": TEST, "models": self.evaluations(models, watch)}
             with replacing(place) as fresh:
                 fresh.write_text(json.dumps(result, indent=1) + "\n")
             return place
@@ -226,15 +233,17 @@ class Job:
         found: dict[str, Any] = json.loads(written.read_text())
         return {**found, "seconds": self.records.seconds}
 
-    def evaluations(self, models: dict[str, Path]) -> dict[str, Any]:
+    def evaluations(self, models: dict[str, Path], watch: Watch) -> dict[str, Any]:
         """Quality by shards; then speed, one model after the other with nothing else running."""
         found: dict[str, Any] = {}
         pieces = self.log.pieces(TEST)
         for name, folder in models.items():
+            watch(Doing("evaluating", note=name))
             work = partial(_quality, self.log, folder)
             scored = shards.total(work, pieces, self.shards, Quality())
             found[name] = {"path": str(folder), **scored.to_dict()}
         for name, folder in models.items():
+            watch(Doing("timing", note=name))
             found[name] |= self.once(partial(_size_and_speed, self.log, folder))
         return found
 
@@ -242,9 +251,9 @@ class Job:
         """`work` in one task that has a node's CPUs."""
         return shards.once(work, num_cpus=cpus_of_each(1), retries=self.settings.retries)
 
-    def trained(self, recipe: Makes, title: str) -> Path:
+    def trained(self, recipe: Makes) -> Path:
         settings, storage = self.settings, self.out / ".ray_train"
-        return on_workers(recipe, title, storage, count=settings.workers, retries=settings.retries)
+        return on_workers(recipe, storage, count=settings.workers, retries=settings.retries)
 
 
 def _train(
@@ -274,8 +283,9 @@ def _plan(
     log: ClickLog, original: Path, statistics: Path, settings: CompressSettings, out: Path
 ) -> Path:
     opened = Artifact.open(original)
-    held = recipes.held_out(opened, log, settings)
-    plan = recipes.plan(opened, _measured(statistics), settings, held)
+    with shown() as watch:
+        held = recipes.held_out(opened, log, settings, watch)
+        plan = recipes.plan(opened, _measured(statistics), settings, held, watch)
     with replacing(out) as fresh:
         fresh.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
     return out
@@ -313,7 +323,8 @@ def _compress(
 
 
 def _untrained(recipe: Makes) -> Path:
-    return recipe(watch=recipes.quiet).folder
+    with shown() as watch:
+        return recipe(watch=watch).folder
 
 
 def _control(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +23,9 @@ from embedcomp.errors import EmbedcompError
 from embedcomp.pipelines.cluster import cpus_of_each
 from embedcomp.recipes.progress import shown
 from embedcomp.support.files import remove
+from embedcomp.support.progress import State, Watch, quiet
 from embedcomp.train import workers
-from embedcomp.train.fit import Report, Watch
+from embedcomp.train.fit import Report
 
 
 class Makes(Protocol):
@@ -33,7 +34,7 @@ class Makes(Protocol):
     def __call__(self, *, watch: Watch) -> Artifact: ...
 
 
-def on_workers(make: Makes, title: str, storage: Path, *, count: int, retries: int) -> Path:
+def on_workers(make: Makes, storage: Path, *, count: int, retries: int) -> Path:
     """Run a recipe on `count` workers of one process group and tell where its artifact is.
 
     Args:
@@ -47,7 +48,7 @@ def on_workers(make: Makes, title: str, storage: Path, *, count: int, retries: i
     cpus = cpus_of_each(count)
     # what type checkers see under these names is the version before, which has other arguments
     trainer = TorchTrainer(
-        _loop(make, title),  # type: ignore[arg-type]
+        _loop(make),  # type: ignore[arg-type]
         scaling_config=ScalingConfig(num_workers=count, resources_per_worker={"CPU": cpus}),
         run_config=RunConfig(
             storage_path=str(storage),
@@ -80,12 +81,12 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _loop(make: Makes, title: str) -> Callable[[], dict[str, str]]:
+def _loop(make: Makes) -> Callable[[], dict[str, str]]:
     """The function that each worker runs; rank 0's result is the run's."""
 
     def loop() -> dict[str, str]:
         try:
-            with shown(title if workers.rank() == 0 else f"{title} {workers.rank()}") as show:
+            with shown() if workers.rank() == 0 else nullcontext(quiet) as show:
                 return {"folder": str(make(watch=_reporting(show)).folder)}
         except EmbedcompError as error:
             if workers.count() > 1:  # the others would wait for ever for one that just returned
@@ -103,11 +104,10 @@ def _reporting(show: Watch) -> Watch:
     """
     told = -1
 
-    def watch(report: Report) -> None:
+    def watch(report: State) -> None:
         nonlocal told
-        if workers.rank() == 0:
-            show(report)
-        if report.valid is not None and report.epoch != told:
+        show(report)
+        if isinstance(report, Report) and report.valid is not None and report.epoch != told:
             told = report.epoch
             report_metrics({"epoch": report.epoch, **report.valid.to_dict()})
 

@@ -59,7 +59,7 @@ def compare(
             "split": split,
         }
         settings = validated(CompareSettings, {**given, **read_changes(changes or [])}, "--set")
-        with counted("comparing") as progress:
+        with counted() as progress:
             records = run(ClickLog(log), settings, out, progress)
         found = [record.model_dump() for record in records]
         show({"results": found}, tables(sections(records)), json)

@@ -76,17 +76,18 @@ def compress(
     settings = validated(CompressSettings, given, "--set")
     out = target(out, dry_run)
     original, clicks = Artifact.open(model), ClickLog(log)
-    measured = recipes.measure(original, clicks, settings)
-    held = recipes.held_out(original, clicks, settings)
-    plan = recipes.plan(original, measured, settings, held)
+    with shown() as watch:
+        measured = recipes.measure(original, clicks, settings, watch)
+        held = recipes.held_out(original, clicks, settings, watch)
+        plan = recipes.plan(original, measured, settings, held, watch)
     if out is None:
         show(plan.to_dict(), [render(plan)], json)
         return
     beside = None
     if control is not None:
-        with shown("control") as watch:
+        with shown() as watch:
             beside = recipes.control(original, clicks, settings, control, watch=watch)
-    with shown("tuning") as watch:
+    with shown() as watch:
         made = recipes.compress(
             original,
             clicks,

@@ -21,12 +21,16 @@ def evaluate(
     from embedcomp.log.click_log import ClickLog
     from embedcomp.recipes.evaluate import evaluate as measured
     from embedcomp.recipes.evaluate import render
+    from embedcomp.recipes.progress import shown
+    from embedcomp.support.progress import Counter
 
     clicks = ClickLog(log)
     opened = {str(path): Artifact.open(path) for path in models}
-    found = {
-        name: measured(a.model(), clicks, a.features, split, a.folder) for name, a in opened.items()
-    }
+    with shown() as watch:
+        found = {
+            name: measured(a.model(), clicks, a.features, split, a.folder)
+            for name, a in Counter(watch, "evaluating", len(opened), "models").over(opened.items())
+        }
     result = next(iter(found.values())) if len(found) == 1 else {"models": found}
     show(result, [render(found)], json)
 

@@ -74,15 +74,15 @@ def frontier(
         out=folder,
         control=control or folder / "control",
     )
-    measured = wanted.measure()
-    plans = wanted.plans(measured)
-    if dry_run:
+    with counted() as progress:
+        measured = wanted.measure(progress.begin(""))
+        plans = wanted.plans(measured)
+        result = None if dry_run else wanted.make(measured, plans, progress)
+    if result is None:
         tables = [render(p) if isinstance(p, Plan) else f"{b}: {p}" for b, p in plans.items()]
         told = {b: p.to_dict() if isinstance(p, Plan) else p for b, p in plans.items()}
         show({"plans": told}, tables, json)
         return
-    with counted("frontier") as progress:
-        result = wanted.make(measured, plans, progress)
     files = [str(folder / f"{made.NAME}.{kind}") for kind in ("json", "png", "html")]
     show(result, [*made.render(result), *files], json)
 

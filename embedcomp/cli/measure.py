@@ -28,19 +28,20 @@ def measure(
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.recipes.progress import steps
+    from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import CompressSettings, changed
+    from embedcomp.support.progress import Doing
     from embedcomp.swapping.prediction import CheckSettings, render, summary
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = changed(CompressSettings(budget="100%", methods=names), changes or [])
     checking = CheckSettings(options=options, rows=rows, split=split, least=least, seed=seed)
     original, clicks = Artifact.open(model), ClickLog(log)
-    batches = recipes.rows_of(original, clicks, checking.split, checking.rows)
-    read = sum(map(len, batches))
-    measured = recipes.measure(original, clicks, settings)
-    with steps("layers whose candidates are made") as watch:
+    with shown() as watch:
+        watch(Doing("reading rows"))
+        batches = recipes.rows_of(original, clicks, checking.split, checking.rows)
+        read = sum(map(len, batches))
+        measured = recipes.measure(original, clicks, settings, watch)
         chosen = recipes.options(original, measured, settings, checking, read, watch)
-    with steps("options measured") as watch:
         found = recipes.check(original, measured, chosen, batches, watch)
     show(summary(found, read, split), render(found, read, split), json)

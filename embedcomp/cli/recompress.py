@@ -30,7 +30,7 @@ def recompress(
     settings = CompressSettings(budget="100%")
     settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
     planned = Artifact.open(plan)
-    with shown("tuning") as watch:
+    with shown() as watch:
         made, drift = recipes.recompress(
             planned, checkpoint, ClickLog(log), settings, out, watch=watch
         )

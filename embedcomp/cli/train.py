@@ -39,6 +39,7 @@ def train(
     from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import changed, read_changes
     from embedcomp.support.files import refuse_unwritable
+    from embedcomp.support.progress import Doing
     from embedcomp.train.settings import TrainSettings
 
     refuse_unwritable(out)
@@ -48,8 +49,9 @@ def train(
     settings = changed(TrainSettings(**given), changes or [])  # type: ignore[arg-type]
     source = ModelSource(model=model, settings=read_changes(model_changes or []))
     clicks = ClickLog(log)
-    features = Features.from_counts(clicks, count(clicks, clicks.pieces("train")), min_count)
-    with shown("training") as watch:
+    with shown() as watch:
+        watch(Doing("counting ids"))
+        features = Features.from_counts(clicks, count(clicks, clicks.pieces("train")), min_count)
         made = recipes.train(
             clicks, features, source.complete(), settings, out, start=checkpoint, watch=watch
         )

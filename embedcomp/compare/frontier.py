@@ -24,6 +24,7 @@ from embedcomp.planning.plan import Plan
 from embedcomp.recipes.evaluate import SPEED_BATCHES
 from embedcomp.recipes.settings import BESIDE_ONE, CompressSettings
 from embedcomp.support.files import remove, replacing
+from embedcomp.support.progress import Doing, Watch, quiet
 
 SIMPLE = ("half", "row_int", "svd", "drop_rare", "magnitude")  # how baselines' names begin
 NAME = "frontier"
@@ -53,7 +54,7 @@ class Frontier:
     out: Path
     control: Path
 
-    def measure(self) -> Original:
+    def measure(self, watch: Watch = quiet) -> Original:
         """The original's statistics, and what its plans share.
 
         Raises:
@@ -67,7 +68,7 @@ class Frontier:
             ByteBudget.parse(budget)
         for name in self.baselines:
             methods.get(name)
-        return Original.measure(self.original, self.log, self.settings)
+        return Original.measure(self.original, self.log, self.settings, watch)
 
     def plans(self, measured: Original) -> Plans:
         """The plan for every budget.
@@ -118,6 +119,7 @@ class Frontier:
             made = clock.time(
                 "train", lambda: recipes.control(made, self.log, settings, out, watch=watch)
             )
+        watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(made, self.log, self.split))
         point = {"method": name, "budget": "", "path": str(made.folder), **figures}
         return _told(point, clock.seconds, progress)
@@ -137,6 +139,7 @@ class Frontier:
         )
         if isinstance(made, str):
             return _told({**point, **of_plan(plan), "reason": made}, clock.seconds, progress)
+        watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(made, self.log, self.split))
         point |= {**of_plan(plan), "path": str(made.folder), **figures}
         return _told(point, clock.seconds, progress)

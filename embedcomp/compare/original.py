@@ -20,8 +20,8 @@ from embedcomp.recipes.evaluate import evaluate
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.kind import CannotStore
+from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping.heldout import HeldOut
-from embedcomp.train.fit import Watch
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Silent:
     def expect(self, steps: int, done: int) -> None: ...
 
     def begin(self, title: str) -> Watch:
-        return recipes.quiet
+        return quiet
 
     def end(self, told: str) -> None: ...
 
@@ -72,10 +72,14 @@ class Original:
     held: HeldOut | None = None
 
     @classmethod
-    def measure(cls, artifact: Artifact, log: ClickLog, settings: CompressSettings) -> Original:
-        measured = recipes.measure(artifact, log, settings)
-        held = recipes.held_out(artifact, log, settings)
-        return cls(artifact, log, measured, recipes.Planning(artifact, measured, held), held)
+    def measure(
+        cls, artifact: Artifact, log: ClickLog, settings: CompressSettings, watch: Watch = quiet
+    ) -> Original:
+        """The model and its statistics; `watch` is also told how far each of its plans is."""
+        measured = recipes.measure(artifact, log, settings, watch)
+        held = recipes.held_out(artifact, log, settings, watch)
+        planning = recipes.Planning(artifact, measured, held, watch)
+        return cls(artifact, log, measured, planning, held)
 
     def plan(self, settings: CompressSettings) -> Plan | str:
         """The plan, or why there is none."""
@@ -130,6 +134,7 @@ class Original:
         made = clock.time("compress", lambda: self.compress(plan, settings, folder, watch))
         if isinstance(made, str):
             return {**told, "reason": made}
+        watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(made, self.log, split))
         return {**told, **figures}
 

@@ -30,7 +30,7 @@ from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.recipes.settings import CompareSettings
 from embedcomp.support.files import remove
-from embedcomp.train.fit import Watch
+from embedcomp.support.progress import Doing, Watch
 
 
 def compare(
@@ -103,6 +103,7 @@ class _Comparison:
         make = trained.original if cell.method == ORIGINAL else trained.control
         made = clock.time("train", lambda: make(cell, watch))
         split = self.settings.split
+        watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(made, self.log, split))
         return {**figures, "seconds": clock.seconds}
 
@@ -146,6 +147,7 @@ class Trained:
         found = _opened(out)
         if found is not None:
             return found
+        watch(Doing("counting ids"))
         counts = count(self.log, self.log.pieces("train"))
         features = Features.from_counts(self.log, counts, self.settings.min_count)
         model, how = source(self.settings, cell.model), training(self.settings, cell)
@@ -164,7 +166,7 @@ class Trained:
         if self._measured is None:
             settings = compressing(self.settings, self.cell)
             original = self.original(self.cell, watch)
-            self._measured = Original.measure(original, self.log, settings)
+            self._measured = Original.measure(original, self.log, settings, watch)
         return self._measured
 
 

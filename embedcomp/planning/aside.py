@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from joblib import cpu_count
 from joblib.externals.loky import get_reusable_executor
@@ -24,11 +29,13 @@ from embedcomp.planning.choices import (
     found_by_method,
     seen_of,
 )
-from embedcomp.sensitivity.layer import Layer
+from embedcomp.sensitivity.layer import Layer, Spec
+from embedcomp.support.progress import Counter, Watch, quiet
 
 WORTH_STARTING = 15.0  # seconds of CPU time that are left
 WORTH_SENDING = 0.5  # seconds, where the processes are running already
 IDLE = 300.0  # seconds after which a process without work ends
+LOOK_S = 0.5  # between two looks at how far the processes are
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +43,44 @@ Asked = tuple[Layer, Wanted]
 Found = dict[str, list[Choice]]  # by method
 
 
-def by_layer(asked: Sequence[Asked]) -> Iterator[Found]:
+def by_layer(asked: Sequence[Asked], watch: Watch = quiet) -> Iterator[Found]:
     """Candidates of each layer by method; how long one layer takes says how to go on.
 
     It is not the first one, for which libraries are loaded and what all layers share is computed.
     """
-    sizes = [sum(map(len, wanted.values())) for _, wanted in asked]
+    if not asked:
+        return
+    sizes = [_size(wanted) for _, wanted in asked]
+    counter = Counter(watch, "planning", sum(sizes), "candidates")
     began = time.process_time()
     for place, (layer, wanted) in enumerate(asked):
         if place > 1 and _processes() > 1:
             left = sum(sizes[place:]) * (time.process_time() - began) / max(sizes[place - 1], 1)
             started = _executor.cache_info().currsize
             if left > (WORTH_SENDING if started else WORTH_STARTING):
-                yield from _sent(asked[place:])
+                yield from _sent(asked[place:], counter, sum(sizes[:place]))
                 return
         began = time.process_time()
-        yield found_by_method(layer.spec, seen_of(layer), wanted)
+        yield _found_here(layer.spec, seen_of(layer), wanted, counter)
 
 
-def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
+def _size(wanted: Wanted) -> int:
+    return sum(map(len, wanted.values()))
+
+
+def _found_here(spec: Spec, seen: Layer, wanted: Wanted, counter: Counter) -> Found:
+    size, made = _size(wanted), count(1)
+    counter.at(f"{spec.name}: 0 of {size}")
+    return found_by_method(
+        spec, seen, wanted, lambda: counter.add(note=f"{spec.name}: {next(made)} of {size}")
+    )
+
+
+def _sent(asked: Sequence[Asked], counter: Counter, before: int = 0) -> Iterator[Found]:
     """Fronts of these layers, each found by the next process that is free.
+
+    Args:
+        before: candidates of other layers that were counted already.
 
     A process that is killed, mostly for lack of memory, takes the others with it. What they had not
     found is then found here, where one layer is in memory at a time.
@@ -63,7 +88,7 @@ def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
     tasks = [(layer.spec, seen_of(layer), wanted) for layer, wanted in asked]
     done = 0
     try:
-        for found in _executor().map(found_by_method, *zip(*tasks, strict=True)):
+        for found in _from_processes(tasks, counter, before):
             done += 1
             yield found
     except BrokenProcessPool:
@@ -73,8 +98,55 @@ def _sent(asked: Sequence[Asked]) -> Iterator[Found]:
             "the other %d layers are planned one after the other",
             len(tasks) - done,
         )
+        counter.reach(before + sum(_size(wanted) for _, _, wanted in tasks[:done]))
         for task in tasks[done:]:
-            yield found_by_method(*task)
+            yield _found_here(*task, counter)
+
+
+def _from_processes(
+    tasks: Sequence[tuple[Spec, Layer, Wanted]], counter: Counter, before: int
+) -> Iterator[Found]:
+    """What processes find, which count their candidates in a file that all of them map.
+
+    Raises:
+        BrokenProcessPool: one of them was killed.
+    """
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "candidates"
+        made = np.memmap(file, np.int64, "w+", shape=len(tasks))
+        futures: list[Future[Found]] = []
+        try:
+            for place, task in enumerate(tasks):
+                futures.append(
+                    _executor().submit(_found_there, found_by_method, file, place, *task)
+                )
+            for future in futures:
+                while wait([future], LOOK_S).not_done:
+                    counter.reach(before + int(made.sum()), _at_work(tasks, made))
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _at_work(tasks: Sequence[tuple[Spec, Layer, Wanted]], made: np.ndarray) -> str:
+    """The layers that processes are at, which take them in their order, and their candidates."""
+    sizes = [_size(wanted) for _, _, wanted in tasks]
+    left = [place for place, size in enumerate(sizes) if made[place] < size]
+    return ", ".join(
+        f"{tasks[place][0].name}: {made[place]} of {sizes[place]}" for place in left[: _processes()]
+    )
+
+
+def _found_there(
+    find: Callable[..., Found], file: Path, place: int, spec: Spec, seen: Layer, wanted: Wanted
+) -> Found:
+    made = np.memmap(file, np.int64, "r+")
+
+    def add() -> None:
+        made[place] += 1
+
+    return find(spec, seen, wanted, add)
 
 
 def _processes() -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from embedcomp.sensitivity.layer import (
 )
 from embedcomp.sensitivity.loss import predicted_loss
 from embedcomp.storage.kind import CannotStore
+from embedcomp.support.progress import Counter
 
 SAMPLED_ROWS = 1 << 16  # of a table, on which predicted losses are measured
 
@@ -60,9 +61,14 @@ class Menu(Sequence[Choice]):
         return len(self.found)
 
 
-def choices(layer: Layer, names: Iterable[str]) -> Menu:
-    """Every candidate of these methods, with its bytes and its predicted loss."""
-    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names))
+def choices(layer: Layer, names: Iterable[str], counter: Counter | None = None) -> Menu:
+    """Every candidate of these methods, with its bytes and its predicted loss.
+
+    Args:
+        counter: of candidates.
+    """
+    made = None if counter is None else partial(counter.add, note=layer.spec.name)
+    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names), made)
     return menu(layer, (choice for some in found.values() for choice in some))
 
 
@@ -72,7 +78,9 @@ def seen_of(layer: Layer) -> Layer:
 
 
 @torch.no_grad()
-def found_by_method(spec: Spec, seen: Layer, wanted: Wanted) -> dict[str, list[Choice]]:
+def found_by_method(
+    spec: Spec, seen: Layer, wanted: Wanted, made: Callable[[], None] | None = None
+) -> dict[str, list[Choice]]:
     """Candidates of each method, with their bytes and their predicted losses.
 
     Candidates are really made and read back, so that rounding counts.
@@ -80,9 +88,10 @@ def found_by_method(spec: Spec, seen: Layer, wanted: Wanted) -> dict[str, list[C
     Args:
         spec: of the layer.
         seen: the layer or a sample of it.
+        made: called after each candidate.
     """
     with threads_for(seen.weight.numel()), seen.trying() as tried:
-        return {name: _of_method(name, some, spec, tried) for name, some in wanted.items()}
+        return {name: _of_method(name, some, spec, tried, made) for name, some in wanted.items()}
 
 
 def menu(layer: Layer, found: Iterable[Choice]) -> Menu:
@@ -109,10 +118,12 @@ def together(menus: Sequence[Menu]) -> Menu:
     return menu(menus[0].layer, (choice for one in menus for choice in one))
 
 
-def _of_method(name: str, wanted: Sequence[Any], spec: Spec, layer: Layer) -> list[Choice]:
+def _of_method(
+    name: str, wanted: Sequence[Any], spec: Spec, layer: Layer, made: Callable[[], None] | None
+) -> list[Choice]:
     method = methods.get(name)
     found = []
-    for settings in wanted:
+    for settings in _counted(wanted, made):
         try:
             served = method.compress(layer, settings)
             loss = predicted_loss(layer, served)
@@ -123,6 +134,13 @@ def _of_method(name: str, wanted: Sequence[Any], spec: Spec, layer: Layer) -> li
         size = module_bytes(served) if whole else empty_bytes(name, spec, settings)
         found.append(Choice(name, settings, size, loss))
     return found
+
+
+def _counted(wanted: Sequence[Any], made: Callable[[], None] | None) -> Iterator[Any]:
+    for settings in wanted:
+        yield settings
+        if made is not None:
+            made()
 
 
 def total_bytes(chosen: Mapping[str, Choice]) -> int:

@@ -17,6 +17,7 @@ from embedcomp.planning.choices import (
     Choice,
     Chosen,
     Menu,
+    candidates,
     choices,
     together,
 )
@@ -33,6 +34,7 @@ from embedcomp.planning.sharing import (
     shares,
 )
 from embedcomp.sensitivity.layer import Layer, TableSpec
+from embedcomp.support.progress import Counter
 
 ROUNDS = 4  # of who shares a decoder and what it then is
 WORTH_PLANNING = 0.01  # of the loss (or the bytes) that sharing must seem to save
@@ -144,7 +146,9 @@ def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
     """A table's choices of a decoder with `most` rows, without the bytes of the decoder."""
     key = layer.spec.name, f"{method} with {', '.join(t.spec.name for t in layer.group)}"
     if key not in search.known:
-        search.known[key] = choices(layer, [method])
+        wanted = len(candidates(method, layer.spec))
+        counter = Counter(search.watch, "planning", wanted, "candidates")
+        search.known[key] = choices(layer, [method], counter)
     whole = search.known[key]
     decoders = {c.settings.decoder: c.settings for c in whole}
     assert len(decoders) <= 1, "what a method offers a table is of one decoder"

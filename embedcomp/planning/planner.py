@@ -46,6 +46,7 @@ from embedcomp.planning.sharing import counted_once
 from embedcomp.sensitivity.layer import Layer, Spec, TableSpec
 from embedcomp.sensitivity.layers import Found, before_tuning
 from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.progress import Watch, quiet
 
 MethodLike = Any  # a method's name, a mapping of "method" and its settings, or its Settings
 
@@ -64,6 +65,7 @@ def plan(
     known: Known | None = None,
     timing: Timing | None = None,
     tuned: bool = False,
+    watch: Watch = quiet,
 ) -> Plan:
     """The plan with the smallest predicted loss within the budget, or the smallest within a loss.
 
@@ -101,6 +103,7 @@ def plan(
         rest,
         {} if known is None else known,
         timing,
+        watch=watch,
     )
     goal = _goal(None if budget is None else budget - fixed, most_loss, search)
     chosen = grouping.best(search, goal)

@@ -42,6 +42,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
     TableSpec,
 )
+from embedcomp.support.progress import Doing, Watch, quiet
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
 
@@ -169,6 +170,7 @@ class Search:
         known: choices that searches of the same layers share, whatever their methods and goals.
         timing: says how long choices take, where a goal is about time.
         only: the one of `names` that may be used; None: all of them.
+        watch: is told how many candidates are made, and that plans are searched.
     """
 
     layers: Mapping[str, Layer]
@@ -180,6 +182,7 @@ class Search:
     known: Known = field(default_factory=dict)
     timing: Timing | None = None
     only: str | None = None
+    watch: Watch = quiet
     _options: dict[Hashable, Menu] = field(default_factory=dict)
 
     def best(self, goal: Goal) -> Chosen | None:
@@ -267,6 +270,7 @@ class Search:
 
     def _solved(self, goal: Goal, options: dict[str, Menu], beside: Chosen) -> Chosen | None:
         """The best of the options; their times are those beside these choices."""
+        self.watch(Doing("searching the best plan"))
         timed = self.timing.timed(options, beside) if self.timing else options
         return goal.solve(self.solver, timed)
 
@@ -339,7 +343,8 @@ class Search:
         layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
         wanted = {one.key: one.wanted for one in asked.values()}
         found = by_layer(
-            [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()]
+            [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()],
+            self.watch,
         )
         for (key, layer), choices in zip(layers.items(), found, strict=True):
             self.known.update({(key, n): menu(layer, some) for n, some in choices.items()})

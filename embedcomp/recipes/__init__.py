@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from embedcomp.recipes.save import summary as summary
     from embedcomp.recipes.save import summary_line as summary_line
     from embedcomp.recipes.training import train as train
-    from embedcomp.train.fit import quiet as quiet
+    from embedcomp.support.progress import quiet as quiet
 
 _ROOMS = {
     "check": "embedcomp.recipes.checking",
@@ -57,7 +57,7 @@ _ROOMS = {
     "summary": "embedcomp.recipes.save",
     "summary_line": "embedcomp.recipes.save",
     "train": "embedcomp.recipes.training",
-    "quiet": "embedcomp.train.fit",
+    "quiet": "embedcomp.support.progress",
 }
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
-from embedcomp.planning.choices import choices
+from embedcomp.planning.choices import choices, every
 from embedcomp.planning.spread import Option, spread
 from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping import prediction
-from embedcomp.swapping.prediction import Checked, CheckSettings, Counted
+from embedcomp.swapping.prediction import Checked, CheckSettings
 
 
 def options(
@@ -22,7 +23,7 @@ def options(
     settings: CompressSettings,
     checking: CheckSettings,
     rows: int,
-    watch: Counted = prediction.quiet,
+    watch: Watch = quiet,
 ) -> list[Option]:
     """Options of all layers to hold predicted losses against measured ones on.
 
@@ -34,10 +35,10 @@ def options(
     """
     found = measured.measured(layers_of(original, original.model()))
     names = [name for name in settings.goal.methods if name != "keep"]
-    offered = {}
-    for done, (name, layer) in enumerate(found.layers.items()):
-        watch(done, len(found.layers))
-        offered[name] = choices(layer, names)
+    wanted = {name: every(layer.spec, names) for name, layer in found.layers.items()}
+    tried = sum(len(some) for one in wanted.values() for some in one.values())
+    counter = Counter(watch, "planning", tried, "candidates")
+    offered = {name: choices(layer, names, counter) for name, layer in found.layers.items()}
     chosen = spread(offered, checking.options, checking.smallest(rows), checking.seed)
     if not chosen:
         reasons = [f"{name} {reason}" for name, reason in found.refused.items()]
@@ -51,7 +52,7 @@ def check(
     measured: Statistics,
     chosen: Sequence[Option],
     batches: Sequence[Batch],
-    watch: Counted = prediction.quiet,
+    watch: Watch = quiet,
 ) -> list[Checked]:
     """Measure the increase of the log loss by each option alone."""
     model = original.model()

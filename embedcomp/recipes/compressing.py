@@ -29,10 +29,11 @@ from embedcomp.recipes.training import train
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import keeping_unrounded
+from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping import swap, tune
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.swapping.repriced import repriced
-from embedcomp.train.fit import Data, Watch, quiet
+from embedcomp.train.fit import Data
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
@@ -63,12 +64,13 @@ def compress(
     model = original.model()
     tuned = settings.tune.epochs > 0
     with keeping_unrounded() if tuned else nullcontext():  # tuning learns which way to round
-        compressed = swap.apply(model, plan, layers_of(original, model), measured)
+        compressed = swap.apply(model, plan, layers_of(original, model), measured, watch)
     history: list[dict[str, Any]] = []
     if tuned:
         data = Data(log, original.features)
         history = tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
-    held = held_out(original, log, settings) if held is None else held
+    held = held_out(original, log, settings, watch) if held is None else held
+    watch(Doing("evaluating"))
     with one_thread(), fast_tables(compressed):
         outcome, _ = held.keep_mean_(compressed)
     plan = replace(plan, outcome=outcome)
@@ -137,7 +139,7 @@ def recompress(
         original = train(
             log, planned.features, planned.source, loading, Path(scratch) / "m", start=checkpoint
         )
-        model, measured = original.model(), measure(original, log, settings)
+        model, measured = original.model(), measure(original, log, settings, watch)
         found = layers_of(original, model)
         today = repriced(model, planned.plan, found, measured)
         best = None
@@ -153,6 +155,7 @@ def recompress(
                 solver=today.solver,
                 rest=settings.rest,
                 timing=_timing_of(today, original, model, found, settings),
+                watch=watch,
             ).loss
         made = compress(original, log, measured, today, settings, out, watch=watch)
     return made, Drift(planned.plan.loss, today.loss, best)
@@ -180,6 +183,7 @@ def control(
     model = original.model()
     history = tune.control(model, Data(log, original.features), settings.tune, scratch(out), watch)
     training = {"settings": asdict(settings.tune), "history": history}
+    watch(Doing("evaluating"))
     proof = Proof.of(
         log,
         on_validation(model, log, original.features),

@@ -36,11 +36,13 @@ from embedcomp.planning.plan import Plan
 from embedcomp.planning.planner import MethodLike
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
+from embedcomp.recipes.progress import asked
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layer import Layer
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Score, Statistics, measure
+from embedcomp.support.progress import Counter, Doing, Watch
 from embedcomp.swapping import swap
 from embedcomp.swapping.heldout import HeldOut
 
@@ -71,6 +73,7 @@ def plan(
     latency_budget: str = "",
     cost_model: str = "",
     solver: str = "exact",
+    progress: bool | Watch = False,
 ) -> Plan:
     """The choices with the smallest predicted loss for which the model keeps to its budgets.
 
@@ -92,6 +95,8 @@ def plan(
         cost_model: file of `embedcomp calibrate` from the machine that serves; empty: this one's,
             on which plans are timed.
         solver: exact, highs, greedy, or the baselines welore and farms.
+        progress: True shows how far planning is on standard error; a function is called with each
+            `embedcomp.support.progress.State`.
 
     Raises:
         BadModel: no batch, layers are compressed already, or there is a latency budget and the
@@ -103,17 +108,32 @@ def plan(
     _refuse_swapped(model)
     said = "" if budget is None else str(budget)
     goal = Goal.parse(said, latency_budget, max_auc_loss, methods=methods or (), solver=solver)
+    with asked(progress) as watch:
+        return _plan(model, batches, goal, score, solver, cost_model, watch)
+
+
+def _plan(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    goal: Goal,
+    score: Score,
+    solver: str,
+    cost_model: str,
+    watch: Watch,
+) -> Plan:
+    watch(Doing("reading batches"))
     found, pairs = find(model, {}), list(batches)
-    held = HeldOut.of(model, pairs, score, "given")
-    measured = measure(model, held.inputs, found, score, count_ids=True)
-    made = partial(planner.plan, model, found, measured, solver=solver)
-    carried_out = partial(_carried_out, model, held, measured)
+    held = HeldOut.of(model, pairs, score, "given", watch)
+    counter = Counter(watch, "measuring", len(pairs), "batches")
+    measured = measure(model, counter.over(held.inputs), found, score, count_ids=True)
+    made = partial(planner.plan, model, found, measured, solver=solver, watch=watch)
+    carried_out = partial(_carried_out, model, held, measured, watch)
     if goal.auc_loss is None:
         limit = None if goal.bytes is None else goal.bytes.of(module_bytes(model))
         within = partial(made, limit, goal.methods)
         if goal.latency is None:
             return carried_out(within())
-        timed = _Timed.of(model, found, score, held.inputs, goal.latency, cost_model)
+        timed = _Timed.of(model, found, score, held.inputs, goal.latency, cost_model, watch)
         return carried_out(timed.best(within))
     noisy = Noisy.of(held.quality)
     held.refuse_one_kind()
@@ -125,7 +145,7 @@ def plan(
         lambda: made(None, ("keep",), most_loss=0.0),
     )
     told = noisy.auc_loss(smallest.loss)
-    return replace(smallest, max_auc_loss=max_auc_loss, auc_loss=told)
+    return replace(smallest, max_auc_loss=goal.auc_loss, auc_loss=told)
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,7 @@ class _Timed:
     example: Any
     original: StandsAlone
     timing: Timing
+    watch: Watch
 
     @classmethod
     def of(
@@ -147,8 +168,10 @@ class _Timed:
         inputs: Sequence[Any],
         budget: LatencyBudget,
         cost_model: str,
+        watch: Watch,
     ) -> _Timed:
         """Raises BadModel, BadSettings, CannotExport and NotBuilt, as for `plan`."""
+        watch(Doing("finding out what calls cost"))
         original = stand_alone(model, score, inputs[0])
         alone = original.standalone
         if alone.graph is None:
@@ -165,7 +188,7 @@ class _Timed:
             layers=found.layers,
             ids=_ids(alone, inputs),
         )
-        return cls(model, score, inputs[0], original, timing)
+        return cls(model, score, inputs[0], original, timing, watch)
 
     def best(self, within: Callable[..., Plan]) -> Plan:
         """The best plan; measured, where this is the machine that serves."""
@@ -177,7 +200,8 @@ class _Timed:
     def _measured(self, plan: Plan) -> Measured:
         rows, alone = self.timing.rows, self.original.standalone
         before = in_time.calls(alone, self.original.held, None, rows)
-        swap_(self.model, plan)
+        swap_(self.model, plan, progress=self.watch)
+        self.watch(Doing("timing the plan"))
         try:
             made = stand_alone(self.model, self.score, self.example)
             return in_time.measure(before, made, None, rows)
@@ -197,10 +221,13 @@ def _ids(alone: Standalone, inputs: Sequence[Any]) -> dict[str, float]:
     return {key: float(torch.cat(own).mean()) for key, own in found.items()}
 
 
-def _carried_out(model: nn.Module, held: HeldOut, measured: Statistics, made: Plan) -> Plan:
+def _carried_out(
+    model: nn.Module, held: HeldOut, measured: Statistics, watch: Watch, made: Plan
+) -> Plan:
     """The plan with its statistics, and with what it does to the model, which is left as it was."""
     whole = replace(made, measured=measured)
-    swap_(model, whole)
+    swap_(model, whole, progress=watch)
+    watch(Doing("scoring the batches"))
     try:
         outcome, _ = held.keep_mean_(model)
     finally:
@@ -212,6 +239,8 @@ def swap_(
     model: nn.Module,
     plan: Plan | Written | MethodLike,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    progress: bool | Watch = False,
 ) -> Plan:
     """Put compressed layers where the plan says, in place; `restore_` takes them out again.
 
@@ -226,6 +255,7 @@ def swap_(
             {"method": name, setting: value, ...}. Without statistics (a plan that was written
             down, or loaded), all rows and inputs of a layer matter alike.
         filter_fn: (module, name) -> whether a layer is swapped, where a method is given for all.
+        progress: as for `embedcomp.plan`.
 
     Returns:
         The plan that was carried out.
@@ -250,8 +280,10 @@ def swap_(
     modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
     rest = {n: t.clone() for n, t in _rest(model, modules).items()}
     _originals[model] = _Original(whole, modules, rest)
+    layers = (planned.measured or Statistics()).measured(found).layers
     try:
-        swap.apply_(model, planned, (planned.measured or Statistics()).measured(found).layers)
+        with asked(progress) as watch:
+            swap.apply_(model, planned, layers, watch)
     except BaseException:
         restore_(model)
         raise

@@ -17,6 +17,7 @@ from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity import statistics
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics, score_batch
+from embedcomp.support.progress import Counter, Doing, Watch, quiet
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.tables import fast_tables
 
@@ -37,23 +38,42 @@ def measure_pieces(log: ClickLog) -> list[Piece]:
 
 
 def measure_piece(
-    original: Artifact, model: nn.Module, log: ClickLog, piece: Piece, share: float
+    original: Artifact,
+    model: nn.Module,
+    log: ClickLog,
+    piece: Piece,
+    share: float,
+    counter: Counter | None = None,
 ) -> Statistics:
     """Statistics of every layer over the first `share` of one piece's rows.
 
     On one thread, since products summed by several differ in the last bit.
+
+    Args:
+        counter: of rows.
     """
-    rows = max(1, round(piece.rows * share))
+    rows = rows_in(piece, share)
     batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
+    if counter is not None:
+        batches = counter.over(batches, len)
     with one_thread():
         return statistics.measure(model, batches, layers_of(original, model))
 
 
-def measure(original: Artifact, log: ClickLog, settings: CompressSettings) -> Statistics:
+def measure(
+    original: Artifact, log: ClickLog, settings: CompressSettings, watch: Watch = quiet
+) -> Statistics:
     """Statistics of every layer over about `measure_rows` rows spread over the whole log."""
     model, pieces = original.model(), measure_pieces(log)
     share = measure_share(pieces, settings)
-    return total(measure_piece(original, model, log, piece, share) for piece in pieces)
+    rows = sum(rows_in(piece, share) for piece in pieces)
+    counter = Counter(watch, "measuring", rows, "rows")
+    return total(measure_piece(original, model, log, piece, share, counter) for piece in pieces)
+
+
+def rows_in(piece: Piece, share: float) -> int:
+    """Rows that are read of a piece."""
+    return max(1, round(piece.rows * share))
 
 
 def measure_share(pieces: Sequence[Piece], settings: CompressSettings) -> float:
@@ -69,7 +89,9 @@ def total(parts: Iterable[Statistics]) -> Statistics:
     return first
 
 
-def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> HeldOut:
+def held_out(
+    original: Artifact, log: ClickLog, settings: CompressSettings, watch: Watch = quiet
+) -> HeldOut:
     """About `measure_rows` rows that compressed models are held against the original on.
 
     They are of the validation split, which the model was not fitted to, and where there is none of
@@ -81,10 +103,11 @@ def held_out(original: Artifact, log: ClickLog, settings: CompressSettings) -> H
     """
     bounded = settings.max_auc_loss is not None
     split = SPLIT if bounded or SPLIT in log.schema.splits else TRAIN
+    watch(Doing("reading held-out rows"))
     batches = rows_of(original, log, split, settings.measure_rows)
     with one_thread(), fast_tables(original.model()) as model:
         pairs = ((batch, batch.labels) for batch in batches)
-        return HeldOut.of(model, pairs, score_batch, split)
+        return HeldOut.of(model, pairs, score_batch, split, watch)
 
 
 def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Batch]:
@@ -99,6 +122,6 @@ def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Ba
             original.features,
             [piece],
             CHECK_BATCH_ROWS,
-            rows_per_piece=max(1, round(piece.rows * share)),
+            rows_per_piece=rows_in(piece, share),
         )
     ]

@@ -36,6 +36,7 @@ from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping import swap
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.tables import fast_tables
@@ -52,11 +53,17 @@ class Planning:
             loss of AUC to the plan.
     """
 
-    def __init__(self, original: Artifact, measured: Statistics, held: HeldOut | None = None):
+    def __init__(
+        self,
+        original: Artifact,
+        measured: Statistics,
+        held: HeldOut | None = None,
+        watch: Watch = quiet,
+    ):
         self._original, self.model = original, original.model()
         self.found = measured.measured(layers_of(original, self.model))
         self._single = {f.name for f in original.features.single}
-        self._held = held
+        self._held, self._watch = held, watch
         self._known: dict[bool, Known] = {}  # without tuning, and with
 
     def plan(self, settings: CompressSettings) -> Plan:
@@ -94,6 +101,7 @@ class Planning:
         budget = None if goal.bytes is None else self._bytes(settings, goal.bytes)
         if goal.latency is None:
             return [self._within(settings, goal.methods, budget, None)]
+        self._watch(Doing("finding out what calls cost"))
         times = timing(self._original, self.model, self.found, goal.latency, settings.cost_model)
         make = partial(self._within, settings, goal.methods, budget, None, times)
         if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
@@ -139,7 +147,8 @@ class Planning:
     def _beside(self, plan: Plan) -> int:
         """Bytes that an artifact has beside its tensors, by writing one without its proof."""
         original = self._original
-        made = swap.apply(self.model, plan, self.found, Statistics())
+        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        self._watch(Doing("writing an artifact to see its size"))
         with TemporaryDirectory() as folder:
             written = saved(
                 Path(folder),
@@ -156,7 +165,8 @@ class Planning:
         """Carry a plan out and time it against the original."""
         original = self._original
         assert original.standalone is not None, "its time was predicted"
-        made = swap.apply(self.model, plan, self.found, Statistics())
+        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        self._watch(Doing("timing the plan"))
         before = in_time.calls(original.standalone, original.tensors(), original.features, rows)
         alone = stand_alone_from_log(made, original.features)
         return in_time.measure(before, alone, original.features, rows)
@@ -183,6 +193,7 @@ class Planning:
             known=self._known.setdefault(tuned, {}),
             timing=timing,
             tuned=tuned,
+            watch=self._watch,
         )
         noisy = self._noisy
         return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))
@@ -199,7 +210,8 @@ class Planning:
     def _carried_out(self, plan: Plan) -> Plan:
         """The plan with what it does to the held-out rows."""
         assert self._held is not None
-        made = swap.apply(self.model, plan, self.found, Statistics())
+        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        self._watch(Doing("scoring the held-out rows"))
         with one_thread(), fast_tables(made):
             return replace(plan, outcome=self._held.compared(made)[0])
 
@@ -209,9 +221,10 @@ def plan(
     measured: Statistics,
     settings: CompressSettings,
     held: HeldOut | None = None,
+    watch: Watch = quiet,
 ) -> Plan:
     """One plan; the arguments are those of Planning."""
-    return Planning(original, measured, held).plan(settings)
+    return Planning(original, measured, held, watch).plan(settings)
 
 
 def timing(

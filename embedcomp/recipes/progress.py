@@ -1,121 +1,194 @@
-"""Progress of long runs on standard error: a bar on a terminal, a line an evaluation elsewhere."""
+"""Progress of long work on standard error: a bar on a terminal, a line every few seconds elsewhere.
+
+Lines come from a thread that wakes up by itself, so that work that says nothing for long is seen to
+go on, with the layer that it is at and the time that it has taken.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from threading import Event, Thread
+from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from embedcomp.train.fit import Report, Watch
+from embedcomp.support.progress import State, Watch, quiet
+
+EVERY_S = 5.0  # between two lines
 
 console = Console(stderr=True)
 
 
 @contextmanager
-def shown(title: str) -> Iterator[Watch]:
-    """A function to hand to `fit`; the states that it gets are shown under `title`."""
-    with _bar() as bar:
-        yield _Shown(title, bar)
+def shown(title: str = "") -> Iterator[Watch]:
+    """A watch that shows what it is told, under `title`."""
+    with _shown(title) as display:
+        yield display
 
 
 @contextmanager
-def counted(title: str) -> Iterator[Counted]:
-    """Progress of many steps under `title`, with that of the one that runs below it."""
-    with _bar() as bar:
-        yield Counted(title, bar)
+def counted() -> Iterator[Counted]:
+    """Progress of many pieces of work, each of several steps."""
+    with _shown() as display:
+        yield Counted(display)
+
+
+def asked(progress: bool | Watch) -> AbstractContextManager[Watch]:
+    """The watch that a caller of the library asks for: none, a shown one, or their own."""
+    if progress is True:
+        return shown()
+    return nullcontext(progress or quiet)
+
+
+class Counted:
+    """Says before every line which piece of work it is about; one that is finished is a line."""
+
+    def __init__(self, display: Display):
+        self._display = display
+        self._done = self._pieces = 0
+        display.keeps_results = False
+
+    def expect(self, steps: int, done: int) -> None:
+        """Say how many pieces of work there are, and how many of them are done already."""
+        self._pieces, self._done = steps, done
+        if done:
+            _print(f"{done:,} of {steps:,} are there already")
+
+    def begin(self, title: str) -> Watch:
+        place = f"[{self._done + 1}/{self._pieces}] " if self._pieces else ""
+        self._display.title = f"{place}{title}"
+        return self._display
+
+    def end(self, told: str) -> None:
+        self._done += 1
+        _print(f"[{self._done}/{self._pieces}] {told}")
+
+
+class Display:
+    """The last state that a watch was told; `show` is called whenever there is another one.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        title: str = "",
+        *,
+        show: Callable[[Display], None] = lambda display: None,
+        clock: Callable[[], float] = monotonic,
+    ):
+        self.title, self.keeps_results = title, True
+        self._show, self._clock = show, clock
+        self.state: State | None = None
+        self._began, self._first, self._result = 0.0, 0, ""
+
+    def __call__(self, state: State) -> None:
+        last = self.state
+        if last is None or state.step != last.step or state.done < last.done:
+            self._began, self._first = self._clock(), state.done
+        if last is None or state.step != last.step:
+            self._result = ""
+        self._result = state.result or self._result
+        self.state = state
+        if state.result and self.keeps_results:
+            _print(f"{self.name}: {state.result}")
+        self._show(self)
+
+    @property
+    def name(self) -> str:
+        """Title and step."""
+        assert self.state is not None
+        return f"{self.title}: {self.state.step}" if self.title else self.state.step
+
+    @property
+    def details(self) -> str:
+        """What is worked on, how fast, and the last result."""
+        state = self.state
+        assert state is not None
+        seconds, made = self._clock() - self._began, state.done - self._first
+        speed = f"{_rounded(made / seconds)} {state.unit}/s" if made and seconds > 0 else ""
+        result = "" if self.keeps_results else self._result
+        return ", ".join(filter(None, (state.note, speed, result)))
+
+    def line(self) -> str:
+        """The state in one line, and how long the step has taken since it last began to count."""
+        state = self.state
+        assert state is not None
+        count = f"{state.done:,}" if state.total is None else f"{state.done:,} of {state.total:,}"
+        parts = [f"{count} {state.unit}"] if state.unit else []
+        parts += [*filter(None, [self.details]), f"{self._clock() - self._began:,.0f} s"]
+        return f"{self.name}: {', '.join(parts)}"
+
+    def tick(self) -> None:
+        """Print the line, once there is something to say."""
+        if self.state is not None:
+            _print(self.line())
+
+
+@contextmanager
+def _shown(title: str = "") -> Iterator[Display]:
+    if sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task(title, total=None, note="")
+            yield Display(title, show=partial(_draw, bar, task))
+        return
+    display, ended = Display(title), Event()
+    thread = Thread(target=_beat, args=(display, ended), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield display
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _beat(display: Display, ended: Event) -> None:
+    while not ended.wait(EVERY_S):
+        display.tick()
 
 
 def _bar() -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+    return Progress(*columns, console=console, transient=True)
 
 
-class Counted:
-    """A bar of all steps and one of the step that runs; a finished step is a line."""
-
-    def __init__(self, title: str, bar: Progress):
-        self._bar = bar
-        self._all = bar.add_task(title, total=None, note="")
-        self._step: _Shown | None = None
-        self._done = self._steps = 0
-
-    def expect(self, steps: int, done: int) -> None:
-        """Say how many steps there are, and how many of them are done already."""
-        self._steps, self._done = steps, done
-        self._bar.update(self._all, total=steps, completed=done)
-        if done:
-            console.print(f"{done:,} of {steps:,} are there already", highlight=False)
-
-    def begin(self, title: str) -> Watch:
-        self._step = _Shown(title, self._bar, printed=False)
-        return self._step
-
-    def end(self, told: str) -> None:
-        if self._step is not None:
-            self._step.hide()
-        self._done += 1
-        self._bar.update(self._all, completed=self._done)
-        line = f"[{self._done}/{self._steps}] {told}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+def _draw(bar: Progress, task: TaskID, display: Display) -> None:
+    state = display.state
+    assert state is not None
+    if bar.tasks[0].description != display.name:  # times are those of the step
+        bar.reset(task)
+    bar.update(
+        task,
+        description=display.name,
+        completed=state.done,
+        total=state.total,
+        note=display.details,
+    )
 
 
-@contextmanager
-def steps(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to tell how many of how many are done: a bar, or one line without a terminal."""
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not done and not sys.stderr.isatty():
-                console.print(f"{title}: {total}", highlight=False)
-
-        yield tell
+def _rounded(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-class _Shown:
-    def __init__(self, title: str, bar: Progress, *, printed: bool = True):
-        self._title, self._bar, self._printed = title, bar, printed
-        self._task = bar.add_task(title, total=None, note="")
-        self._epoch, self._began, self._began_rows = -1, 0.0, 0
-        self._auc = ""
-
-    def __call__(self, report: Report) -> None:
-        if report.epoch != self._epoch:
-            self._epoch, self._began, self._began_rows = (
-                report.epoch,
-                perf_counter(),
-                report.rows_done,
-            )
-        seconds = perf_counter() - self._began
-        speed = (report.rows_done - self._began_rows) / seconds if seconds > 0 else 0.0
-        if report.valid is not None:
-            self._auc = f"AUC {report.valid.auc:.5f}, log loss {report.valid.logloss:.5f}"
-            if self._printed:
-                console.print(
-                    f"{self._title}: epoch {report.epoch}, {self._auc}, "
-                    f"learning rate x {report.factor:.2g}",
-                    highlight=False,
-                )
-        note = f"{speed:,.0f} rows/s  {self._auc}"
-        self._bar.update(
-            self._task,
-            description=f"{self._title}, epoch {report.epoch + 1}",
-            completed=report.rows_done,
-            total=report.rows_total,
-            note=note,
-        )
-
-    def hide(self) -> None:
-        """Take the bar away."""
-        self._bar.remove_task(self._task)
+def _print(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

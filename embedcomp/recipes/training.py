@@ -13,7 +13,8 @@ from embedcomp.artifact.source import ModelSource, load_weights
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.recipes.save import on_validation, saved, scratch
-from embedcomp.train.fit import Data, Watch, fit, quiet
+from embedcomp.support.progress import Doing, Watch, quiet
+from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 
 
@@ -37,6 +38,7 @@ def train(
         load_weights(model, start)
     history = fit(model, Data(log, features), settings, scratch(out), watch=watch)
     training = {"settings": asdict(settings), "history": history}
+    watch(Doing("evaluating"))
     drawn = settings.epochs > 0 or start is None
     seeds = {"train": settings.seed} if drawn else {}
     proof = Proof.of(log, on_validation(model, log, features), seeds=seeds)

@@ -19,6 +19,7 @@ from embedcomp.errors import BadLog, BadModel
 from embedcomp.planning.plan import Outcome
 from embedcomp.sensitivity.statistics import Score
 from embedcomp.support.metrics import Quality, auc_fall
+from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping.lastbias import add_to_bias, last_bias
 
 
@@ -41,7 +42,12 @@ class HeldOut:
 
     @classmethod
     def of(
-        cls, model: nn.Module, batches: Iterable[tuple[Any, Tensor]], score: Score, where: str
+        cls,
+        model: nn.Module,
+        batches: Iterable[tuple[Any, Tensor]],
+        score: Score,
+        where: str,
+        watch: Watch = quiet,
     ) -> HeldOut:
         """The rows of some batches, each its inputs and its labels, scored by the original.
 
@@ -53,7 +59,8 @@ class HeldOut:
             raise BadModel(f"there was no {where} row to score the model on; give at least one")
         inputs = [inputs for inputs, _ in pairs]
         labels = np.concatenate([labels.view(-1).float().numpy() for _, labels in pairs])
-        return cls(where, score, inputs, labels, logits(model, score, inputs))
+        counter = Counter(watch, "scoring the original", len(inputs), "batches")
+        return cls(where, score, inputs, labels, logits(model, score, counter.over(inputs)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +137,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, score: Score, inputs: Sequence[Any]) -> np.ndarray:
+def logits(model: nn.Module, score: Score, inputs: Iterable[Any]) -> np.ndarray:
     """Logits of all batches in evaluation mode, float64 [n]; the model is left as it was.
 
     Raises:

@@ -8,7 +8,7 @@ of the losses themselves cancels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,18 +29,13 @@ from embedcomp.planning.plan import told
 from embedcomp.planning.spread import Option
 from embedcomp.sensitivity.layer import Layer, Served, TableSpec
 from embedcomp.sensitivity.statistics import score_batch
+from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping.heldout import logits
 from embedcomp.train.tables import fast_tables
 
 CLEAR = 2.0  # standard errors by which an increase differs from none
 FEWEST_RANKED = 3  # options, below which a rank correlation says nothing
 OFFENDERS = 8
-
-Counted = Callable[[int, int], None]  # done, of how many
-
-
-def quiet(done: int, total: int) -> None:
-    """Shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +94,7 @@ def check(
     layers: Mapping[str, Layer],
     options: Sequence[Option],
     batches: Sequence[Batch],
-    watch: Counted = quiet,
+    watch: Watch = quiet,
 ) -> list[Checked]:
     """Measure every option on the same rows; the model is left as it was.
 
@@ -116,14 +111,13 @@ def check(
     with fast_tables(model):
         before = logits(model, score_batch, batches)
     found = []
-    for done, option in enumerate(options):
-        watch(done, len(options))
+    counter = Counter(watch, "measuring options", len(options), "options")
+    for option in counter.over(options):
         layer, choice = layers[option.layer], option.choice
         served = methods.get(choice.method).compress(layer, choice.settings)
         with _swapped(model, option.layer, served), fast_tables(model):
             after = logits(model, score_batch, batches)
         found.append(_checked(option, layer, before, after, labels))
-    watch(len(options), len(options))
     return found
 
 

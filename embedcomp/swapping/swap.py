@@ -18,12 +18,15 @@ from embedcomp.sensitivity.layer import Layer, Served
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import StoredRows
+from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping.lastbias import add_to_bias
 
 Make = Callable[[Planned, nn.Module], nn.Module]
 
 
-def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> nn.Module:
+def apply(
+    model: nn.Module, plan: Plan, found: Found, measured: Statistics, watch: Watch = quiet
+) -> nn.Module:
     """A copy of the model with the plan carried out; what stays as it is is copied too.
 
     Args:
@@ -35,12 +38,12 @@ def apply(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -> n
     layers = measured.measured(found).layers
     replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
     copied = copy.deepcopy(model, dict(replaced))
-    apply_(copied, plan, layers)
+    apply_(copied, plan, layers, watch)
     assert module_bytes(copied) == plan.bytes_after, (module_bytes(copied), plan.bytes_after)
     return copied
 
 
-def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
+def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer], watch: Watch = quiet) -> None:
     """Carry a plan out in place: compressed modules stand where the model's layers stood.
 
     Args:
@@ -51,9 +54,13 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> None:
         CannotStore: as for `apply`; the model may be half swapped.
     """
     compressing = Compressing(model, plan, layers)
+    counter = Counter(watch, "encoding", len(plan.layers), "layers")
 
     def make(planned: Planned, inside: nn.Module) -> nn.Module:
-        return compressing.served(planned)[1]
+        counter.at(f"{planned.layer}: {planned.method}")
+        served = compressing.served(planned)[1]
+        counter.add()
+        return served
 
     _swap(model, plan, make)
     if plan.outcome is not None and plan.outcome.bias:

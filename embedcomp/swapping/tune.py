@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import ConfigDict
 from torch import nn
 
+from embedcomp.support.progress import Watch
 from embedcomp.swapping.swap import freeze, thaw
-from embedcomp.train.fit import Data, Watch, fit
+from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 
 
@@ -58,9 +59,8 @@ def tune(
         The history of evaluations; the first is the compressed model before tuning.
     """
     thaw(compressed)
-    history = fit(
-        compressed, data, settings.training(distil=True), folder, teacher=original, watch=watch
-    )
+    how = settings.training(distil=True)
+    history = fit(compressed, data, how, folder, teacher=original, watch=watch, step="tuning")
     freeze(compressed)
     return history
 
@@ -69,4 +69,5 @@ def control(
     original: nn.Module, data: Data, settings: TuneSettings, folder: Path, watch: Watch
 ) -> list[dict[str, Any]]:
     """Train `original` on in place for the same epochs: what tuning alone would have brought."""
-    return fit(original, data, settings.training(distil=False), folder, watch=watch)
+    how = settings.training(distil=False)
+    return fit(original, data, how, folder, watch=watch, step="training the control")

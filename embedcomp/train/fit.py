@@ -19,6 +19,7 @@ from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.support.metrics import Quality
+from embedcomp.support.progress import quiet
 from embedcomp.train import checkpoint, memory, probe, workers
 from embedcomp.train.key import RunKey
 from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
@@ -52,13 +53,32 @@ class Report:
     loss: float
     factor: float  # of the learning rates
     valid: Quality | None = None  # after an evaluation
+    step: str = "training"  # what the run is for; this and what follows is a `State`
+    unit: str = "rows"
+
+    @property
+    def done(self) -> int:
+        return self.rows_done
+
+    @property
+    def total(self) -> int:
+        return self.rows_total
+
+    @property
+    def note(self) -> str:
+        return f"epoch {self.epoch + 1}"
+
+    @property
+    def result(self) -> str:
+        if self.valid is None:
+            return ""
+        return (
+            f"epoch {self.epoch}, AUC {self.valid.auc:.5f}, log loss {self.valid.logloss:.5f}, "
+            f"learning rate x {self.factor:.2g}"
+        )
 
 
-Watch = Callable[[Report], None]
-
-
-def quiet(report: Report) -> None:
-    """A watch that shows nothing."""
+Watch = Callable[[Report], None]  # any watch of states is one
 
 
 def fit(
@@ -69,6 +89,7 @@ def fit(
     *,
     teacher: nn.Module | None = None,
     watch: Watch = quiet,
+    step: str = "training",
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
@@ -78,6 +99,8 @@ def fit(
     Args:
         folder: where checkpoints are kept; the caller removes it once the model is saved.
         teacher: the original model, whose scores the run also imitates.
+        watch: is told a `Report` after each step and each evaluation.
+        step: what the run is for, as its reports say.
 
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
@@ -89,11 +112,11 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
-        settings, probes = _with_l2(model, data, settings, folder / f"{name}.probes.json")
+        settings, probes = _with_l2(model, data, settings, folder / f"{name}.probes.json", watch)
         stack.enter_context(fast_tables(model))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))
-        run = _Run(model, _pieces(data), data, settings, folder / name, teacher)
+        run = _Run(model, _pieces(data), data, settings, folder / name, teacher, step)
         run.resume()
         run.train(watch)
         run.take_best()
@@ -102,7 +125,7 @@ def fit(
 
 
 def _with_l2(
-    model: nn.Module, data: Data, settings: TrainSettings, file: Path
+    model: nn.Module, data: Data, settings: TrainSettings, file: Path, watch: Watch
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """Settings with a weight of the L2, and what the history tells of how it was chosen."""
     if settings.embedding_l2 is not None or not settings.epochs:
@@ -118,7 +141,8 @@ def _with_l2(
         with torch.random.fork_rng(devices=[]), fast_tables(copied):
             torch.manual_seed(settings.seed)
             run = _Run(copied, few, data, probe.settings_of(settings, l2, rows), None, None)
-            run.train(lambda report: None)
+            told = f"trying an embedding_l2 of {l2:g}"
+            run.train(lambda report: watch(replace(report, step=told, valid=None)))
         return run.best
 
     l2, probes = probe.chosen(trained, file)
@@ -137,6 +161,7 @@ class _Run:
     Args:
         pieces: to train and to validate on.
         place: of its checkpoints, but for their suffixes; None: it keeps none.
+        step: what the run is for.
     """
 
     def __init__(
@@ -147,6 +172,7 @@ class _Run:
         settings: TrainSettings,
         place: Path | None,
         teacher: nn.Module | None,
+        step: str = "training",
     ):
         self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
         self.rows, valid_rows = (sum(piece.rows for piece in split) for split in pieces)
@@ -162,7 +188,7 @@ class _Run:
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
-        self._place = place
+        self._place, self._step_name = place, step
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -280,7 +306,7 @@ class _Run:
 
     def _report(self) -> Report:
         done = min(self.rows, self.batch * self.settings.batch_rows * workers.count())
-        return Report(self.epoch, done, self.rows, self.loss, self._factor())
+        return Report(self.epoch, done, self.rows, self.loss, self._factor(), step=self._step_name)
 
 
 def evaluations(train_rows: int, valid_rows: int) -> int:

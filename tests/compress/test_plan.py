@@ -31,6 +31,7 @@ from embedcomp.planning.search import LeastBytes, LeastLoss, Search
 from embedcomp.sensitivity.layer import LinearSpec, TableSpec
 from embedcomp.sensitivity.layers import find
 from embedcomp.storage.kind import CannotStore
+from embedcomp.support.progress import Counter, quiet
 from embedcomp.swapping.swap import (
     apply,
     empty_like,
@@ -322,9 +323,9 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
 
     asked = []
 
-    def counted(layers):
+    def counted(layers, watch):
         asked.extend((layer.spec.name, name) for layer, names in layers for name in names)
-        return by_layer(layers)
+        return by_layer(layers, watch)
 
     monkeypatch.setattr(module, "by_layer", counted)
     model, found, measured = small.measured()
@@ -433,9 +434,9 @@ def test_processes_find_what_this_one_finds(monkeypatch):
     monkeypatch.setattr(aside, "_processes", lambda: 2)
     sent = []
 
-    def watched(asked):
+    def watched(asked, *counted):
         sent.append(len(asked))
-        return _sent(asked)
+        return _sent(asked, *counted)
 
     monkeypatch.setattr(aside, "_sent", watched)
     assert list(by_layer(layers)) == here and sent == [len(layers) - 2]
@@ -452,7 +453,11 @@ def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
     monkeypatch.setattr(aside, "_processes", lambda: 2)
     monkeypatch.setattr(aside, "found_by_method", partial(killed_at, os.getpid(), second))
     aside._executor.cache_clear()
-    assert list(aside._sent(layers)) == here
+    assert list(aside._sent(layers, _counter(layers))) == here
     assert "a planning process was killed" in caplog.text
     monkeypatch.undo()
-    assert list(aside._sent(layers)) == here, "processes are started again"
+    assert list(aside._sent(layers, _counter(layers))) == here, "processes are started again"
+
+
+def _counter(layers):
+    return Counter(quiet, "planning", sum(map(len, layers)), "candidates")

@@ -30,7 +30,7 @@ WORKERS = 2
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks and workers run in this process, one after the other."""
 
-    def trained(self: Job, recipe: job.Makes, title: str) -> Path:
+    def trained(self: Job, recipe: job.Makes) -> Path:
         first, *_ = [recipe(watch=recipes.quiet) for _ in range(self.settings.workers)]
         return first.folder
 
