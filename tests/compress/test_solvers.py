@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from embedcomp.errors import BadSettings
+from embedcomp.errors import BadSettings, BudgetTooSmall
 from embedcomp.methods import keep, low_rank
+from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning import solvers
 from embedcomp.planning.choices import (
     Choice,
@@ -20,6 +21,7 @@ from embedcomp.planning.choices import (
     total_bytes,
     total_loss,
 )
+from embedcomp.planning.planner import plan
 from embedcomp.planning.solvers import (
     exact,
     farms,
@@ -29,6 +31,7 @@ from embedcomp.planning.solvers import (
 )
 from embedcomp.sensitivity import spectra
 from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
+from tests.compress import small
 
 OPTIMAL = [exact, highs]
 BY_SPECTRUM = [welore, farms]
@@ -53,10 +56,27 @@ def everything(options):
 
 
 def test_the_folder_is_the_registry():
-    assert solvers.names() == ["exact", "farms", "greedy", "highs", "welore"]
+    assert {"exact", "farms", "greedy", "highs", "welore"} <= set(solvers.names())
     assert solvers.get("exact") is exact
-    with pytest.raises(BadSettings, match=r"no solver 'best'; the solvers are: exact, farms"):
+    every = ", ".join(solvers.names())
+    with pytest.raises(BadSettings, match=rf"no solver 'best'; the solvers are: {every}"):
         solvers.get("best")
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_every_solver_keeps_to_the_budget_and_loses_no_more_with_a_larger_one(name):
+    model, found, measured = small.measured()
+    whole = module_bytes(model)
+
+    def planned(budget):
+        return plan(model, found, measured, budget, ["low_rank"], small.SINGLE, solver=name)
+
+    tight, loose = planned(whole // 4), planned(whole // 2)
+    assert tight.bytes_after <= whole // 4 and loose.bytes_after <= whole // 2
+    assert tight.solver == name and {p.layer for p in tight.layers} == set(found.layers)
+    assert loose.loss <= tight.loss
+    with pytest.raises(BudgetTooSmall):
+        planned(1)
 
 
 @pytest.mark.parametrize("solver", OPTIMAL)
