@@ -283,7 +283,7 @@ def test_predicted_losses_are_held_against_measured_ones(
     assert run(monkeypatch, *command, "--rows", 300, "--least", 1e-8, "--json", "found.json") == 0
     told = capsys.readouterr()
     assert "Spearman" in told.out and "ranked most wrongly" in told.out
-    assert "options measured: 60" in told.err
+    assert "60 options on 300 rows of valid" in told.out
     found = json.loads(Path("found.json").read_text())
     assert (found["split"], found["rows"], len(found["options"])) == ("valid", 300, 60)
     assert {o["method"] for o in found["options"]} == {"low_rank", "row_int4"}

@@ -65,8 +65,11 @@ def test_the_ranks_of_one_layer_are_ranked_as_they_truly_are(name):
         for o in made(layers[name], "low_rank")
         if o.choice.settings.rank in ranks and o.choice.settings.storage == "float16"
     ]
-    result = check(model, layers, options, calibrated(model, small.batches()))
+    told = []
+    batches = calibrated(model, small.batches())
+    result = check(model, layers, options, batches, told.append)
     assert len(result) == 4
+    assert [(state.done, state.total) for state in told] == [(n, 4) for n in range(5)]
     assert [c.settings["rank"] for c in sorted(result, key=lambda c: -c.true)] == ranks
     assert spearman(result) == pytest.approx(1.0)
     assert all(0.4 < c.true / c.predicted < 2.5 for c in result)
