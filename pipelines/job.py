@@ -29,7 +29,6 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
-from embedcomp.modules.sizes import model_bytes
 from embedcomp.pipelines import shards
 from embedcomp.pipelines.cluster import cpus_of_each
 from embedcomp.pipelines.records import Records, say
@@ -341,10 +340,5 @@ def _quality(log: ClickLog, folder: Path, pieces: list[Piece]) -> Quality:
 
 def _size_and_speed(log: ClickLog, folder: Path) -> dict[str, Any]:
     opened = Artifact.open(folder)
-    model = opened.model()
-    sizes = {**model_bytes(model), **opened.disk_bytes}
-    return {
-        "bytes": sizes,
-        "needs_code": opened.manifest.needs_code,
-        "rows_per_second": evaluate.speed(model, log, opened.features, TEST),
-    }
+    found = evaluate.size_and_speed(opened.model(), log, opened.features, TEST, opened.folder)
+    return {**found, "needs_code": opened.manifest.needs_code}

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from embedcomp.engine.pack import BLOCK, LANES, PANEL
+from embedcomp.engine.pack import BLOCK, LANES, PANEL, WORDS
 from embedcomp.errors import BadSettings
 from embedcomp.storage.kind import Reads
 from embedcomp.support.files import replacing
 
 FORMAT = 1  # of a cost model's file; another one where work is counted in another way
 TILES = (6, 3, 1)  # rows of a tile, as in kernels.inc
-WORDS = {"float32": 1, "bfloat16": 2, "int8": 4}  # inputs in a word
 LINE = 64  # bytes that memory gives at once
 FAR, DISTANT = 1 << 20, 1 << 25  # bytes of a table beyond which caches near the core do not hold it
 SLOW = {

@@ -59,6 +59,11 @@ class Op(ABC):
         """The precision of its multiplications with an addition each, and how many a row has."""
         return "float32", 0
 
+    @property
+    def layer(self) -> str:
+        """The module whose numbers it holds; empty: it holds none of a module's."""
+        return ""
+
 
 @dataclass(kw_only=True)
 class LookUp(Op):
@@ -114,7 +119,7 @@ class Linear(Op):
     form: what is multiplied, as in native.FORMATS.
     init: buffer that the sum begins with, or -1.
     counted: how often a row has the bias; no buffer: once.
-    name: of the graph's weight, if it is one.
+    name: of the graph's weight, or of a table's decoder.
     brain_out: put pairs of bfloat16 out.
     """
 
@@ -159,6 +164,15 @@ class Linear(Op):
 
     def products(self) -> tuple[str, int]:
         return self.form, self.times * self.inputs * self.outputs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weight and its bias, as they are packed."""
+        return sum(array.nbytes for array in self.told().values() if isinstance(array, np.ndarray))
+
+    @property
+    def layer(self) -> str:
+        return self.name.rpartition(".")[0]
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,9 @@ BLOCK = 48  # rows at a time: what they need fits the second-level cache
 PANEL, LANES = 64, native.VECTOR  # columns of a panel and of a vector
 
 
+WORDS = {"float32": 1, "bfloat16": 2, "int8": 4}  # inputs in a word
+
+
 @dataclass(frozen=True)
 class Packed:
     """A weight as the engine reads it; scales and sums [outputs] are of bytes alone."""
@@ -19,6 +22,12 @@ class Packed:
     words: np.ndarray
     scales: np.ndarray | None = None
     sums: np.ndarray | None = None
+
+
+def packed_bytes(inputs: int, outputs: int, form: str) -> int:
+    """Bytes of a packed weight [outputs, inputs], with its scales and sums."""
+    padded = -(-outputs // LANES) * LANES
+    return 4 * padded * (-(-inputs // WORDS[form]) + 2 * (form == "int8"))
 
 
 def pack(weight: np.ndarray, form: str) -> Packed:

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedcomp.engine.ops import NOTHING, Dots, Linear, Op, Piece
 from embedcomp.engine.pack import BLOCK, LANES
-from embedcomp.engine.tensors import Rows
+from embedcomp.engine.tensors import Rows, bytes_by_name
 from embedcomp.kernels import native
 
 ITEM, USER = 0, 1  # stages
@@ -20,11 +20,15 @@ ITEM, USER = 0, 1  # stages
 
 @dataclass
 class Buffer:
-    """Numbers of a row: its own, the user's, or the same for all."""
+    """Numbers of a row: its own, the user's, or the same for all.
+
+    name: of the graph's weight, where it is the same for all.
+    """
 
     width: int
     stage: int
     constant: np.ndarray | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ class Work:
 
 
 class Program:
-    """What the engine runs, with everything that it points to."""
+    """What the engine runs, with everything that it points to.
+
+    resident: bytes of the numbers that it reads, by the module that they are of: stored rows and
+        index maps where they lie in the artifact's file, and what lowering made: packed weights,
+        biases, decoders, codebooks. Under "" are those of no module. Each array counts once.
+    """
 
     def __init__(
         self,
@@ -57,8 +66,9 @@ class Program:
         out: int,
         tables: Mapping[str, Rows],
     ):
-        self.held: list[Any] = [tables]
+        self.held: list[Any] = [(table.stored, table.held) for table in tables.values()]
         self.work, self.ops = Work.of(ops), tuple(ops)
+        self.resident = _resident(buffers, ops, tables)
         self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()
@@ -106,6 +116,15 @@ class Program:
     def _hold(self, array: np.ndarray) -> int:
         self.held.append(array)
         return int(array.ctypes.data)
+
+
+def _resident(
+    buffers: Sequence[Buffer], ops: Sequence[Op], tables: Mapping[str, Rows]
+) -> dict[str, int]:
+    arrays = [(name, held) for name, table in tables.items() for held in table.held]
+    arrays += [(op.layer, held) for op in ops for held in op.told().values()]
+    arrays += [(buffer.name.rpartition(".")[0], buffer.constant) for buffer in buffers]
+    return bytes_by_name((n, a) for n, a in arrays if isinstance(a, np.ndarray))
 
 
 @dataclass(frozen=True)

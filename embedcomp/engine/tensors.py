@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,28 @@ def other_names(metadata: Mapping[str, str] | None) -> dict[str, str]:
 def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     first, last = data_offsets
     return data[first:last].view(_TYPES[dtype]).reshape(shape)
+
+
+def bytes_by_name(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, int]:
+    """Bytes of arrays by name; one that is there twice counts once, to its first name."""
+    found: dict[str, int] = {}
+    seen: set[tuple[int, int]] = set()
+    for name, array in arrays:
+        place = native.address(array), array.nbytes
+        found[name] = found.get(name, 0) + (0 if place in seen else array.nbytes)
+        seen.add(place)
+    return found
+
+
+def bytes_by_layer(tensors: Mapping[str, np.ndarray], layers: Iterable[str]) -> dict[str, int]:
+    """Bytes of tensors by the layer that they lie in; else by the module that has them."""
+    inside = [(f"{layer}.", layer) for layer in layers]
+
+    def layer(tensor: str) -> str:
+        own = (name for start, name in inside if tensor.startswith(start))
+        return next(own, tensor.rpartition(".")[0])
+
+    return bytes_by_name((layer(name), array) for name, array in tensors.items())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ class Planned:
     bytes_before: int
     bytes_after: int
     loss: float  # predicted increase of the mean log loss; NaN where nobody predicted it
+    bytes_resident: int | None = None  # predicted, of its numbers in a scorer's memory; None:
+    # nobody predicted it, or torch scores
 
     @property
     def typed_settings(self) -> Any:
@@ -92,6 +94,7 @@ class Plan:
     measured_microseconds: float | None = None  # of such a call, once the plan was carried out
     measured_microseconds_before: float | None = None  # of the original, in turns with it
     measured_error: float | None = None  # of the ratio of these two, relative
+    bytes_resident: int | None = None  # of the whole model, predicted as those of its layers are
     measured: Statistics | None = field(default=None, repr=False, compare=False)  # what it was made
     # of, where it is carried out in the same process; not stored with the plan
 
@@ -162,17 +165,26 @@ def _planned(method: str, shape: Sequence[int], **values: Any) -> Planned:
     return Planned(method=RENAMED.get(method, method), shape=(rows, columns), **values)
 
 
-def render(plan: Plan) -> Table:
-    """The plan as a table for a person."""
+def render(plan: Plan, resident: Mapping[str, int] | None = None) -> Table:
+    """The plan as a table for a person.
+
+    Args:
+        resident: bytes in a scorer's memory by layer, where they were counted; None: as predicted.
+    """
+    if resident is None and plan.bytes_resident is not None:
+        resident = {planned.layer: planned.bytes_resident or 0 for planned in plan.layers}
     table = Table(title=_title(plan), caption=plan.missed or None)
     table.add_column("layer", overflow="fold")
     for column in ("shape", "method", "settings"):
         table.add_column(column)
-    for column in ("bytes before", "after", "predicted loss"):
+    last = ("predicted loss",) if resident is None else ("resident", "predicted loss")
+    for column in ("bytes before", "after", *last):
         table.add_column(column, justify="right")
     for planned in plan.layers:
         settings = told(planned.method, planned.settings)
-        sizes = f"{planned.bytes_before:,}", f"{planned.bytes_after:,}"
+        sizes = [f"{planned.bytes_before:,}", f"{planned.bytes_after:,}"]
+        if resident is not None:
+            sizes.append(f"{resident.get(planned.layer, 0):,}")
         shape = " x ".join(str(n) for n in planned.shape)
         loss = f"{planned.loss:.2e}"
         table.add_row(planned.layer, shape, planned.method, settings, *sizes, loss)
@@ -201,6 +213,8 @@ def _title(plan: Plan) -> str:
     if plan.max_auc_loss is not None:
         asked = f"AUC loss at most {plan.max_auc_loss:g}"
     told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
+    if plan.bytes_resident is not None:
+        told += f", {plan.bytes_resident:,} resident"
     auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
     found = "" if plan.outcome is None else f"; {plan.outcome}"
     return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}{found}"

@@ -31,7 +31,9 @@ from embedcomp.planning.choices import (
     total_nanoseconds,
 )
 from embedcomp.planning.latency import Timing
+from embedcomp.planning.lowered import Lowered
 from embedcomp.planning.plan import Plan, Planned
+from embedcomp.planning.resident import resident
 from embedcomp.planning.search import (
     SMALLEST,
     Goal,
@@ -64,6 +66,7 @@ def plan(
     rest: Collection[str] = (),
     known: Known | None = None,
     timing: Timing | None = None,
+    lowered: Lowered | None = None,
     tuned: bool = False,
     watch: Watch = quiet,
 ) -> Plan:
@@ -79,6 +82,7 @@ def plan(
         rest: methods for a layer that none of `names` takes.
         known: filled with what was found out about the layers, for further plans of them.
         timing: of the layers' choices; the plan keeps to its budget too.
+        lowered: what predicts the bytes in a scorer's memory; None: the timing's, or nobody does.
         tuned: the compressed model will be, so what only pays then is tried as well.
 
     Raises:
@@ -110,17 +114,22 @@ def plan(
     if chosen is None:
         raise _too_small(search, budget, fixed)
     after = fixed + total_bytes(chosen)
-    made = Plan(
+    lowered = timing.lowered if lowered is None and timing is not None else lowered
+    held = None if lowered is None else resident(lowered, chosen)
+    return Plan(
         budget_bytes=after if budget is None else budget,
         bytes_before=before,
         bytes_after=after,
-        layers=tuple(_planned(layer, chosen[name]) for name, layer in found.layers.items()),
+        bytes_resident=None if held is None else sum(held.values()),
+        layers=tuple(
+            _planned(layer, chosen[name], None if held is None else held[name])
+            for name, layer in found.layers.items()
+        ),
         untouched=found.refused,
         single_valued=tuple(sorted(single_valued)),
         solver=solver,
         **({} if timing is None else _times(search, timing, chosen)),
     )
-    return made
 
 
 def _goal(most_bytes: int | None, most_loss: float | None, search: Search) -> Goal:
@@ -257,7 +266,7 @@ def _no_layer(pattern: str, found: Found) -> str:
     return f"no layer's name fits {pattern!r}; the layers are: {', '.join(found.layers)}"
 
 
-def _planned(layer: Layer, choice: Choice) -> Planned:
+def _planned(layer: Layer, choice: Choice, resident: int | None = None) -> Planned:
     rows, columns = layer.weight.shape
     return Planned(
         layer=layer.spec.name,
@@ -268,4 +277,5 @@ def _planned(layer: Layer, choice: Choice) -> Planned:
         bytes_before=layer.bytes,
         bytes_after=choice.bytes,
         loss=choice.loss,
+        bytes_resident=resident,
     )

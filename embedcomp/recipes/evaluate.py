@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ SPEED_BATCHES = (1, 64, 1024)
 # of the bytes, as the table has them
 PARTS = {"total": "tensors", "vocabularies": "vocab.", "program": "program", "disk": "on disk"}
 SPEED_SECONDS = 0.5  # measured per batch size
+AS_STORED = 0.1  # by which resident bytes may be off those of the tensors and not be shown
 
 
 def evaluate(
@@ -40,21 +42,25 @@ def evaluate(
     pieces = log.pieces(split)
     with fast_tables(model):
         found = quality(model, log, features, pieces)
+    return {**found.to_dict(), **size_and_speed(model, log, features, split, folder)}
+
+
+def size_and_speed(
+    model: nn.Module, log: ClickLog, features: Features, split: str, folder: Path | None
+) -> dict[str, Any]:
+    """Bytes of a model in its tensors, in a scorer's memory and on disk, and rows a second."""
     nowhere = {"vocabularies": 0, "program": 0, "disk": 0}
-    sizes = {**model_bytes(model), **(disk_bytes(folder) if folder else nowhere)}
-    return {
-        **found.to_dict(),
-        "bytes": sizes,
-        "rows_per_second": speed(model, log, features, split),
-    }
+    backend = in_memory(model, features)
+    resident = {"resident": sum(backend.resident.values())}
+    sizes = {**model_bytes(model), **resident, **(disk_bytes(folder) if folder else nowhere)}
+    return {"bytes": sizes, "rows_per_second": _speed(backend, log, features, split)}
 
 
-def speed(model: nn.Module, log: ClickLog, features: Features, split: str) -> dict[str, float]:
+def _speed(backend: Backend, log: ClickLog, features: Features, split: str) -> dict[str, float]:
     """Rows a second of the model as it is served (ids already mapped), per batch size: median."""
     largest = max(SPEED_BATCHES)
     rows = Rows.concatenate(list(islice(read_rows(log, features, log.pieces(split)), 1)))
     repeated = rows.take(np.arange(largest) % len(rows))
-    backend = in_memory(model, features)
     return {
         str(n): round(_rows_per_second(backend, repeated, features, n), 1) for n in SPEED_BATCHES
     }
@@ -75,7 +81,10 @@ def _rows_per_second(backend: Backend, rows: Rows, features: Features, batch_row
 
 def render(found: dict[str, dict[str, Any]]) -> Table:
     """Evaluations by name as one table; sizes are relative to the first."""
-    table = Table("model", "AUC", "log loss", "calibration", *PARTS.values())
+    parts = PARTS
+    if any(_unlike_stored(result["bytes"]) for result in found.values()):
+        parts = {"total": PARTS["total"], "resident": "resident", **PARTS}
+    table = Table("model", "AUC", "log loss", "calibration", *parts.values())
     table.add_column("size", justify="right")
     for batch_rows in SPEED_BATCHES:
         table.add_column(f"rows/s at {batch_rows}", justify="right")
@@ -87,8 +96,13 @@ def render(found: dict[str, dict[str, Any]]) -> Table:
             f"{result['auc']:.5f}",
             f"{result['logloss']:.5f}",
             f"{result['calibration']:.3f}",
-            *(f"{sizes[part]:,}" for part in PARTS),
+            *(f"{sizes[part]:,}" for part in parts),
             f"1/{whole / sizes['total']:.1f}",
             *(f"{result['rows_per_second'][str(n)]:,.0f}" for n in SPEED_BATCHES),
         )
     return table
+
+
+def _unlike_stored(sizes: Mapping[str, int]) -> bool:
+    """Whether a scorer has far more or less in its memory than the tensors that are stored."""
+    return abs(sizes["resident"] - sizes["total"]) > AS_STORED * sizes["total"]

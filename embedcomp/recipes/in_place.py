@@ -32,6 +32,7 @@ from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
 from embedcomp.planning.goal import Goal, LatencyBudget
 from embedcomp.planning.latency import Timing
+from embedcomp.planning.lowered import Lowered
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.planner import MethodLike
 from embedcomp.recipes import in_time
@@ -180,12 +181,11 @@ class _Timed:
                 "what a latency is predicted from; give a budget instead"
             )
         held = {name: as_array(tensor) for name, tensor in original.held.items()}
+        program = lower(alone.graph, alone.tensors(held))
         timing = Timing(
-            alone.graph,
-            lower(alone.graph, alone.tensors(held)),
+            Lowered(alone.graph, program, layers=found.layers),
             CostModel.load(Path(cost_model)) if cost_model else calibrate.of_this_machine(),
             budget,
-            layers=found.layers,
             ids=_ids(alone, inputs),
         )
         return cls(model, score, inputs[0], original, timing, watch)

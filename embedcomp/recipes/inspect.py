@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.description import OWN_CODE
-from embedcomp.engine.tensors import mapped
+from embedcomp.engine.tensors import bytes_by_layer, mapped
 from embedcomp.log.features import Features
 from embedcomp.planning.plan import render as render_plan
 from embedcomp.scorer.scorer import Scorer
@@ -19,14 +20,17 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     """Everything about an artifact but its tensors' values."""
     manifest = artifact.manifest
     features = artifact.features if artifact.has_features else Features((), ())
+    scored_by, resident = _scored_by(artifact)
+    total = sum(resident.values())
     return {
         "path": str(artifact.folder),
         "created": manifest.created,
         "embedcomp": manifest.embedcomp,
         "model": manifest.source,
-        "bytes": {**manifest.bytes, **artifact.disk_bytes},
+        "bytes": {**manifest.bytes, "resident": total, **artifact.disk_bytes},
+        "resident": resident,
         "metrics": manifest.metrics,
-        "scored_by": _scored_by(artifact),
+        "scored_by": scored_by,
         "features": [
             {
                 "name": f.name,
@@ -58,10 +62,11 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
     model = "its owner's model" if found["model"] is None else found["model"]["model"]
     head = (
         f"{found['path']}: {model}, {sizes['total']:,} bytes of tensors "
-        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['vocabularies']:,} of "
-        f"vocabularies, {sizes['program']:,} of program, {sizes['disk']:,} on disk"
+        f"({sizes['tables']:,} tables, {sizes['dense']:,} dense), {sizes['resident']:,} resident, "
+        f"{sizes['vocabularies']:,} of vocabularies, {sizes['program']:,} of program, "
+        f"{sizes['disk']:,} on disk"
     )
-    last = render_plan(artifact.plan) if artifact.plan is not None else tensors
+    last = render_plan(artifact.plan, found["resident"]) if artifact.plan is not None else tensors
     return [head, *_quality(artifact), f"scored here by {found['scored_by']}", features, last]
 
 
@@ -75,9 +80,11 @@ def _quality(artifact: Artifact) -> list[str]:
     ] or ["quality not recorded"]
 
 
-def _scored_by(artifact: Artifact) -> str:
-    """What would score it on this machine."""
+def _scored_by(artifact: Artifact) -> tuple[str, Mapping[str, int]]:
+    """What would score it on this machine, and the bytes that it would read there, by layer."""
     if artifact.standalone is None:
         why = artifact.manifest.needs_code or "the artifact holds no exported program"
-        return f"{OWN_CODE}, since {why}"
-    return Scorer(artifact).engine
+        layers = [planned.layer for planned in artifact.plan.layers] if artifact.plan else []
+        return f"{OWN_CODE}, since {why}", bytes_by_layer(mapped(artifact.tensors_file), layers)
+    scorer = Scorer(artifact)
+    return scorer.engine, scorer.resident

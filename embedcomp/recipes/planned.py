@@ -17,7 +17,10 @@ from embedcomp.engine.arrays import as_array
 from embedcomp.engine.cost import CostModel
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import IDS_IN_A_BAG
+from embedcomp.engine.standalone import Standalone
 from embedcomp.errors import BadModel, BudgetTooSmall, LimitsTooSmall
+from embedcomp.graph.graph import Graph
+from embedcomp.kernels import native
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import readers
 from embedcomp.modules.sizes import module_bytes
@@ -25,6 +28,7 @@ from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
 from embedcomp.planning.goal import ByteBudget, LatencyBudget
 from embedcomp.planning.latency import Timing
+from embedcomp.planning.lowered import Lowered
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.search import Known
 from embedcomp.recipes import in_time
@@ -65,6 +69,14 @@ class Planning:
         self._single = {f.name for f in original.features.single}
         self._held, self._watch = held, watch
         self._known: dict[bool, Known] = {}  # without tuning, and with
+
+    @cached_property
+    def lowered(self) -> Lowered | None:
+        """What the engine would make of choices; None: torch scores the model."""
+        alone = self._original.standalone
+        if alone is None or alone.graph is None or native.library() is None:
+            return None
+        return _lowered(self._original, alone.graph, alone, self.model, self.found)
 
     def plan(self, settings: CompressSettings) -> Plan:
         """The best choices within the budgets or the loss of AUC.
@@ -192,6 +204,7 @@ class Planning:
             rest=settings.rest,
             known=self._known.setdefault(tuned, {}),
             timing=timing,
+            lowered=self.lowered,
             tuned=tuned,
             watch=self._watch,
         )
@@ -240,7 +253,7 @@ def timing(
         BadSettings: the cost model cannot be read.
         NotBuilt: there is no engine.
     """
-    alone = original.standalone
+    alone, features = original.standalone, original.features
     if alone is None or alone.graph is None:
         reason = f" ({alone.reason})" if alone is not None else ""
         raise BadModel(
@@ -248,16 +261,19 @@ def timing(
             "latency is predicted from; give a budget instead"
         )
     costs = CostModel.load(Path(cost_model)) if cost_model else calibrate.of_this_machine()
+    lowered = _lowered(original, alone.graph, alone, model, found)
+    ids = {feature.name: IDS_IN_A_BAG for feature in features.multi}
+    return Timing(lowered, costs, budget, ids=ids)
+
+
+def _lowered(
+    original: Artifact, graph: Graph, alone: Standalone, model: nn.Module, found: Found
+) -> Lowered:
     held = {name: as_array(tensor) for name, tensor in original.tensors().items()}
-    program = lower(alone.graph, alone.tensors(held), alone.user, alone.user_columns)
-    features = original.features
-    return Timing(
-        alone.graph,
-        program,
-        costs,
-        budget,
+    return Lowered(
+        graph,
+        lower(graph, alone.tensors(held), alone.user, alone.user_columns),
         layers=found.layers,
-        ids={feature.name: IDS_IN_A_BAG for feature in features.multi},
         readers=readers(model),
-        single_valued={feature.name for feature in features.single},
+        single_valued={feature.name for feature in original.features.single},
     )

@@ -20,11 +20,13 @@ class Backend(Protocol):
 
     description: what it is, and why it is not the compiled engine.
     work: what a row costs the engine; None: torch scores.
+    resident: bytes of the numbers that it reads when it scores, by module; "": of no module.
     splits: the user's part of the model is computed once for all candidates.
     """
 
     description: Description
     work: Work | None
+    resident: Mapping[str, int]
     splits: bool
 
     def score_inputs(self, inputs: Any, one_user: bool) -> np.ndarray:

@@ -46,6 +46,7 @@ class ByEngine:
             precision=used,
         )
         self.work: Work | None = program.work
+        self.resident: Mapping[str, int] = program.resident
         self.splits = program.splits
         self._engine = Engine(alone.graph, program, alone.user, threads)
         self.description = Description(name=COMPILED, threads=self._engine.threads, precision=used)

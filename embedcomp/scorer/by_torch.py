@@ -32,12 +32,14 @@ from embedcomp.engine.prepare import (
 )
 from embedcomp.engine.program import Work
 from embedcomp.engine.standalone import Standalone
+from embedcomp.engine.tensors import bytes_by_layer
 from embedcomp.errors import BadModel, BadRequest
 from embedcomp.graph.lookups import CannotExport
 from embedcomp.kernels import native
 from embedcomp.log.batches import to_batch
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
+from embedcomp.modules.layout import layouts
 from embedcomp.scorer import compiled
 from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.backend import Backend
@@ -89,7 +91,7 @@ def in_memory(
     except CannotExport as error:
         logging.getLogger(__name__).warning("scored by the model's own code: %s", error)
         own = Description(name=OWN_CODE, threads=cores(threads), reason=str(error))
-        return ByTorch(lambda inputs: model(*inputs).view(-1), None, own)
+        return ByTorch(lambda inputs: model(*inputs).view(-1), None, own, _stored(model))
     alone = made.standalone
     if alone.graph is None or native.library() is None:
         runs = Portable(alone, made.program, made.held)
@@ -105,7 +107,14 @@ def _by_torch(alone: Standalone, runs: Portable | Interpreted, threads: int | No
         reason=alone.reason or str(native.NotBuilt()),
         saved_for=" and ".join(sorted(alone.precisions - {"float32"})),
     )
-    return ByTorch(runs.logits, alone, described)
+    return ByTorch(runs.logits, alone, described, runs.resident)
+
+
+def _stored(model: nn.Module) -> dict[str, int]:
+    """Bytes of a model's own tensors by layer; its code reads compressed layers as stored."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    arrays = {name: as_array(tensor.detach()) for name, tensor in tensors.items()}
+    return bytes_by_layer(arrays, layouts(model))
 
 
 @contextmanager
@@ -130,9 +139,11 @@ class ByTorch:
         logits: Callable[[Any], Tensor],
         alone: Standalone | None,
         description: Description,
+        resident: Mapping[str, int],
     ):
         self._logits, self._alone, self.description = logits, alone, description
         self.work: Work | None = None
+        self.resident = resident
         self.splits = False
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:

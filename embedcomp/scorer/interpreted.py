@@ -29,6 +29,7 @@ class Interpreted:
         self._standalone, self._graph = standalone, standalone.graph
         self._layers = Layers(standalone, held)
         self._weights = {n: self._layers.weight(n) for n in self._read_by_name()}
+        self.resident = self._layers.resident(self._weights)
         self._width = max(node.at + node.width for node in self._graph.nodes)
 
     def _read_by_name(self) -> set[str]:

@@ -50,6 +50,8 @@ class Portable:
         self._standalone = standalone
         self._layers, self._held = Layers(standalone, held), held
         self._weights = [self._layers.weight(name) for name in standalone.weights]
+        weights = dict(zip(standalone.weights, self._weights, strict=True))
+        self.resident = self._layers.resident(weights)
         flat = program.module(check_guards=False)
         logits, *asked = flat.graph.find_nodes(op="output")[0].args[0]
         holders = flat.graph.find_nodes(op="placeholder")

@@ -93,6 +93,11 @@ class Scorer:
         return self._backend.work
 
     @property
+    def resident(self) -> Mapping[str, int]:
+        """Bytes of the numbers that are read when it scores, by module; "": of no module."""
+        return self._runs.resident
+
+    @property
     def splits(self) -> bool:
         """Whether the user's part of the model is computed once for all candidates."""
         return self._backend.splits

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from embedcomp.cli import main
+from embedcomp.kernels import native
 from embedcomp.log.features import Features
 from embedcomp.models._layers import embedding_bags
 from embedcomp.planning.bound import SURE
@@ -91,10 +92,20 @@ def test_json_on_standard_output_is_alone_there(
     found = json.loads(capsys.readouterr().out)
     assert {"auc", "logloss", "calibration", "rows", "bytes", "rows_per_second"} <= set(found)
     assert list(found["bytes"]) == [
-        *("total", "tables", "dense", "vocabularies", "program", "disk")
+        *("total", "tables", "dense", "resident", "vocabularies", "program", "disk")
     ]
     assert set(found["rows_per_second"]) == {"1", "64", "1024"}
     assert found["rows"] == 600
+    evaluated = found["bytes"]["resident"]
+    assert run(monkeypatch, "inspect", "small", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["resident"] == sum(found["resident"].values()) == evaluated
+    assert found["resident"].keys() >= {layer["layer"] for layer in found["plan"]["layers"]}
+    if native.library() is not None:
+        assert found["plan"]["bytes_resident"] == pytest.approx(evaluated, rel=0.1)
+        for layer in found["plan"]["layers"]:
+            predicted, counted = layer["bytes_resident"], found["resident"][layer["layer"]]
+            assert predicted == counted or layer["method"] == "frequency_tiers"
 
 
 def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(

@@ -29,14 +29,17 @@ from embedcomp.planning.choices import (
 from embedcomp.planning.folding import narrowed
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
+from embedcomp.planning.lowered import Lowered
 from embedcomp.planning.plan import Plan, render
 from embedcomp.planning.planner import _planned, plan
+from embedcomp.planning.resident import resident
 from embedcomp.planning.solvers import highs
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.scorer.alone import stand_alone
 from embedcomp.sensitivity.layer import TableSpec
 from embedcomp.storage import kinds as kinds_of_rows
+from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.swapping import swap
 from tests.compress import small
@@ -65,15 +68,14 @@ def original():
 
 def timing(model=None, budget="1ms@64"):
     small_one, found, measured = small.measured()
-    return Timing(
+    lowered = Lowered(
         *original(),
-        CostModel(microseconds={}) if model is None else model,
-        LatencyBudget.parse(budget),
         layers=measured.measured(found).layers,
-        ids=IDS,
         readers=readers(small_one),
         single_valued=small.SINGLE,
     )
+    costs = CostModel(microseconds={}) if model is None else model
+    return Timing(lowered, costs, LatencyBudget.parse(budget), ids=IDS)
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +128,20 @@ def test_what_is_no_latency_budget_is_refused(text):
         LatencyBudget.parse(text)
 
 
+def offered(name, spec):
+    """Settings of a method for a layer; after one of rank 0 nothing is what it was."""
+    found = methods.get(name).candidates(spec)
+    return [s for s in found if isinstance(spec, TableSpec) or getattr(s, "rank", 1)]
+
+
+def choice_of(name, spec, settings):
+    return Choice(name, settings, empty_bytes(name, spec, settings), 0.0)
+
+
 def picked(spec, choose):
     """Any choice for a layer, of all methods alike."""
-    # after a layer of rank 0, which puts out its bias, nothing is what it was
-    offered = {
-        name: [
-            settings
-            for settings in methods.get(name).candidates(spec)
-            if isinstance(spec, TableSpec) or getattr(settings, "rank", 1)
-        ]
-        for name in methods.every()
-    }
-    name = choose.choice(sorted(name for name, settings in offered.items() if settings))
-    settings = choose.choice(offered[name])
-    return Choice(name, settings, empty_bytes(name, spec, settings), 0.0)
+    name = choose.choice([name for name in sorted(methods.every()) if offered(name, spec)])
+    return choice_of(name, spec, choose.choice(offered(name, spec)))
 
 
 @pytest.mark.parametrize(
@@ -147,17 +149,7 @@ def picked(spec, choose):
 )
 def test_the_work_of_a_plan_is_that_of_its_program(seed):
     choose = random.Random(seed)
-    model, found, measured = small.measured()
-    layers = dict(measured.measured(found).layers)
-    tables = {n: picked(layers[n].spec, choose) for n in (A, B, C)}
-    served = {
-        n: (layers[n], methods.get(c.method).compress(layers[n], c.settings))
-        for n, c in tables.items()
-    }
-    for name, reader in readers(model).items():
-        layers[name] = narrowed(layers[name], reader, served, small.SINGLE)
-    chosen = {n: tables.get(n) or picked(layer.spec, choose) for n, layer in layers.items()}
-
+    layers, chosen = chosen_by(lambda spec: picked(spec, choose))
     counting = timing()
     counted = counting.fixed_work
     for name, choice in chosen.items():
@@ -166,8 +158,49 @@ def test_the_work_of_a_plan_is_that_of_its_program(seed):
         if isinstance(spec, TableSpec):
             counted += counting.of_table(name, empty)
         else:
-            counted += counting.of_linear(name, empty, counting.inputs(name, chosen))
+            counted += counting.of_linear(name, empty, counting.lowered.inputs(name, chosen))
+    graph, program = carried_out(layers, chosen)
+    ids = {i: IDS.get(feature.name, 1) for i, feature in enumerate(graph.features)}
+    done = counts(program.ops, 64, ids)
+    assert counted.keys() == done.keys()
+    assert counted == pytest.approx(done)
+    as_resident_as_predicted(chosen, program)
 
+
+# no layer here is square or in order of count; what is lowered of tiers is rows of a kind
+# (tests/scoring/test_resident.py)
+@pytest.mark.parametrize(
+    "name", sorted({*methods.every()} - {"monarch", "frequency_tiers", "trellis_coded"})
+)
+def test_a_layer_is_as_resident_as_its_plan_says(name):
+    def choose(spec):
+        found = offered(name, spec)
+        if not found:
+            return choice_of("keep", spec, methods.get("keep").Settings())
+        return choice_of(name, spec, found[len(found) // 2])
+
+    layers, chosen = chosen_by(choose)
+    assert any(choice.method == name for choice in chosen.values())
+    as_resident_as_predicted(chosen, carried_out(layers, chosen)[1])
+
+
+def chosen_by(choose):
+    """A choice for each layer; layers are as the decoders of their tables leave them."""
+    model, found, measured = small.measured()
+    layers = dict(measured.measured(found).layers)
+    tables = {n: choose(layers[n].spec) for n in (A, B, C)}
+    served = {
+        n: (layers[n], methods.get(c.method).compress(layers[n], c.settings))
+        for n, c in tables.items()
+    }
+    for name, reader in readers(model).items():
+        layers[name] = narrowed(layers[name], reader, served, small.SINGLE)
+    return layers, {n: tables.get(n) or choose(layer.spec) for n, layer in layers.items()}
+
+
+def carried_out(layers, chosen):
+    """The graph and the program of the small model with these choices."""
+    model, found, measured = small.measured()
     written = Plan(
         budget_bytes=0,
         bytes_before=0,
@@ -178,16 +211,27 @@ def test_the_work_of_a_plan_is_that_of_its_program(seed):
     )
     compressed = copy.deepcopy(model)
     swap.apply_(compressed, written, measured.measured(found).layers)
-    graph, program = programmed(compressed)
-    ids = {i: IDS.get(feature.name, 1) for i, feature in enumerate(graph.features)}
-    done = counts(program.ops, 64, ids)
-    assert counted.keys() == done.keys()
-    assert counted == pytest.approx(done)
+    return programmed(compressed)
+
+
+def as_resident_as_predicted(chosen, program):
+    found, counted = resident(timing().lowered, chosen), dict(program.resident)
+    for name, choice in chosen.items():
+        more = counted.pop(name) - found.pop(name)
+        assert 0 <= more <= most_in_codebooks(name, choice), (choice, more)
+    assert sum(counted.values()) == found.pop("") and not found
+
+
+def most_in_codebooks(name, choice):
+    """Bytes by which the codebooks of tiered rows may be larger than predicted."""
+    served = timing().lowered.shape(small.measured()[1].layers[name].spec, choice).served
+    kind = getattr(getattr(served, "stored", None), "kind", None)
+    return 4 * 256 * small.DIM * len(kind.ends) if isinstance(kind, Tiered) else 0
 
 
 def test_readers_are_as_narrow_as_what_is_chosen_for_the_tables():
     low_rank = methods.get("low_rank").Settings
-    counting = timing()
+    counting = timing().lowered
     chosen = {A: Choice("low_rank", low_rank(rank=3, storage="float16"), 0, 0.0)}
     # a's codes are folded into the reader; the other layer gets the number of ids beside them
     whole = small.DIM * 3 + small.DENSE

@@ -34,7 +34,7 @@ def weight(low: Lowering, node: Node) -> None:
     is_score = node.at <= low.graph.out < node.at + node.width
     if is_score or any(overlaps(n, node) for n in low.graph.nodes):  # else it's read by name
         numbers = np.ascontiguousarray(low.tensors.weight(node.name), np.float32).reshape(-1)
-        low.place(node.at, node.width, low.buffer(node.width, USER, numbers))
+        low.place(node.at, node.width, low.buffer(node.width, USER, numbers, node.name))
 
 
 def unary(low: Lowering, node: Node) -> None:

@@ -32,7 +32,7 @@ def product(
         init: buffer that the sum begins with, or -1.
         counted: how often a row has the bias; none: once.
         stored_for: the precision of products that the weight is stored for.
-        name: of the graph's weight, if it is one.
+        name: of the graph's weight, or of a table's decoder.
     """
     outputs, inputs = weight.shape
     pieces = joined(pieces)

@@ -59,9 +59,11 @@ class Lowering:
     parents: dict[int, tuple[int, int]] = field(default_factory=dict)
     rectified: set[int] = field(default_factory=set)
 
-    def buffer(self, width: int, stage: int, constant: np.ndarray | None = None) -> int:
+    def buffer(
+        self, width: int, stage: int, constant: np.ndarray | None = None, name: str = ""
+    ) -> int:
         """A new buffer's number."""
-        self.buffers.append(Buffer(width, stage, constant))
+        self.buffers.append(Buffer(width, stage, constant, name))
         return len(self.buffers) - 1
 
     def place(self, at: int, count: int, buffer: int, first: int = 0) -> None:

@@ -55,7 +55,14 @@ def decode(low: Lowering, node: Node) -> None:
     raw = low.raw[node.which]
     decoder, width = low.decoders[node.at], low.buffers[raw].width - 1
     counted = (raw, width, 1)
-    out = product(low, [(raw, 0, width)], decoder[:-1].T, decoder[-1], counted=counted)
+    out = product(
+        low,
+        [(raw, 0, width)],
+        decoder[:-1].T,
+        decoder[-1],
+        counted=counted,
+        name=f"{low.graph.features[node.which].table}.decode",
+    )
     low.decoded[node.which, node.form] = out
     low.place(node.at, node.width, out)
 

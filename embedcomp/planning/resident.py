@@ -1,0 +1,73 @@
+"""Bytes that choices for layers would take in a scorer's memory, before anything is compressed."""
+
+from __future__ import annotations
+
+from embedcomp.engine.arrays import as_array
+from embedcomp.engine.ops import Linear
+from embedcomp.engine.pack import packed_bytes
+from embedcomp.engine.tensors import bytes_by_name
+from embedcomp.modules.linear import LowRankLinear
+from embedcomp.modules.table import CompressedTable
+from embedcomp.planning.choices import Chosen
+from embedcomp.planning.lowered import Lowered, Product
+from embedcomp.sensitivity.layer import Served
+from embedcomp.storage.index import Map
+from embedcomp.storage.rows import StoredRows
+
+
+def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
+    """Bytes in memory by layer, as a program's `resident` counts them.
+
+    They are exact but for the codebooks of `tiered` rows, whose sizes depend on how bits are shared
+    out among columns; those are counted as if all columns had as many. Under "" is what no choice
+    changes.
+    """
+    whole = lowered.program.resident
+    found = {"": sum(size for name, size in whole.items() if name not in lowered.layers)}
+    folding = {
+        reader
+        for name, choice in chosen.items()
+        for reader in lowered.shape(lowered.layers[name].spec, choice).folding
+    }
+    for name, choice in chosen.items():
+        served = lowered.shape(lowered.layers[name].spec, choice).served
+        if isinstance(served, CompressedTable):
+            found[name] = _of_table(lowered, name, served)
+        else:
+            widths, products = lowered.inputs(name, chosen), lowered.products
+            found[name] = sum(map(_packed, products(name, served, widths, name in folding)))
+            found[name] += _unpacked(lowered, name, served)
+    return found
+
+
+def _of_table(lowered: Lowered, name: str, served: CompressedTable) -> int:
+    if name not in lowered.program.resident:  # nobody looks anything up there
+        return 0
+    places = served.index.places.nbytes if isinstance(served.index, Map) else 0
+    decoded = sum(map(_packed, lowered.decoders(name, served)))
+    return places + _located(served.stored) + decoded
+
+
+def _located(stored: StoredRows) -> int:
+    """Bytes of stored rows with all that it takes to read them, found on rows without values."""
+    empty = stored.kind.empty(stored.rows, stored.width)
+    held = {name: as_array(tensor) for name, tensor in empty.items()}
+    kept = stored.kind.located(held, stored.rows, stored.width, -1).held
+    return sum(bytes_by_name(("", a) for a in kept if hasattr(a, "nbytes")).values())
+
+
+def _packed(product: Product) -> int:
+    weight = packed_bytes(product.inputs, product.outputs, product.form)
+    return weight + 4 * product.outputs * product.bias
+
+
+def _unpacked(lowered: Lowered, name: str, served: Served) -> int:
+    """Bytes of a linear layer's numbers that something else than its products reads.
+
+    A layer of rank 0 has its bias there.
+    """
+    if isinstance(served, LowRankLinear) and not served.first.width:
+        return 4 * served.out_features
+    ops = (op for op in lowered.program.ops if isinstance(op, Linear) and op.layer == name)
+    packed = sum(op.nbytes for op in ops)
+    return lowered.program.resident.get(name, 0) - packed
