@@ -122,6 +122,13 @@ RUNS = (
     Run(script="solvers", record="solvers", minutes=2, tiny="--layers 20 --seeds 0"),
     Run(script="trellis", record="trellis", minutes=2, tiny="--seeds 0"),
     Run(
+        script="resident",
+        record="resident",
+        arguments="--work {work}/resident",
+        minutes=3,
+        tiny="--rounds 1",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",
