@@ -95,7 +95,7 @@ class Scorer:
     @property
     def resident(self) -> Mapping[str, int]:
         """Bytes of the numbers that are read when it scores, by module; "": of no module."""
-        return self._runs.resident
+        return self._backend.resident
 
     @property
     def splits(self) -> bool:
