@@ -26,7 +26,7 @@ from embedcomp.compare.run import compare
 from embedcomp.compare.sections import sections
 from embedcomp.recipes.progress import counted
 from embedcomp.recipes.settings import CompareSettings
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 
 BUDGETS = ("5x", "10x", "20x", "50x", "100x")
 MODEL = "dcnv2"

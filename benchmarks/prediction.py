@@ -21,7 +21,8 @@ from embedcomp.compare.run import Trained
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
-from embedcomp.swapping.prediction import CheckSettings, render, summary
+from embedcomp.swapping.prediction import render, summary
+from embedcomp.swapping.settings import CheckSettings
 
 MODEL = "dcnv2"
 

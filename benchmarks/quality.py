@@ -35,7 +35,7 @@ from embedcomp.recipes.evaluate import evaluate
 from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompressSettings, changed, read_changes
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 MIN_COUNT = 2  # the command line's default

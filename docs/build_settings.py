@@ -10,7 +10,7 @@ from embedcomp import models
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.support.described import meanings
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 HEAD = """\

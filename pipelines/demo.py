@@ -23,13 +23,14 @@ from embedcomp.errors import EmbedcompError
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.synth import synth
 from embedcomp.pipelines.cluster import connected
-from embedcomp.pipelines.job import TEST, Job, located
+from embedcomp.pipelines.job import Job
 from embedcomp.pipelines.records import say
+from embedcomp.pipelines.settings import TEST, located
 from embedcomp.recipes.evaluate import render
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.serving.predict import predict_log
-from embedcomp.support.files import remove, replacing
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.support.files import refuse_unwritable, remove, replacing
+from embedcomp.swapping.settings import TuneSettings
 
 BUDGET, TUNE_EPOCHS = "5x", 1
 STOP_SECONDS = 30.0  # that the server has to finish
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(out: Path, rows: int) -> None:
     """Run everything in the folder `out` and print the table."""
     began = time.perf_counter()
+    refuse_unwritable(out)
     teacher = _log(out, rows)
     settings = located(
         JobSettings(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
-from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
 from embedcomp.pipelines import shards
 from embedcomp.pipelines.cluster import cpus_of_each
 from embedcomp.pipelines.records import Records, say
+from embedcomp.pipelines.settings import TEST, TRAIN, VALID
 from embedcomp.pipelines.shards import Shards
 from embedcomp.pipelines.training import Makes, on_workers
 from embedcomp.planning.plan import Plan, render
@@ -39,53 +39,34 @@ from embedcomp.recipes import evaluate
 from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.support.files import refuse_unwritable, remove, replacing, sha256
+from embedcomp.support.files import remove, replacing, sha256
 from embedcomp.support.metrics import Quality
 from embedcomp.support.progress import Counter, Doing, Watch
-from embedcomp.train import workers
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
-TRAIN, VALID, TEST = "train", "valid", "test"
 STATISTICS = "statistics.safetensors"
 
 R = TypeVar("R")
 
 
-def located(settings: JobSettings) -> JobSettings:
-    """This job with paths that do not depend on the folder it was called from.
+class Job:
+    """One job in its folder; each method is a step and gives where its output is.
+
+    Args:
+        settings: that `refuse` finds nothing wrong with.
 
     Raises:
-        BadSettings: `out` is not a folder.
+        BadModel: the model does not have all of its settings.
     """
-    if "://" in settings.out:
-        raise BadSettings(
-            f"out is {settings.out}, but must be a folder (on storage that all nodes share)"
-        )
-    log = settings.log if "://" in settings.log else str(Path(settings.log).absolute())
-    start = str(Path(settings.checkpoint).absolute()) if settings.checkpoint else ""
-    return replace(settings, log=log, out=str(Path(settings.out).absolute()), checkpoint=start)
-
-
-def _checkpoint(settings: JobSettings) -> Path | None:
-    """The file with the weights to start from."""
-    if settings.checkpoint and not Path(settings.checkpoint).is_file():
-        raise BadSettings(f"there is no checkpoint at {settings.checkpoint}")
-    return Path(settings.checkpoint) if settings.checkpoint else None
-
-
-class Job:
-    """One job in its folder; each method is a step and gives where its output is."""
 
     def __init__(self, settings: JobSettings, *, force: bool = False):
         self.settings = settings
         self.out = Path(settings.out)
-        refuse_unwritable(self.out)
         self.log = ClickLog(settings.log)
-        self.source = ModelSource(model=settings.model, settings=settings.model_settings)
-        self.start = _checkpoint(settings)
-        workers.refuse_too_many(settings.workers, self.log.rows(TRAIN))
+        self.source = ModelSource(model=settings.model, settings=settings.model_settings).complete()
+        self.start = Path(settings.checkpoint) if settings.checkpoint else None
         self.records = Records(self.out, force=force)
         self.shards = Shards(tasks=settings.shards, retries=settings.retries)
 
@@ -122,7 +103,7 @@ class Job:
         return self.records.step("count", "count", inputs, make)
 
     def train(self, features: Path) -> Path:
-        settings, source, start = self.settings, self.source.complete(), self.start
+        settings, source, start = self.settings, self.source, self.start
         inputs = {
             "log": self.log.stamp([TRAIN, VALID]),
             "count": self.records.made("count"),

@@ -11,30 +11,42 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from embedcomp.errors import EmbedcompError
-from embedcomp.pipelines.cluster import connected
-from embedcomp.pipelines.job import Job, located
-from embedcomp.recipes.evaluate import render
-from embedcomp.recipes.settings import read_job
+from embedcomp.pipelines.settings import located, refuse
+from embedcomp.recipes.settings import JobSettings, read_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         settings = located(read_job(given.job, given.changes))
-        job = Job(settings, force=given.force)  # refuses what cannot be, before Ray starts
-        with connected():
-            result = job.run()
+        refuse(settings)
+        _run(settings, given.force)
     except EmbedcompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; run the same job again to go on", file=sys.stderr)
         return 130
-    Console(width=None if sys.stdout.isatty() else 160).print(render(result["models"]))
     return 0
+
+
+def _run(settings: JobSettings, force: bool) -> None:
+    """Run the job and print its table.
+
+    torch and Ray, which take many seconds to import, come in here: nobody waits for them to be told
+    of a mistake.
+    """
+    from rich.console import Console
+
+    from embedcomp.pipelines.cluster import connected
+    from embedcomp.pipelines.job import Job
+    from embedcomp.recipes.evaluate import render
+
+    job = Job(settings, force=force)
+    with connected():
+        result = job.run()
+    Console(width=None if sys.stdout.isatty() else 160).print(render(result["models"]))
 
 
 def _parser() -> argparse.ArgumentParser:

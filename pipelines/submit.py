@@ -12,14 +12,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
-from ray.job_submission import JobDetails, JobSubmissionClient
 
 from embedcomp.errors import EmbedcompError
-from embedcomp.pipelines.cluster import AUTH_MODE
-from embedcomp.pipelines.job import located
+from embedcomp.pipelines.settings import located
 from embedcomp.recipes.settings import JobSettings, read_job
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 JOB_FILE = "job.toml"
 ABSENT = "No module named"
@@ -67,6 +69,10 @@ def submit(job: Path, address: str, *, force: bool, changes: Sequence[str]) -> i
 
 
 def _connect(address: str) -> JobSubmissionClient:
+    from ray.job_submission import JobSubmissionClient  # once the job is known to be right
+
+    from embedcomp.pipelines.cluster import AUTH_MODE
+
     os.environ.setdefault(AUTH_MODE, "disabled")  # see pipelines.cluster
     try:
         return JobSubmissionClient(address)

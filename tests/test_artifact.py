@@ -28,7 +28,7 @@ from embedcomp.scorer.scorer import Scorer
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.files import replacing
 from embedcomp.swapping import swap
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 

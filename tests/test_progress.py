@@ -21,7 +21,7 @@ from embedcomp.recipes import compress, held_out, measure, plan, progress, train
 from embedcomp.recipes.progress import Counted, Display
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.support.progress import Counter, Doing, State, quiet
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 from tests.cases import B, dlrm
 from tests.compress import small

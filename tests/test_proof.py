@@ -25,7 +25,7 @@ from embedcomp.recipes.inspect import describe, render
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.verify import verify
 from embedcomp.scorer.scorer import Scorer
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from tests.cli.test_commands import run

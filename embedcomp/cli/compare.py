@@ -37,13 +37,7 @@ def compare(
     json: Json = None,
 ) -> None:
     """Compare methods on models, budgets and seeds; goes on where it was stopped."""
-    from embedcomp.compare.report import report as written
-    from embedcomp.compare.report import tables
-    from embedcomp.compare.run import compare as run
-    from embedcomp.compare.sections import sections
     from embedcomp.errors import BadSettings
-    from embedcomp.log.click_log import ClickLog
-    from embedcomp.recipes.progress import counted
     from embedcomp.recipes.settings import CompareSettings, read_changes, validated
 
     if log is None and not report:
@@ -59,10 +53,19 @@ def compare(
             "split": split,
         }
         settings = validated(CompareSettings, {**given, **read_changes(changes or [])}, "--set")
+
+        from embedcomp.compare.report import tables
+        from embedcomp.compare.run import compare as run
+        from embedcomp.compare.sections import sections
+        from embedcomp.log.click_log import ClickLog
+        from embedcomp.recipes.progress import counted
+
         with counted() as progress:
             records = run(ClickLog(log), settings, out, progress)
         found = [record.model_dump() for record in records]
         show({"results": found}, tables(sections(records)), json)
     if report:
+        from embedcomp.compare.report import report as written
+
         for file in written(out):
             typer.echo(file, err=json == "-")

@@ -56,11 +56,6 @@ def compress(
     json: Json = None,
 ) -> None:
     """Plan the best model within budgets or a loss of AUC, compress, tune, write an artifact."""
-    from embedcomp import recipes
-    from embedcomp.artifact.artifact import Artifact
-    from embedcomp.log.click_log import ClickLog
-    from embedcomp.planning.plan import render
-    from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 
     given = {
@@ -75,6 +70,13 @@ def compress(
     }
     settings = validated(CompressSettings, given, "--set")
     out = target(out, dry_run)
+
+    from embedcomp import recipes
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.planning.plan import render
+    from embedcomp.recipes.progress import shown
+
     original, clicks = Artifact.open(model), ClickLog(log)
     with shown() as watch:
         measured = recipes.measure(original, clicks, settings, watch)

@@ -45,25 +45,26 @@ def frontier(
     json: Json = None,
 ) -> None:
     """Compress a model to several budgets: an artifact each, a table and a picture."""
-    from embedcomp.artifact.artifact import Artifact
-    from embedcomp.compare import frontier as made
     from embedcomp.errors import BadSettings
-    from embedcomp.log.click_log import ClickLog
-    from embedcomp.planning.plan import Plan, render
-    from embedcomp.recipes.progress import counted
     from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 
     names = tuple(dict.fromkeys(listed(budgets)))
     if not names:
         raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
     given = {
-        "budget": names[0],
         "methods": listed(methods),
         "solver": solver,
         **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
     }
-    settings = validated(CompressSettings, given, "--set")
+    settings, *_ = [validated(CompressSettings, given | {"budget": b}, "--set") for b in names]
     folder = target(out, dry_run) or Path()
+
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.compare import frontier as made
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.planning.plan import Plan, render
+    from embedcomp.recipes.progress import counted
+
     wanted = made.Frontier(
         original=Artifact.open(model),
         log=ClickLog(log),

@@ -1,4 +1,8 @@
-"""The `embedcomp` command. Each command imports what it needs when it runs."""
+"""The `embedcomp` command. Each command imports what it needs when it runs.
+
+Commands read their settings first, which takes no torch, and import the rest only when these are
+right: a mistake is told at once.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, show
+from embedcomp.cli.options import Changes, Json, listed, show
 
 
 def measure(
@@ -25,17 +25,19 @@ def measure(
     json: Json = None,
 ) -> None:
     """How well predicted losses rank the true ones, which options swapped in one by one show."""
+    from embedcomp.recipes.settings import CompressSettings, changed
+    from embedcomp.swapping.settings import CheckSettings
+
+    settings = changed(CompressSettings(budget="100%", methods=listed(methods)), changes or [])
+    checking = CheckSettings(options=options, rows=rows, split=split, least=least, seed=seed)
+
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
     from embedcomp.recipes.progress import shown
-    from embedcomp.recipes.settings import CompressSettings, changed
     from embedcomp.support.progress import Doing
-    from embedcomp.swapping.prediction import CheckSettings, render, summary
+    from embedcomp.swapping.prediction import render, summary
 
-    names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    settings = changed(CompressSettings(budget="100%", methods=names), changes or [])
-    checking = CheckSettings(options=options, rows=rows, split=split, least=least, seed=seed)
     original, clicks = Artifact.open(model), ClickLog(log)
     with shown() as watch:
         watch(Doing("reading rows"))

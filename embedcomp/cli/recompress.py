@@ -21,14 +21,16 @@ def recompress(
     json: Json = None,
 ) -> None:
     """Compress new weights of a model by an existing plan, and say whether a new plan would pay."""
-    from embedcomp import recipes
-    from embedcomp.artifact.artifact import Artifact
-    from embedcomp.log.click_log import ClickLog
-    from embedcomp.recipes.progress import shown
     from embedcomp.recipes.settings import CompressSettings, changed
 
     settings = CompressSettings(budget="100%")
     settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
+
+    from embedcomp import recipes
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.log.click_log import ClickLog
+    from embedcomp.recipes.progress import shown
+
     planned = Artifact.open(plan)
     with shown() as watch:
         made, drift = recipes.recompress(

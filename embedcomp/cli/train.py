@@ -31,29 +31,30 @@ def train(
     json: Json = None,
 ) -> None:
     """Train a model on a click log, or load one from a checkpoint."""
+    from embedcomp.recipes.settings import changed, read_changes
+    from embedcomp.support.files import refuse_unwritable
+    from embedcomp.train.settings import TrainSettings
+
+    models.refuse_unknown([model])
+    refuse_unwritable(out)
+    if epochs is None and checkpoint is not None:
+        epochs = 0
+    given = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+    settings = changed(TrainSettings(**given), changes or [])  # type: ignore[arg-type]
+
     from embedcomp import recipes
     from embedcomp.artifact.source import ModelSource
     from embedcomp.log.click_log import ClickLog
     from embedcomp.log.counts import count
     from embedcomp.log.features import Features
     from embedcomp.recipes.progress import shown
-    from embedcomp.recipes.settings import changed, read_changes
-    from embedcomp.support.files import refuse_unwritable
     from embedcomp.support.progress import Doing
-    from embedcomp.train.settings import TrainSettings
 
-    refuse_unwritable(out)
-    if epochs is None and checkpoint is not None:
-        epochs = 0
-    given = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
-    settings = changed(TrainSettings(**given), changes or [])  # type: ignore[arg-type]
-    source = ModelSource(model=model, settings=read_changes(model_changes or []))
+    source = ModelSource(model=model, settings=read_changes(model_changes or [])).complete()
     clicks = ClickLog(log)
     with shown() as watch:
         watch(Doing("counting ids"))
         features = Features.from_counts(clicks, count(clicks, clicks.pieces("train")), min_count)
-        made = recipes.train(
-            clicks, features, source.complete(), settings, out, start=checkpoint, watch=watch
-        )
+        made = recipes.train(clicks, features, source, settings, out, start=checkpoint, watch=watch)
     result = recipes.summary(made)
     show(result, [recipes.summary_line(made)], json)

@@ -7,11 +7,11 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from embedcomp import methods, models
+from embedcomp import methods
 from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 ORIGINAL = "original"  # the trained model
@@ -48,7 +48,6 @@ def cells(settings: CompareSettings) -> list[Cell]:
     Raises:
         BadSettings: a budget, a model or a method is none.
     """
-    _check(settings)
     found = []
     for model in settings.models:
         for seed in range(settings.seeds):
@@ -133,9 +132,3 @@ def compressing(settings: CompareSettings, cell: Cell) -> CompressSettings:
 def digest(value: Any) -> str:
     """Names a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _check(settings: CompareSettings) -> None:
-    for name in settings.models:
-        if ":" not in name:
-            models.get(name)

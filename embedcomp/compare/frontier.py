@@ -66,8 +66,7 @@ class Frontier:
             raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
         for budget in self.budgets:
             ByteBudget.parse(budget)
-        for name in self.baselines:
-            methods.get(name)
+        methods.refuse_unknown(self.baselines)
         return Original.measure(self.original, self.log, self.settings, watch)
 
     def plans(self, measured: Original) -> Plans:

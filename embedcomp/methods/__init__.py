@@ -5,14 +5,17 @@ What a method's file holds is written in embedcomp/sensitivity/layer.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, cast
 
-from embedcomp.sensitivity.layer import Method
 from embedcomp.support import registry
+
+if TYPE_CHECKING:
+    from embedcomp.sensitivity.layer import Method
 
 ALL = "all"  # said instead of names
 BASELINES = [f"{folder}/baselines" for folder in __path__]
+FOLDERS = {__name__: __path__, f"{__name__}.baselines": BASELINES}
 
 
 def names() -> list[str]:
@@ -32,11 +35,16 @@ def named(said: Collection[str]) -> tuple[str, ...]:
     return tuple(said) or tuple(names())
 
 
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise BadSettings where a name is no method's; none is imported for that."""
+    for name in names:
+        registry.find(FOLDERS, "method", name)
+
+
 def get(name: str) -> Method:
     """The method's file, imported.
 
     Raises:
         BadSettings: there is no such method.
     """
-    folders = {__name__: __path__, f"{__name__}.baselines": BASELINES}
-    return cast(Method, registry.get(folders, "method", name))
+    return cast("Method", registry.get(FOLDERS, "method", name))

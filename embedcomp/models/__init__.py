@@ -6,6 +6,7 @@ whose forward takes dense float32 [B, D] and a KeyedJaggedTensor of ids and give
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 from embedcomp.support import registry
@@ -14,6 +15,16 @@ from embedcomp.support import registry
 def names() -> list[str]:
     """Names of all models: the files of this folder."""
     return registry.names(__path__)
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise BadSettings where a name is neither a model's nor package.module:function.
+
+    No model is imported for that.
+    """
+    for name in names:
+        if ":" not in name:
+            registry.find({__name__: __path__}, "model", name)
 
 
 def get(name: str) -> ModuleType:

@@ -7,8 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
-from embedcomp.methods import get as method
-from embedcomp.methods import named
+from embedcomp.methods import named, refuse_unknown
 from embedcomp.planning import solvers
 
 TWO_LIMITS = ("exact", "highs")  # solvers that keep to bytes and to a time at once
@@ -136,9 +135,8 @@ class Goal:
             rest=tuple(rest),
             solver=solver,
         )
-        for name in (*found.methods, *found.rest):
-            method(name)
-        solvers.get(solver)
+        refuse_unknown((*found.methods, *found.rest))
+        solvers.refuse_unknown(solver)
         found._refuse_limits()
         return found
 

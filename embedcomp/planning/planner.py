@@ -91,8 +91,7 @@ def plan(
         LatencyTooSmall: even the fastest ones take longer.
         LimitsTooSmall: no plan keeps to both bytes and time.
     """
-    for name in (*names, *rest):
-        methods.get(name)  # refuses a name that is none, even if no layer were to need it
+    methods.refuse_unknown((*names, *rest))  # even if no layer were to need them
     found = measured.measured(found)
     if tuned:
         found = before_tuning(found)

@@ -14,7 +14,8 @@ from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping import prediction
-from embedcomp.swapping.prediction import Checked, CheckSettings
+from embedcomp.swapping.prediction import Checked
+from embedcomp.swapping.settings import CheckSettings
 
 
 def options(

@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from embedcomp import models
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
 from embedcomp.planning.goal import Goal
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 S = TypeVar("S")
@@ -89,6 +90,7 @@ class JobSettings:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
         if self.workers < 1:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
+        models.refuse_unknown([self.model])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ class CompareSettings:
         other = sorted(set(self.model_settings) - set(self.models))
         if other:
             raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
+        models.refuse_unknown(self.models)
         for budget in self.budgets:
             for names in (self.methods, self.alone or ()):
                 Goal.parse(

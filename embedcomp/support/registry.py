@@ -25,8 +25,8 @@ def _names(path: tuple[str, ...]) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def get(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> ModuleType:
-    """One file of some folders, imported; no other is.
+def find(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> str:
+    """The module of one file of some folders; none is imported, which may take seconds.
 
     Args:
         folders: a package's `__path__` by its name.
@@ -37,6 +37,11 @@ def get(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> ModuleTyp
     """
     for package, path in folders.items():
         if name in names(path):
-            return import_module(f"{package}.{name}")
+            return f"{package}.{name}"
     known = sorted(name for path in folders.values() for name in names(path))
     raise BadSettings(f"there is no {kind} {name!r}; the {kind}s are: {', '.join(known)}")
+
+
+def get(folders: Mapping[str, Iterable[str]], kind: str, name: str) -> ModuleType:
+    """The file that `find` finds, imported; no other is."""
+    return import_module(find(folders, kind, name))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
 from rich.console import RenderableType
 from rich.table import Table
 from scipy.special import expit
@@ -23,7 +22,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import nn
 
 from embedcomp import methods
-from embedcomp.errors import BadModel, BadSettings
+from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
 from embedcomp.planning.plan import told
 from embedcomp.planning.spread import Option
@@ -31,41 +30,10 @@ from embedcomp.sensitivity.layer import Layer, Served, TableSpec
 from embedcomp.sensitivity.statistics import score_batch
 from embedcomp.support.progress import Counter, Watch, quiet
 from embedcomp.swapping.heldout import logits
+from embedcomp.swapping.settings import CLEAR, FEWEST_RANKED
 from embedcomp.train.tables import fast_tables
 
-CLEAR = 2.0  # standard errors by which an increase differs from none
-FEWEST_RANKED = 3  # options, below which a rank correlation says nothing
 OFFENDERS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckSettings:
-    """Which options are measured, and on what."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    options: int = 60  # of all layers together, or as many as there are
-    rows: int = 200_000  # of the split, at most
-    split: str = "valid"  # train: without what a model that is fitted too closely adds
-    least: float = 0.0  # predicted increase from which options are taken while there are enough;
-    # 0: twice its standard error on so many rows, since what is smaller drowns in the labels' noise
-    seed: int = 0  # equal seeds take equal options
-
-    def __post_init__(self) -> None:
-        if self.options < FEWEST_RANKED:
-            raise BadSettings(f"options is {self.options}, but at least {FEWEST_RANKED} are ranked")
-        if self.rows < 2:
-            raise BadSettings(f"rows is {self.rows}, but a standard error takes at least 2")
-        if self.least < 0:
-            raise BadSettings(f"least is {self.least:g}, but a predicted increase is 0 or more")
-
-    def smallest(self, rows: int) -> float:
-        """`least`, or x = CLEAR sqrt(2 x / rows) where it is 0.
-
-        Where the original is calibrated, an option that moves the logit by m adds E[p(1-p) m^2] / 2
-        to the mean loss, and E[p(1-p) m^2], twice that, is the variance of one row's increase.
-        """
-        return self.least or 2 * CLEAR**2 / rows
 
 
 @dataclass(frozen=True, kw_only=True)

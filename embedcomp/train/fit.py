@@ -25,7 +25,7 @@ from embedcomp.train.key import RunKey
 from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.quality import quality
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import TrainSettings, refuse_too_many
 from embedcomp.train.tables import fast_tables
 
 EVALUATION_SHARE = 0.1  # of the time of training that evaluations may take
@@ -105,7 +105,7 @@ def fit(
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
     """
-    workers.refuse_too_many(workers.count(), data.log.rows(data.train))
+    refuse_too_many(workers.count(), data.log.rows(data.train))
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
     name = RunKey.of(model, data.log, splits, data.features, settings, teacher).name

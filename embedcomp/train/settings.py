@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from pydantic import ConfigDict
+
+from embedcomp.errors import BadSettings
+from embedcomp.support.lazy import torch
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of a CPU
 
@@ -44,3 +46,12 @@ class TrainSettings:
             found = torch.cpu.get_capabilities()
             return any(found.get(name) for name in NATIVE_BFLOAT16)
         return self.precision == "bfloat16"
+
+
+def refuse_too_many(workers: int, rows: int) -> None:
+    """Raise BadSettings where some of the workers would have no row to train on."""
+    if rows < workers:
+        raise BadSettings(
+            f"workers is {workers}, but there are {rows:,} rows to train on; "
+            f"ask for {rows:,} or fewer"
+        )

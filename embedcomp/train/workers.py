@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import Piece
 from embedcomp.support.metrics import Quality
 
@@ -59,15 +58,6 @@ def _between(pieces: Sequence[Piece], start: int, end: int) -> list[Piece]:
             found.append(piece.part(first, last))
         before += piece.rows
     return found
-
-
-def refuse_too_many(workers: int, rows: int) -> None:
-    """Raise BadSettings where some of the workers would have no row to train on."""
-    if rows < workers:
-        raise BadSettings(
-            f"workers is {workers}, but there are {rows:,} rows to train on; "
-            f"ask for {rows:,} or fewer"
-        )
 
 
 def weight(rows: int) -> float:

@@ -16,11 +16,11 @@ from embedcomp.planning.choices import Choice, choices
 from embedcomp.planning.spread import Option, spread
 from embedcomp.swapping.prediction import (
     Checked,
-    CheckSettings,
     check,
     spearman,
     summary,
 )
+from embedcomp.swapping.settings import CheckSettings
 from tests.compress import small
 
 TABLE, LINEAR = "embeddings.embedding_bags.t_a", "deep.1"

@@ -27,7 +27,7 @@ from embedcomp.planning.sharing import groups
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.swapping import swap
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.optim import optimizers
 from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike

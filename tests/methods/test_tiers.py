@@ -15,7 +15,7 @@ from embedcomp.log.features import Features
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike
 

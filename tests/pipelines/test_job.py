@@ -21,10 +21,8 @@ from ray.util.state import list_actors
 from safetensors.torch import load_file
 
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
-from embedcomp.pipelines import run
 from embedcomp.pipelines.job import Job
 from embedcomp.pipelines.records import CHECKPOINTS
 from embedcomp.pipelines.submit import submit
@@ -76,13 +74,6 @@ def test_a_job_can_start_from_weights_of_ones_own(
     wanted = load_file(trained)
     assert made.keys() == wanted.keys()
     assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
-
-
-def test_a_checkpoint_that_is_not_there_is_refused_at_once(
-    settings: JobSettings, tmp_path: Path
-) -> None:
-    with pytest.raises(BadSettings, match="no checkpoint at"):
-        Job(replace(settings, checkpoint=str(tmp_path / "none.pt")))
 
 
 def test_the_jobs_log_and_exit_code_are_streamed(
@@ -173,23 +164,6 @@ def test_two_workers_make_the_model_of_one_that_has_their_batches_together(
     found = Artifact.open(folder).model().state_dict()
     for name, tensor in wanted.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
-
-
-def test_more_workers_than_rows_are_refused_before_anything_is_done(
-    settings: JobSettings, tmp_path: Path
-) -> None:
-    with pytest.raises(BadSettings, match="workers is 9601, but there are 9,600 rows to train on"):
-        Job(replace(settings, out=str(tmp_path), workers=9601))
-
-
-def test_a_bad_job_file_ends_with_2_and_a_sentence(
-    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = tmp_path / "bad.toml"
-    bad.write_text(job_file.read_text().replace("epochs = 3", "epoch = 3"))
-    assert run.main([str(bad)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {bad}: ") and "epoch" in error and error.count("\n") == 1
 
 
 def made(settings: JobSettings) -> dict[str, str]:

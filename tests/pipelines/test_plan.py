@@ -19,7 +19,7 @@ from embedcomp.pipelines import job
 from embedcomp.pipelines.job import STATISTICS, Job
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, JobSettings
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 SOURCE = ModelSource(model="deepfm", settings={"width": 4, "hidden": [8]}).complete()

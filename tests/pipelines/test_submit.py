@@ -47,7 +47,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def sent_to(cluster: Cluster, job: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> int:
-    monkeypatch.setattr(submission, "JobSubmissionClient", lambda address: cluster)
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: cluster)
     return submit(job, "http://head:8265", **{"force": False, "changes": [], **how})
 
 

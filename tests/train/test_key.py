@@ -20,7 +20,7 @@ from embedcomp.log.counts import count
 from embedcomp.log.features import Features
 from embedcomp.planning.plan import Plan
 from embedcomp.swapping import tune
-from embedcomp.swapping.tune import TuneSettings
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.fit import Data, Report, Watch
 from embedcomp.train.key import RunKey
 from embedcomp.train.settings import TrainSettings

@@ -20,7 +20,7 @@ from embedcomp.log.features import Features
 from embedcomp.support.metrics import Quality
 from embedcomp.train import checkpoint, probe, workers
 from embedcomp.train.fit import Data, fit
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import TrainSettings, refuse_too_many
 from tests.train.joined import train_joined
 from tests.train.test_train import small_model
 
@@ -131,9 +131,9 @@ def test_rows_weigh_what_they_do_in_the_joined_batch(
 
 
 def test_more_workers_than_rows_are_refused_before_training() -> None:
-    workers.refuse_too_many(3, 3)
+    refuse_too_many(3, 3)
     with pytest.raises(BadSettings, match=r"workers is 4, but there are 3 rows .* ask for 3"):
-        workers.refuse_too_many(4, 3)
+        refuse_too_many(4, 3)
 
 
 def test_the_quality_of_one_worker_is_the_sum() -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from embedcomp.planning.choices import Chosen, Menu
 from embedcomp.support import registry
+
+if TYPE_CHECKING:
+    from embedcomp.planning.choices import Chosen, Menu
 
 
 class Solver(Protocol):
@@ -34,6 +36,11 @@ class Solver(Protocol):
 def names() -> list[str]:
     """Names of all solvers: the files of this folder."""
     return registry.names(__path__)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise BadSettings where a name is no solver's; none is imported for that."""
+    registry.find({__name__: __path__}, "solver", name)
 
 
 def get(name: str) -> Solver:
