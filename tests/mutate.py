@@ -1,12 +1,13 @@
 """Changes formulas of the program one after the other and sees that a test fails for each.
 
-`python -m tests.mutate [AREA ...]` reads tests/mutations/AREA.toml (all of them without an
-argument), applies each change to a copy of the tree and runs the tests named beside it. A change
-that no test notices says that the formula has no test.
+`python -m tests.mutate [AREA ...]` reads tests/mutations/AREA.toml (all of them where none is
+named), applies each change to a copy of the tree and runs the tests named beside it. A change that
+no test notices says that the formula has no test.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tests.build_engine import QUICKLY, build
 TOP = Path(__file__).parent.parent
 CHANGES = Path(__file__).parent / "mutations"
 COMPILED = {".cpp", ".h", ".inc"}
+ALL = "all"  # areas
 FAILED = 1  # pytest's exit code where tests ran and some of them failed
 
 
@@ -101,8 +103,9 @@ def results(chosen: Sequence[Change]) -> Iterator[tuple[Change, str]]:
             yield change, said.get(code, crashed)
 
 
-def main(areas: Sequence[str]) -> int:
-    missed, chosen = 0, changes(areas)
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    missed, chosen = 0, changes([] if ALL in given.areas else given.areas)
     for change, found in results(chosen):
         missed += found != "noticed"
         print(f"| {change.file} | {change.what} | {' '.join(change.tests)} | {found} |", flush=True)
@@ -110,5 +113,16 @@ def main(areas: Sequence[str]) -> int:
     return int(missed > 0)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutate",
+        description="Change formulas one after the other and see that a test fails for each.",
+    )
+    known = [ALL, *sorted(file.stem for file in CHANGES.glob("*.toml"))]
+    named = f"of changes: {', '.join(known)}"
+    parser.add_argument("areas", nargs="*", default=ALL, choices=known, metavar="AREA", help=named)
+    return parser
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

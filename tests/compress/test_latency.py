@@ -491,9 +491,8 @@ def test_every_operation_of_the_engine_is_calibrated(kinds):
 
 
 def test_what_no_choice_changes_is_within_the_latency_too(costing, kinds):
-    """Every kind of work costs, so that something is left to do whatever is chosen."""
-    model = costing(dict.fromkeys(kinds, 0.001))
-    whole = timing(model)
-    faster = planned(model, "1.4x@64")
-    assert whole.fixed > 0
-    assert faster.microseconds <= faster.microseconds_before / 1.4
+    """A time that is enough for a plan's layers alone is not enough for the plan."""
+    model = costing(dict.fromkeys(kinds, 0.001))  # so that something is left whatever is chosen
+    fixed = timing(model).fixed / 1000
+    budget = round(planned(model, "1.4x@64").microseconds - fixed / 2, 1)
+    assert fixed > 0.2 and planned(model, f"{budget}us@64").microseconds <= budget
