@@ -78,7 +78,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     train = ["train", "clicks", "--model", "dcnv2", "--out", "model", "--epochs", "1"]
     command(folder, *train, "--set", "batch_rows=1024", "--set", "embedding_l2=0")
     compress = ["compress", "model", "--log", "clicks", "--budget", "5x", "--out", "small"]
-    command(folder, *compress, "--methods", "low_rank,half")
+    command(folder, *compress, "--methods", "row_int4,half")
     scorer = Scorer.open(folder / "small")
     with ScoringServer(scorer, ServerSettings(port=0)) as server:
         yield folder, f"127.0.0.1:{server.port}"

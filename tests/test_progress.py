@@ -192,9 +192,10 @@ def test_a_library_user_sees_nothing_unless_asked(capfd: pytest.CaptureFixture[s
     torch.manual_seed(0)
     case, told = dlrm(), list[State]()
     batches = [(case.inputs(seed), torch.zeros(B)) for seed in range(2, 6)]
-    quietly = embedcomp.plan(case.model, batches, "4x", score=case.score)
+    given = {"score": case.score, "methods": ["row_int4", "svd"]}
+    quietly = embedcomp.plan(case.model, batches, "4x", **given)
     assert capfd.readouterr() == ("", "")
-    asked = embedcomp.plan(case.model, batches, "4x", score=case.score, progress=told.append)
+    asked = embedcomp.plan(case.model, batches, "4x", **given, progress=told.append)
     assert asked.layers == quietly.layers
     steps = list(dict.fromkeys(state.step for state in told))
     assert {"measuring", "planning", "encoding"} <= set(steps)
@@ -213,7 +214,9 @@ def test_every_step_of_a_compression_says_how_far_it_is(
     made = train(synth_log, synth_features, source, learning, tmp_path / "m", watch=told.append)
     original = Artifact.open(made.folder)
     tuning = TuneSettings(epochs=1, batch_rows=512)
-    settings = CompressSettings(budget="3x", measure_rows=2000, tune=tuning)
+    settings = CompressSettings(
+        budget="3x", methods=("row_int8", "svd"), measure_rows=2000, tune=tuning
+    )
     measured = measure(original, synth_log, settings, told.append)
     held = held_out(original, synth_log, settings, told.append)
     planned = plan(original, measured, settings, held, told.append)

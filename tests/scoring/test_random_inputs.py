@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import EmbedcompError
 from embedcomp.log.batches import to_batch
+from embedcomp.log.features import Features
 from tests.cases import DENSE, ROWS, TABLES, Case, dlrm, sequences, tabular
 
 CASES_EACH = 600
@@ -165,9 +166,11 @@ COLUMNS = {
 
 @often
 @given(data=st.data())
-def test_raw_columns(format_2: Artifact, data: st.DataObject) -> None:
+def test_raw_columns(
+    format_2: tuple[nn.Module, embedcomp.Scorer, Features], data: st.DataObject
+) -> None:
     """Columns of any type and with any values, missing ones too."""
-    scorer, known = embedcomp.Scorer(format_2), format_2.features
+    model, scorer, known = format_2
     columns, fits = {}, True
     for name in known.names:
         kind = known.column_type(name)
@@ -191,7 +194,7 @@ def test_raw_columns(format_2: Artifact, data: st.DataObject) -> None:
         return
     batch = to_batch(known.encode(columns, 3), known.keys)
     with torch.no_grad():
-        wanted = torch.sigmoid(format_2.model()(batch.dense, batch.sparse).view(-1)).numpy()
+        wanted = torch.sigmoid(model(batch.dense, batch.sparse).view(-1)).numpy()
     if not np.isfinite(batch.dense).all() or not np.isfinite(wanted).all():
         with pytest.raises(EmbedcompError):
             scorer.score(rows)
@@ -204,5 +207,6 @@ def test_raw_columns(format_2: Artifact, data: st.DataObject) -> None:
 
 
 @pytest.fixture(scope="module")
-def format_2() -> Artifact:
-    return Artifact.open(Path(__file__).parent.parent / "data/format_2")
+def format_2() -> tuple[nn.Module, embedcomp.Scorer, Features]:
+    opened = Artifact.open(Path(__file__).parent.parent / "data/format_2")
+    return opened.model(), embedcomp.Scorer(opened), opened.features
