@@ -169,15 +169,42 @@ def test_the_work_of_a_plan_is_that_of_its_program(seed):
 
 # no layer here is square or in order of count; what is lowered of tiers is rows of a kind
 # (tests/scoring/test_resident.py)
-@pytest.mark.parametrize(
-    "name", sorted({*methods.every()} - {"monarch", "frequency_tiers", "trellis_coded"})
-)
+NAMES = sorted({*methods.every()} - {"monarch", "frequency_tiers", "trellis_coded"})
+
+
+def middling(name, spec):
+    found = offered(name, spec)
+    return choice_of(name, spec, found[len(found) // 2])
+
+
+def test_layers_are_as_resident_as_the_plan_says_whatever_their_methods_are():
+    """Every layer has another method in each turn, until tables and linear layers have had all."""
+    specs = [layer.spec for layer in small.measured()[1].layers.values()]
+    left = {(type(spec), name) for spec in specs for name in NAMES if offered(name, spec)}
+    tables, linears = itertools.count(), itertools.count()
+
+    def choose(spec):
+        names = [name for name in NAMES if offered(name, spec)]
+        place = next(tables if isinstance(spec, TableSpec) else linears)
+        name = names[place % len(names)]
+        left.discard((type(spec), name))
+        return middling(name, spec)
+
+    assert {name for _, name in left} == {*NAMES}
+    for turn in range(len(NAMES)):
+        if not left:
+            return
+        tables, linears = itertools.count(3 * turn), itertools.count(2 * turn)
+        layers, chosen = chosen_by(choose)
+        as_resident_as_predicted(chosen, carried_out(layers, chosen)[1])
+    assert not left
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", NAMES)
 def test_a_layer_is_as_resident_as_its_plan_says(name):
     def choose(spec):
-        found = offered(name, spec)
-        if not found:
-            return choice_of("keep", spec, methods.get("keep").Settings())
-        return choice_of(name, spec, found[len(found) // 2])
+        return middling(name if offered(name, spec) else "keep", spec)
 
     layers, chosen = chosen_by(choose)
     assert any(choice.method == name for choice in chosen.values())
