@@ -27,7 +27,7 @@ demo: $(STAMP)
 # Ray takes all cores itself, and gives up on workers that start slowly.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest tests/pipelines -m ray
 
 # What differs from a test of `make test` in sizes alone.
 matrix: $(STAMP)

@@ -81,7 +81,15 @@ def candidates():
 # their codes are so coarse that a step of length 1 over a whole table can leave all as they are
 COARSE = ("column_quantized", "product_quantization", "weight_clustering")
 
-every_candidate = pytest.mark.parametrize(("name", "spec", "settings"), list(candidates()))
+CANDIDATES = list(candidates())
+
+
+def pytest_generate_tests(metafunc):
+    """Each test of a candidate, once for all; without the matrix, its ten thousand are not made."""
+    if "settings" in metafunc.fixturenames:
+        without = "not matrix" in metafunc.config.option.markexpr
+        chosen = [one for one in CANDIDATES if not (without and one.marks)]
+        metafunc.parametrize(("name", "spec", "settings"), chosen)
 
 
 def layer_of(spec):
@@ -139,7 +147,6 @@ def test_an_unknown_method_is_named():
         methods.get("svdd")
 
 
-@every_candidate
 @torch.no_grad()
 def test_it_keeps_shape_and_dtype(name, spec, settings):
     arguments, shape = inputs_of(spec)
@@ -148,7 +155,6 @@ def test_it_keeps_shape_and_dtype(name, spec, settings):
     assert output.isfinite().all()
 
 
-@every_candidate
 @torch.no_grad()
 def test_it_takes_empty_bags_and_an_empty_batch(name, spec, settings):
     served = compressed(name, spec, settings)
@@ -164,7 +170,6 @@ def test_it_takes_empty_bags_and_an_empty_batch(name, spec, settings):
         assert served(none, bounds).shape == (0, spec.dim)
 
 
-@every_candidate
 def test_it_is_as_large_as_it_said(name, spec, settings):
     said, made = empty_on_meta(name, spec, settings), compressed(name, spec, settings)
     shapes = [{n: (t.shape, t.dtype) for n, t in m.state_dict().items()} for m in (said, made)]
@@ -172,13 +177,11 @@ def test_it_is_as_large_as_it_said(name, spec, settings):
     assert module_bytes(said) == module_bytes(made)
 
 
-@every_candidate
 def test_the_same_input_twice_gives_the_same_tensors(name, spec, settings):
     once, again = compressed(name, spec, settings), compressed(name, spec, settings)
     assert same(tensors(once), tensors(again))
 
 
-@every_candidate
 @torch.no_grad()
 def test_it_comes_back_from_its_file_bit_for_bit(name, spec, settings):
     made, back = compressed(name, spec, settings), empty_on_meta(name, spec, settings)
@@ -188,7 +191,6 @@ def test_it_comes_back_from_its_file_bit_for_bit(name, spec, settings):
     assert torch.equal(back.eval()(*arguments), made(*arguments))
 
 
-@every_candidate
 def test_it_leaves_the_original_alone(name, spec, settings):
     layer = layer_of(spec)
     before = copy.deepcopy((layer.weight, layer.bias))
@@ -201,7 +203,6 @@ def test_it_leaves_the_original_alone(name, spec, settings):
     assert layer.bias is None or torch.equal(layer.bias, before[1])
 
 
-@every_candidate
 def test_it_trains_thawed_and_serves_what_was_trained(name, spec, settings):
     served, (arguments, _) = compressed(name, spec, settings), inputs_of(spec)
     before = served(*arguments).detach()

@@ -40,9 +40,9 @@ def made(
         synth_log, synth_features, SOURCE.complete(), none, folder / "original"
     )
     settings = CompressSettings(
-        budget="12x",
+        budget="5x",
         methods=(method,),
-        rest=("svd",),
+        rest=("eora",),
         measure_rows=2000,
         tune=replace(TUNE, epochs=epochs),
     )

@@ -30,6 +30,7 @@ checkpoint_rows = 1024
 
 [compress]
 budget = "2x"
+methods = ["row_int8", "half", "drop_rare"]
 tune = {{ epochs = 1, batch_rows = 512 }}
 """
 
