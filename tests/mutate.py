@@ -54,14 +54,14 @@ def changes(areas: Sequence[str] = ()) -> list[Change]:
 
 
 def copy_of_the_tree(to: Path) -> None:
-    """The files that git does not ignore, and what is built beside them."""
+    """The files and links that git does not ignore, and what is built beside them."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=TOP, capture_output=True, text=True, check=True)
     built = [*TOP.glob("embedcomp/**/*.so"), *TOP.glob("serving/wire/**/*.py")]
     for name in [*files.stdout.splitlines(), *(str(b.relative_to(TOP)) for b in built)]:
-        if (TOP / name).is_file():
+        if (TOP / name).is_file() or (TOP / name).is_symlink():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(TOP / name, to / name)
+            shutil.copy2(TOP / name, to / name, follow_symlinks=False)
     if (TOP / "../shared").is_dir():  # logs that some tests want lie beside the tree
         (to / "../shared").symlink_to((TOP / "../shared").resolve())
 
