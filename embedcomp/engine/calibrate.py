@@ -34,6 +34,7 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import clock, native
 from embedcomp.kernels.native import address
 from embedcomp.storage import kinds
+from embedcomp.storage.index import Index, Map, Ranked
 from embedcomp.storage.kind import Kind
 from embedcomp.storage.rows import StoredRows
 from embedcomp.support.files import cache_folder, sha256
@@ -162,7 +163,8 @@ def _cases() -> Iterator[_Case]:
 
 
 def _cases_of_tables() -> Iterator[_Case]:
-    yield _Case(*_tables(kinds.named("float32"), WIDTHS[2], mapped=True), TYPICAL)
+    for index in _indexes():
+        yield _Case(*_tables(kinds.named("float32"), WIDTHS[2], index), TYPICAL)
     for width in WIDTHS:
         for kind in kinds.examples(TABLE_ROWS, width):
             if width == WIDTHS[2]:
@@ -192,7 +194,16 @@ def _layers(widths: Sequence[int]) -> tuple[Graph, Tensors]:
     return _summed(nodes), Tensors(held, {}, {})
 
 
-def _tables(kind: Kind, width: int, *, mapped: bool = False) -> tuple[Graph, Tensors]:
+def _indexes() -> Iterator[Index]:
+    ids = torch.arange(TABLE_ROWS)
+    mapped = Map(TABLE_ROWS, TABLE_ROWS)
+    mapped.fill(ids)
+    ranked = Ranked(TABLE_ROWS, TABLE_ROWS, 4)
+    ranked.fill(ids % 4)
+    return iter((mapped, ranked))
+
+
+def _tables(kind: Kind, width: int, index: Index | None = None) -> tuple[Graph, Tensors]:
     """Tables of a kind of stored rows."""
     torch.manual_seed(0)
     values = torch.randn(TABLE_ROWS, width)
@@ -205,8 +216,9 @@ def _tables(kind: Kind, width: int, *, mapped: bool = False) -> tuple[Graph, Ten
         name = f"t{place}"
         for part, tensor in rows.state_dict().items():
             held[f"{name}.stored.{part}"] = as_array(tensor)
-        if mapped:
-            held[f"{name}.index.places"] = np.arange(TABLE_ROWS, dtype=np.int16)
+        if index is not None:
+            for part, tensor in index.state_dict().items():
+                held[f"{name}.index.{part}"] = as_array(tensor)
         stored[f"{name}.stored"] = matrix
         tables[name] = Table(rows=TABLE_ROWS, dim=width, pooling="mean", stored=True)
         features.append(Feature(table=name, leaf=0, key=name))

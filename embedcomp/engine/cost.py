@@ -17,7 +17,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.storage.kind import Reads
 from embedcomp.support.files import replacing
 
-FORMAT = 1  # of a cost model's file; another one where work is counted in another way
+FORMAT = 2  # of a cost model's file; another one where work is counted in another way
 TILES = (6, 3, 1)  # rows of a tile, as in kernels.inc
 LINE = 64  # bytes that memory gives at once
 FAR, DISTANT = 1 << 20, 1 << 25  # bytes of a table beyond which caches near the core do not hold it
@@ -126,8 +126,8 @@ def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
     found[f"{reads.kind} rows"] += rows * ids
     found[f"{reads.kind} numbers"] += rows * ids * reads.numbers
     found[f"{reads.kind} vectors"] += rows * ids * reads.vectors
-    if reads.mapped:
-        found["mapped"] += rows * ids
+    if reads.index:
+        found[reads.index] += rows * ids
     lines = rows * ids * (1 + (reads.row_bytes - 1) / LINE)
     if reads.stored_bytes > FAR:
         found["far lines"] += lines

@@ -204,10 +204,9 @@ class Tensors:
         stored, grid, held = found.rows, found.grid, found.held
         stored.num_ids = table.rows
         width, reads = what.width, what.kind.reads(what.rows, what.width)
-        places = self.held.get(f"{name}.index.places")
-        if places is not None:
-            stored.map, stored.map_bytes = native.address(places), places.itemsize
-            held, reads = (*held, places), replace(reads, mapped=True)
+        index = self._index(name, stored)
+        if index is not None:
+            held, reads = (*held, *index[1]), replace(reads, index=index[0])
         codes = decoder = None
         if grid is not None:
             codes = np.concatenate([np.diag(grid[0]), grid[1:2]]).astype(np.float64)
@@ -221,6 +220,24 @@ class Tensors:
         else:
             decoder = codes
         return Rows(stored, width, reads, held, decoder, codes)
+
+    def _index(self, name: str, at: native.Stored) -> tuple[str, tuple[np.ndarray, ...]] | None:
+        """Say in `at` where a table's index is, as the modules of storage/index.py hold it.
+
+        Returns:
+            The kind of work that reading it is, and arrays that must be kept; None: it has none.
+        """
+        places = self.held.get(f"{name}.index.places")
+        if places is not None:
+            at.map, at.map_bytes = native.address(places), places.itemsize
+            return "mapped", (places,)
+        blocks = self.held.get(f"{name}.index.blocks")
+        if blocks is None:
+            return None
+        firsts = self.held[f"{name}.index.firsts"]
+        at.map, at.firsts = native.address(blocks), native.address(firsts)
+        at.index_tiers = len(firsts)
+        return "ranked", (blocks, firsts)
 
     def _decoder(self, name: str, table: Table, width: int) -> np.ndarray:
         """What codes are multiplied by, float64 [k, dim]."""

@@ -64,11 +64,43 @@ inline uint32_t pair_of_brain(float low, float high) {
   return brain_of(low) | (brain_of(high) << 16);
 }
 
+// The stored row of an id by a ranked index (storage/index.py): the first row of its tier, and as
+// many further as there are ids of that tier before it.
+inline int64_t ranked_row(const Stored& t, int64_t id) {
+  constexpr int64_t kBlock = 256, kWords = kBlock / 64;
+  const int32_t counted = t.index_tiers - 1;
+  const int32_t planes = 32 - __builtin_clz(uint32_t(counted));
+  const int32_t* block =
+      static_cast<const int32_t*>(t.map) + id / kBlock * (counted + planes * kBlock / 32);
+  const int64_t at = id % kBlock / 64, bit = id % 64;
+  const auto bits_of = [&](int32_t plane, int64_t word) {
+    uint64_t bits;
+    std::memcpy(&bits, block + counted + 2 * (plane * kWords + word), sizeof bits);
+    return bits;
+  };
+  int32_t tier = 0;
+  for (int32_t p = 0; p < planes; ++p) tier |= int32_t(bits_of(p, at) >> bit & 1) << p;
+  int64_t rank = id - id % kBlock;
+  if (tier < counted) {
+    rank = block[tier];
+  } else {
+    for (int32_t other = 0; other < counted; ++other) rank -= block[other];
+  }
+  for (int64_t word = 0; word <= at; ++word) {
+    uint64_t same = word < at ? ~uint64_t(0) : (uint64_t(1) << bit) - 1;
+    for (int32_t p = 0; p < planes; ++p) same &= bits_of(p, word) ^ (uint64_t(tier >> p & 1) - 1);
+    rank += __builtin_popcountll(same);
+  }
+  return std::min(t.firsts[tier] + rank, t.last);
+}
+
 // The stored row of an id, which is in range.
 inline const uint8_t* row_of(const Stored& t, int64_t id) {
   int64_t row = id;
   if (t.map == nullptr) {
     row = id < t.last ? id : t.last;
+  } else if (t.map_bytes == 0) {
+    row = ranked_row(t, id);
   } else if (t.map_bytes == 1) {
     row = static_cast<const uint8_t*>(t.map)[id];
   } else if (t.map_bytes == 2) {

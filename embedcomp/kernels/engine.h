@@ -67,8 +67,8 @@ struct Stored {
   int32_t width;
   int64_t padding;  // id that counts for nothing, or -1
   int64_t last;     // stored row; without a map, ids beyond it read it too
-  const void* map;  // stored row of each id, or null
-  int32_t map_bytes;
+  const void* map;  // stored row of each id, the blocks of a ranked index, or null
+  int32_t map_bytes;  // of a stored row in it; 0: it is a ranked index
   int32_t row_bits;     // of a tier: from one row to the next; 0: whole row_bytes
   const void* columns;  // kCsr: column of each element,
   const void* values;   // and its fp16 value
@@ -78,6 +78,8 @@ struct Stored {
   int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
   int32_t narrow;        // kCodebook: each part is one column
   const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
+  const int32_t* firsts;  // ranked index: first stored row of each tier,
+  int32_t index_tiers;    // and how many there are
 };
 
 // Columns [at, at + width) of a buffer.

@@ -45,6 +45,8 @@ class Stored(ctypes.Structure):
         ("parts", c_int32),
         ("narrow", c_int32),
         ("tiers", c_void_p),
+        ("firsts", c_void_p),
+        ("index_tiers", c_int32),
     )
 
 

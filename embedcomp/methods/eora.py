@@ -14,16 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from embedcomp.methods.parts import build
 from embedcomp.methods.parts.factors import Weighting, metric_roots
 from embedcomp.modules.linear import CorrectedLinear
-from embedcomp.sensitivity.algebra import basis
+from embedcomp.sensitivity.algebra import Basis, basis
 from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
     Served,
     Spec,
 )
+from embedcomp.storage.rows import StoredRows
 
 RANKS = (2, 4, 8, 16)
 
@@ -52,15 +55,22 @@ def empty(spec: Spec, settings: Settings) -> Served:
 def compress(layer: Layer, settings: Settings) -> Served:
     served, rank = empty(layer.spec, settings), settings.rank
     assert isinstance(served, CorrectedLinear)
-    served.stored.fill(layer.weight, layer.output_weights, layer.inputs.second.diagonal())
-    lost = layer.weight.double() - served.stored.to_float().double()
-    found = layer.shared(
-        f"eora {settings.storage} {settings.weighting}",
-        lambda: basis(
-            lost @ (layer.error_moment @ lost.T), metric_roots(layer, settings.weighting)
-        ),
-    )
+    lost = _fill(served.stored, layer)
+    found = layer.shared(_basis_of_lost, settings.storage, settings.weighting)
     served.first.fill(lost.T @ found.encoder[:, :rank])
     served.second.fill(found.decoder[:rank].T)
     build.keep_mean(served, layer)
     return served
+
+
+def _fill(stored: StoredRows, layer: Layer) -> Tensor:
+    """Store a layer's weight; gives what of it is lost, float64 [outputs, inputs]."""
+    stored.fill(layer.weight, layer.output_weights, layer.inputs.second.diagonal())
+    return layer.weight.double() - stored.to_float().double()
+
+
+def _basis_of_lost(layer: Layer, storage: Rounded, weighting: Weighting) -> Basis:
+    """The directions of the output that is lost with a weight stored like this."""
+    outputs, inputs = layer.weight.shape
+    lost = _fill(StoredRows(outputs, inputs, storage), layer)
+    return basis(lost @ (layer.error_moment @ lost.T), metric_roots(layer, weighting))

@@ -12,31 +12,35 @@ from dataclasses import dataclass
 
 from embedcomp.kernels import native
 from embedcomp.methods.parts import tiered
-from embedcomp.methods.parts.factors import Weighting
-from embedcomp.sensitivity.layer import Spec
+from embedcomp.methods.parts.tiered import TieredRows
+from embedcomp.sensitivity.layer import Layer, Served, Spec
 from embedcomp.storage.kinds.trellis import Trellis
 
 log = logging.getLogger(__name__)
 
-SHARES = (0.125, 0.125, 0.25, 0.25, 0.25)  # of the rows, by tier
+TIERS = 5  # of rows in order of count; elsewhere, the index of one less is shorter
 COLDEST = (0, 0.5, 1, 1.5, 2, 3, 4, 5)  # bits of a column of the last one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    rank: int  # numbers that a row is described by
+class Settings(TieredRows):
     row_bits: tuple[int, ...]  # of a row of each tier, the most looked-up first
-    weighting: Weighting = "loss"
 
 
 def candidates(spec: Spec) -> list[Settings]:
-    shapes = tiered.worth_trying(spec, len(SHARES), COLDEST)
+    index = tiered.index_for(spec)
+    shapes = tiered.worth_trying(spec, TIERS if index is None else TIERS - 1, COLDEST)
     sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in shapes)
-    found = [Settings(rank=rank, row_bits=tiers) for rank, tiers in dict.fromkeys(sizes)]
+    found = [Settings(rank=k, row_bits=size, index=index) for k, size in dict.fromkeys(sizes)]
     if found and native.library() is None:  # which encodes; without it, trying them takes hours
         log.warning("%s: trellis_coded is left out: %s", spec.name, native.NotBuilt())
         return []
     return found
 
 
-empty, compress = tiered.in_tiers(Trellis, SHARES)
+def empty(spec: Spec, settings: Settings) -> Served:
+    return tiered.empty(spec, settings, Trellis)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    return tiered.compress(layer, settings, Trellis)

@@ -17,7 +17,7 @@ from embedcomp.modules.linear import (
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
 from embedcomp.storage import kinds
 from embedcomp.storage.decode import Affine, Decoder, Scatter
-from embedcomp.storage.index import Cut, Index, Map
+from embedcomp.storage.index import index_of
 from embedcomp.storage.rows import StoredRows
 
 Compressed = CompressedTable | ServedLinear
@@ -77,7 +77,7 @@ def _of_table(layer: CompressedTable) -> Layout:
         "dim": layer.dim,
         "width": layer.stored.width,
         "storage": layer.stored.kind.described,
-        "index": _of_index(layer.index),
+        "index": None if layer.index is None else layer.index.described,
         "decode": _of_decoder(layer.decode),
         "padding_idx": layer.padding_idx,
     }
@@ -86,14 +86,6 @@ def _of_table(layer: CompressedTable) -> Layout:
     assert isinstance(layer, CompressedBag)
     bag = {"pooling": layer.pooling, "last_offset": layer.last_offset, "folded": layer.folded}
     return {**table, "kind": "bag", **bag}
-
-
-def _of_index(index: Index | None) -> Layout | None:
-    if index is None:
-        return None
-    if isinstance(index, Cut):
-        return {"kind": "cut", "stored": index.stored}
-    return {"kind": "map", "stored": index.stored}
 
 
 def _of_decoder(decode: Decoder | None) -> Layout | None:
@@ -124,7 +116,7 @@ def build(layout: Mapping[str, Any]) -> Compressed:
     stored_rows = rows if index is None else index["stored"]
     parts: dict[str, Any] = {
         "stored": StoredRows(stored_rows, width, values.pop("storage")),
-        "index": _index(rows, index),
+        "index": None if index is None else index_of(rows, index),
         "decode": _decoder(width, dim, decode),
     }
     if kind == "embedding":
@@ -153,13 +145,6 @@ _LINEARS: dict[str, Callable[..., ServedLinear]] = {
     "corrected": CorrectedLinear,
     "monarch": MonarchLinear,
 }
-
-
-def _index(rows: int, layout: Mapping[str, Any] | None) -> Index | None:
-    if layout is None:
-        return None
-    stored = layout["stored"]
-    return Cut(stored) if layout["kind"] == "cut" else Map(rows, stored)
 
 
 def _decoder(width: int, dim: int, layout: Mapping[str, Any] | None) -> Decoder | None:

@@ -18,7 +18,6 @@ from embedcomp.planning.choices import Choice, Chosen, Menu
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.lowered import Lowered, Product, Widths
 from embedcomp.sensitivity.layer import Spec
-from embedcomp.storage.index import Map
 from embedcomp.storage.kind import Reads
 
 
@@ -136,7 +135,7 @@ def reads_of(served: CompressedTable) -> Reads:
     """Work of reading a row of a table."""
     stored = served.stored
     reads = stored.kind.reads(stored.rows, stored.width)
-    return replace(reads, mapped=isinstance(served.index, Map))
+    return replace(reads, index=None if served.index is None else served.index.work)
 
 
 def _nanoseconds(microseconds: float) -> int:

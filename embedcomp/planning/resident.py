@@ -7,11 +7,11 @@ from embedcomp.engine.ops import Linear
 from embedcomp.engine.pack import packed_bytes
 from embedcomp.engine.tensors import bytes_by_name
 from embedcomp.modules.linear import LowRankLinear
+from embedcomp.modules.sizes import module_bytes
 from embedcomp.modules.table import CompressedTable
 from embedcomp.planning.choices import Chosen
 from embedcomp.planning.lowered import Lowered, Product
 from embedcomp.sensitivity.layer import Served
-from embedcomp.storage.index import Map
 from embedcomp.storage.rows import StoredRows
 
 
@@ -43,7 +43,7 @@ def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
 def _of_table(lowered: Lowered, name: str, served: CompressedTable) -> int:
     if name not in lowered.program.resident:  # nobody looks anything up there
         return 0
-    places = served.index.places.nbytes if isinstance(served.index, Map) else 0
+    places = 0 if served.index is None else module_bytes(served.index)
     decoded = sum(map(_packed, lowered.decoders(name, served)))
     return places + _located(served.stored) + decoded
 

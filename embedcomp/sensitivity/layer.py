@@ -49,8 +49,9 @@ class TableSpec:
     features: tuple[str, ...] = ()
     last_offset: bool = True  # bags' offsets end with the number of ids, as torchrec's do
     padding_idx: int | None = None  # row that counts for nothing
-    by_count: bool = False  # but for the first two, rows lie in order of how often they are
-    # looked up, so that the rare ones are a tail
+    counted: bool = False  # it is known how often each row is looked up
+    by_count: bool = False  # and but for the first two, rows lie in that order, so that the rare
+    # ones are a tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class LinearStatistics:
         return cls(zeros, torch.eye(inputs, dtype=torch.float64))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One layer to compress; its tensors are the model's own and are only read.
 
@@ -163,10 +164,10 @@ class Layer:
     statistics: TableStatistics | LinearStatistics
     stands_for: Tensor | None = None  # float64 [rows], rows of the table that each row of a sample
     # stands for
-    group: tuple[Layer, ...] = field(default=(), repr=False, compare=False)  # the tables, with this
-    # one, that share a decoder; empty: it has its own
-    _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    _codes: dict[Hashable, Columns] | None = field(default=None, repr=False, compare=False)
+    group: tuple[Layer, ...] = field(default=(), repr=False)  # the tables, with this one, that
+    # share a decoder; empty: it has its own
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _codes: dict[Hashable, Columns] | None = field(default=None, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -212,11 +213,16 @@ class Layer:
         """
         return self.inputs.second if self.bias is None else self.inputs.covariance
 
-    def shared(self, what: str, make: Callable[[], T]) -> T:
-        """What the candidates of one layer have in common, made once."""
-        if what not in self._shared:
-            self._shared[what] = make()
-        return self._shared[what]
+    def shared(self, make: Callable[..., T], *settings: Hashable) -> T:
+        """What the candidates of one layer have in common: `make(layer, *settings)`, made once.
+
+        It is kept by all that it is made of, so `make` is a function that reads nothing else.
+        """
+        key = make, settings
+        if key not in self._shared:
+            self._shared[key] = make(self, *settings)
+        found: T = self._shared[key]
+        return found
 
     @contextmanager
     def trying(self) -> Iterator[Layer]:
@@ -255,21 +261,19 @@ class Layer:
         assert isinstance(self.spec, TableSpec)
         if self.spec.rows <= most:
             return self
-        return replace(self.shared(f"{most} rows", self._sample(most)), group=self.group)
+        return replace(self.shared(_sample, most), group=self.group)
 
-    def _sample(self, most: int) -> Callable[[], Layer]:
-        def sample() -> Layer:
-            assert isinstance(self.spec, TableSpec)
-            weights = torch.ones(self.spec.rows).double() if self.counts is None else self.counts
-            kept, stands_for = sampled(weights, most)
-            kept, order = kept.sort()
-            stands_for = stands_for[order]
-            fisher = None if self.fisher is None else self.fisher[kept]
-            spec = replace(self.spec, rows=len(kept))
-            statistics = TableStatistics(weights[kept] * stands_for, self.gradient, fisher)
-            return Layer(spec, self.weight[kept], None, statistics, stands_for)
 
-        return sample
+def _sample(table: Layer, most: int) -> Layer:
+    assert isinstance(table.spec, TableSpec)
+    weights = torch.ones(table.spec.rows).double() if table.counts is None else table.counts
+    kept, stands_for = sampled(weights, most)
+    kept, order = kept.sort()
+    stands_for = stands_for[order]
+    fisher = None if table.fisher is None else table.fisher[kept]
+    spec = replace(table.spec, rows=len(kept))
+    statistics = TableStatistics(weights[kept] * stands_for, table.gradient, fisher)
+    return Layer(spec, table.weight[kept], None, statistics, stands_for)
 
 
 class Method(Protocol):

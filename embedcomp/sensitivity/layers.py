@@ -117,6 +117,7 @@ def _table(
         found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
         if len(found) == len(total):
             total += found
+    counted = bool(total.any())
     spec = TableSpec(
         name=name,
         rows=module.num_embeddings,
@@ -125,7 +126,8 @@ def _table(
         features=features,
         last_offset=bool(module.include_last_offset) if is_bag else True,
         padding_idx=module.padding_idx,
-        by_count=bool(total.any()) and bool((total[RESERVED:].diff() <= 0).all()),
+        counted=counted,
+        by_count=counted and bool((total[RESERVED:].diff() <= 0).all()),
     )
     weight = module.weight.detach()
     if module.max_norm is not None and not weight.is_meta:  # what a look-up would shrink it to

@@ -62,7 +62,7 @@ def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:
     shift = _or_zeros(bias, off) - _or_zeros(layer.bias, off)
     centre = off.double() @ mean + shift  # mean error [outputs]
     moved = centre if layer.gradient is None else layer.gradient @ centre
-    by_inputs, by_outputs = layer.shared("roots of the error", lambda: _roots(layer))
+    by_inputs, by_outputs = layer.shared(_roots)
     spread = by_inputs.seen_by(off)  # [outputs, directions of the inputs]
     spread = spread if by_outputs is None else by_outputs @ spread
     return max(float(spread.square().sum(dtype=torch.float64) + moved @ centre), 0.0)

@@ -17,10 +17,11 @@ def singular_values(layer: Layer) -> np.ndarray:
     """Singular values of a layer's weight, largest first, float64 [r].
 
     They are computed from its Gram matrix, so the tiny ones are rough."""
-    return layer.shared("singular values", lambda: _singular_values(layer.weight))
+    return layer.shared(_singular_values)
 
 
-def _singular_values(weight: Tensor) -> np.ndarray:
+def _singular_values(layer: Layer) -> np.ndarray:
+    weight = layer.weight
     rows, columns = weight.shape
     small = gram(weight if rows >= columns else weight.T)
     return torch.linalg.eigvalsh(small).clamp_min(0).sqrt().flip(0).numpy()
@@ -31,7 +32,11 @@ def tail_exponent(layer: Layer) -> float:
 
     Of the eigenvalues of W^T W of the weight's windows, all together.
     """
-    return layer.shared("tail exponent", lambda: hill(_window_eigenvalues(layer.weight)))
+    return layer.shared(_tail_exponent)
+
+
+def _tail_exponent(layer: Layer) -> float:
+    return hill(_window_eigenvalues(layer.weight))
 
 
 def hill(values: np.ndarray) -> float:

@@ -58,7 +58,7 @@ class Reads:
     numbers: that a row is made of, without those that are left out as zeros.
     vectors: that they are summed in.
     stored_bytes: of all rows.
-    mapped: the stored row of an id is looked up as well.
+    index: kind of work of finding the stored row of an id; None: it takes none.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Reads:
     vectors: int
     row_bytes: int
     stored_bytes: int
-    mapped: bool = False
+    index: str | None = None
 
 
 def vectors(width: int) -> int:

@@ -394,13 +394,14 @@ def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():
 
 
 @pytest.mark.parametrize("name", methods.every())
-def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(name):
+@pytest.mark.parametrize("by_count", [True, False])
+def test_a_table_is_as_large_without_the_counts_that_it_was_planned_with(by_count, name):
     """What a method reads off the counts must be in its settings: an artifact has no counts."""
     model = small.model()
     for layer in find(model, {}).layers.values():
         spec = layer.spec
         if isinstance(spec, TableSpec):
-            spec = replace(spec, by_count=True)
+            spec = replace(spec, counted=True, by_count=by_count)
         for settings in methods.get(name).candidates(spec):
             planned, loaded = (empty_bytes(name, s, settings) for s in (spec, layer.spec))
             assert planned == loaded, settings

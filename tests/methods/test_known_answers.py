@@ -58,7 +58,7 @@ def rows_of(served):
 @pytest.mark.parametrize("by_count", [True, False])
 @pytest.mark.parametrize("name", ["drop_rare", "magnitude_rows", "dedup"])
 def test_all_rows_in_float_are_the_table(name, by_count):
-    layer = table(by_count=by_count)
+    layer = table(counted=True, by_count=by_count)
     served = made(name, layer, share=1.0, storage="float32")
     assert torch.allclose(rows_of(served), layer.weight, atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_all_elements_are_the_matrix_in_half_precision():
 
 
 def test_rare_rows_are_the_mean_of_what_was_dropped():
-    layer = table(by_count=True)
+    layer = table(counted=True, by_count=True)
     served = made("drop_rare", layer, share=0.25, storage="float32", index="cut")
     kept, weights = 10, layer.counts[10:]
     mean = (layer.weight[10:].double() * weights[:, None]).sum(0) / weights.sum()
@@ -96,21 +96,50 @@ def test_rare_rows_are_the_mean_of_what_was_dropped():
 
 
 def test_dropped_rows_may_be_zero():
-    layer = table(by_count=True)
+    layer = table(counted=True, by_count=True)
     served = made("drop_rare", layer, share=0.25, storage="float32", dropped="zero")
     assert rows_of(served)[10:].eq(0).all()
 
 
-def test_a_table_in_any_order_takes_a_map_to_the_same_rows():
+@pytest.mark.parametrize(("index", "places"), [("map", ROWS), ("ranked", 4 * (1 + 8) + 2 * 4)])
+def test_a_table_in_any_order_takes_an_index_to_the_same_rows(index, places):
     order = torch.randperm(ROWS, generator=GENERATOR)
-    layer = table(by_count=True)
+    layer = table(counted=True, by_count=True)
     mixed = table(layer.weight[order], layer.counts[order])
-    sorted_rows, found = (
-        rows_of(made("drop_rare", of, share=0.25, storage="float32", index=index))
-        for of, index in ((layer, "cut"), (mixed, "map"))
-    )
+    settings = {"share": 0.25, "storage": "float32"}
+    sorted_rows = rows_of(made("drop_rare", layer, index="cut", **settings))
+    found = rows_of(made("drop_rare", mixed, index=index, **settings))
     assert torch.allclose(found, sorted_rows[order], atol=1e-6)
-    assert module_bytes(made("drop_rare", mixed, share=0.25)) == 2 * DIM * 11 + ROWS
+    small = made("drop_rare", mixed, share=0.25, index=index)
+    assert module_bytes(small) == 2 * DIM * 11 + places
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("frequency_tiers", {"row_bytes": (4, 3, 2, 1)}),
+        ("trellis_coded", {"row_bits": (20, 16, 8, 4)}),
+        ("trellis_coded", {"row_bits": (20, 16, 12, 8, 4)}),
+    ],
+)
+def test_a_table_in_any_order_has_the_tiers_of_one_in_order(name, sizes, sampled):
+    counts = (1e6 / torch.arange(1, 2001).double()).round()
+    counts[-40:] = 0  # rows that are never looked up
+    layer = table(torch.randn(2000, DIM, generator=GENERATOR), counts, counted=True, by_count=True)
+    order = torch.randperm(2000, generator=GENERATOR)
+    mixed = table(layer.weight[order], counts[order], counted=True)
+    if sampled:
+        layer, mixed = layer.sampled(800), mixed.sampled(800)
+    ordered = made(name, layer, rank=4, **sizes)
+    found = made(name, mixed, rank=4, index="ranked", **sizes)
+    assert found.stored.kind == ordered.stored.kind
+    assert predicted_loss(mixed, found) == pytest.approx(predicted_loss(layer, ordered), rel=0.02)
+    if not sampled:
+        blocks = 8 * 4 * (len(found.index.firsts) - 1 + 8 * found.index.planes)
+        assert module_bytes(found.index) == blocks + 4 * len(found.index.firsts)
+        tier_of = ordered.stored.kind.tier_of(torch.arange(2000))[order]
+        assert torch.equal(found.stored.kind.tier_of(found.index(torch.arange(2000))), tier_of)
 
 
 def test_rows_far_from_the_mean_are_kept():
@@ -135,7 +164,7 @@ def test_equal_rows_are_stored_once():
 def test_tiers_with_eight_bits_a_column_hold_whole_steps_of_one_direction():
     steps = torch.randint(0, 256, (ROWS,), generator=GENERATOR).float()
     direction = torch.nn.functional.normalize(torch.randn(DIM, generator=GENERATOR), dim=0)
-    layer = table(steps[:, None] * direction, by_count=True)
+    layer = table(steps[:, None] * direction, counted=True, by_count=True)
     found = rows_of(made("frequency_tiers", layer, rank=1, row_bytes=(1, 1, 1, 1)))
     assert torch.allclose(found, layer.weight, atol=0.3)  # the directions are 16-bit floats
     empty = rows_of(made("frequency_tiers", layer, rank=1, row_bytes=(1, 1, 1, 0)))
@@ -149,7 +178,7 @@ def test_tiers_with_eight_bits_a_column_hold_whole_steps_of_one_direction():
 def test_bits_pay_where_rows_are_looked_up():
     counts = 1e6 / torch.arange(1, 2001).double()
     weight = torch.randn(2000, DIM, generator=GENERATOR)
-    layer = table(weight, counts, by_count=True)
+    layer = table(weight, counts, counted=True, by_count=True)
     even = made("low_rank", layer, rank=DIM, storage="column_mixed3")
     tiers = made("frequency_tiers", layer, rank=DIM, row_bytes=(5, 3, 3, 2))
     assert module_bytes(tiers) < module_bytes(even)
@@ -158,7 +187,7 @@ def test_bits_pay_where_rows_are_looked_up():
 
 def test_a_sample_of_a_table_has_the_tiers_of_the_whole():
     counts = 1e6 / torch.arange(1, 2001).double()
-    layer = table(torch.randn(2000, DIM, generator=GENERATOR), counts, by_count=True)
+    layer = table(torch.randn(2000, DIM, generator=GENERATOR), counts, counted=True, by_count=True)
     settings = {"rank": 4, "row_bytes": (4, 3, 2, 1)}
     whole = predicted_loss(layer, made("frequency_tiers", layer, **settings))
     sample = layer.sampled(800)
@@ -168,7 +197,7 @@ def test_a_sample_of_a_table_has_the_tiers_of_the_whole():
 
 def test_rows_kept_columns_kept_and_storage_compose():
     weight = torch.randn(ROWS, 2, generator=GENERATOR) @ torch.randn(2, DIM, generator=GENERATOR)
-    layer = table(weight, by_count=True)
+    layer = table(weight, counted=True, by_count=True)
     served = made("drop_rare", layer, share=0.5, rank=2, storage="float32")
     assert torch.allclose(rows_of(served)[:20], weight[:20], atol=1e-4)
     assert served.stored.width == 2 and served.stored.rows == 21
@@ -177,7 +206,7 @@ def test_rows_kept_columns_kept_and_storage_compose():
 def test_a_sample_of_a_table_predicts_the_loss_of_the_whole():
     counts = (1000 / torch.arange(1, 4001).double()).ceil()
     weight = torch.randn(4000, DIM, generator=GENERATOR)
-    layer = table(weight, counts, by_count=True)
+    layer = table(weight, counts, counted=True, by_count=True)
     for name, settings in [
         ("drop_rare", {"share": 0.1, "index": "map"}),
         ("drop_rare", {"share": 0.1, "index": "cut"}),

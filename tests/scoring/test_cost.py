@@ -83,15 +83,16 @@ def test_a_row_of_a_large_table_takes_the_lines_that_it_lies_in(row_bytes):
         assert {kind: n for kind, n in found.items() if kind.endswith("lines")} == wanted
 
 
-def test_a_lookup_is_counted_an_id_and_a_bag():
-    stored = replace(named("row_int8").reads(9, 20), mapped=True)
+@pytest.mark.parametrize("index", ["mapped", "ranked"])
+def test_a_lookup_is_counted_an_id_and_a_bag(index):
+    stored = replace(named("row_int8").reads(9, 20), index=index)
     assert cost.look_up(BLOCK + 1, stored, ids=2) == {
         "operations": 2,
         "bags": BLOCK + 1,
         "row_int8 rows": 2 * (BLOCK + 1),
         "row_int8 numbers": 2 * (BLOCK + 1) * 20,
         "row_int8 vectors": 2 * (BLOCK + 1) * 2,  # 20 columns are two vectors
-        "mapped": 2 * (BLOCK + 1),
+        index: 2 * (BLOCK + 1),
     }
 
 

@@ -25,7 +25,7 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.modules.table import CompressedBag
-from embedcomp.storage.index import Cut, Index, Map
+from embedcomp.storage.index import Cut, Index, Map, Ranked
 from embedcomp.storage.rows import StoredRows
 
 library = native.library()
@@ -159,6 +159,38 @@ def test_every_id_of_a_map_reads_its_own_row(kernels: None, kept: int, place: to
     found = score(engine(table), ids, ones(ids))
     wanted = table.to_float().double().numpy() @ weights(2)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ids", [1, 255, 256, 257, 5000])
+@pytest.mark.parametrize("tiers", [2, 3, 4, 5])
+@pytest.mark.parametrize("shared", [False, True], ids=["all", "last_shared"])
+def test_every_id_of_a_ranked_index_reads_its_own_row(
+    kernels: None, ids: int, tiers: int, shared: bool
+) -> None:
+    """The first row of its tier, and as many further as the tier has ids before it."""
+    tier_of = torch.randint(0, tiers, (ids,), generator=torch.manual_seed(tiers))
+    tier_of[-1] = tiers - 1  # so that there is a row for all that share one
+    kept = int((tier_of < tiers - 1).sum()) + 1 if shared else ids
+    index = Ranked(ids, kept, tiers)
+    index.fill(tier_of)
+    order = torch.argsort(tier_of, stable=True)
+    wanted = torch.empty(ids, dtype=torch.int64)
+    wanted[order] = torch.arange(ids).clamp_max(kept - 1)
+    assert torch.equal(index(torch.arange(ids)), wanted)
+    table = bag(ids, 2, index=index)
+    found = score(engine(table), np.arange(ids), ones(np.arange(ids)))
+    stored = table.stored.to_float().double().numpy() @ weights(2)
+    np.testing.assert_allclose(found, stored[wanted], rtol=1e-5, atol=1e-5)
+
+
+def test_a_ranked_index_that_is_loaded_is_read_anew() -> None:
+    index, other = Ranked(600, 600, 2), Ranked(600, 600, 2)
+    index.fill(torch.arange(600) % 2)
+    other.fill(torch.arange(600) // 300)
+    before = index(torch.arange(600))
+    index.load_state_dict(other.state_dict())
+    assert torch.equal(index(torch.arange(600)), torch.arange(600))
+    assert not torch.equal(before, torch.arange(600))
 
 
 @pytest.mark.parametrize("pooling", ["sum", "mean"])

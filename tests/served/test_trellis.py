@@ -91,8 +91,8 @@ def test_plans_leave_it_out_where_the_engine_was_not_built(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     counted, other = (
-        TableSpec(name="t", rows=100, dim=4, pooling="sum", by_count=by_count)
-        for by_count in (True, False)
+        TableSpec(name="t", rows=100, dim=4, pooling="sum", counted=counted)
+        for counted in (True, False)
     )
     assert len(trellis_coded.candidates(counted)) > 10 and not trellis_coded.candidates(other)
     monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)

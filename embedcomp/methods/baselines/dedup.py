@@ -36,9 +36,7 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 def compress(layer: Layer, settings: Settings) -> Served:
     stored = fewer_rows.kept(len(layer.weight), settings.share)
-    return fewer_rows.compress(
-        layer, "map", settings, f"dedup {settings.share}", lambda: _cells(layer, stored)
-    )
+    return fewer_rows.compress(layer, "map", settings, _cells, stored)
 
 
 def _cells(layer: Layer, most: int) -> Tensor:

@@ -47,4 +47,4 @@ def _clamped(layer: Layer) -> Tensor:
     return found.clamp_min(float(found[found > 0].min()))
 
 
-compress = by("fisher_svd", _basis)
+compress = by(_basis)

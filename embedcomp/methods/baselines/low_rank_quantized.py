@@ -24,7 +24,7 @@ from embedcomp.sensitivity.layer import (
     Spec,
 )
 from embedcomp.sensitivity.loss import predicted_loss
-from embedcomp.sensitivity.sketch import root_of
+from embedcomp.sensitivity.sketch import Root, root_of
 from embedcomp.storage.decode import Affine
 
 TURNS = 4
@@ -60,11 +60,14 @@ def compress(layer: Layer, settings: Settings) -> Served:
     return _table(layer, settings)
 
 
+def _root_of_error_moment(layer: Layer) -> Root:
+    return root_of(layer.error_moment)
+
+
 def _linear(layer: Layer, settings: Settings) -> Served:
     weight, rank = layer.weight.double(), settings.rank
     metric = metric_roots(layer, "loss")
-    moment = layer.error_moment
-    spread = layer.shared("root of the error moment", lambda: root_of(moment))
+    moment, spread = layer.error_moment, layer.shared(_root_of_error_moment)
     best, least, rest = empty(layer.spec, settings), float("inf"), torch.zeros_like(weight)
     for _ in range(TURNS):
         served = empty(layer.spec, settings)

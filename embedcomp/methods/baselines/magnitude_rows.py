@@ -15,14 +15,16 @@ from torch import Tensor
 
 from embedcomp.methods.parts import fewer_rows
 from embedcomp.methods.parts.factors import layer_moments
-from embedcomp.methods.parts.fewer_rows import FewerRows
+from embedcomp.methods.parts.fewer_rows import Dropped, FewerRows
 from embedcomp.sensitivity.layer import Layer, Served, Spec
 from embedcomp.sensitivity.loss import row_errors
+
+Weighting = Literal["loss", "magnitude"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(FewerRows):
-    weighting: Literal["loss", "magnitude"] = "loss"
+    weighting: Weighting = "loss"
 
 
 def candidates(spec: Spec) -> list[Settings]:
@@ -32,25 +34,20 @@ def candidates(spec: Spec) -> list[Settings]:
 
 
 def empty(spec: Spec, settings: Settings) -> Served:
-    return fewer_rows.empty(spec, "map", settings)
+    return fewer_rows.empty(spec, "ranked", settings)
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    key = f"magnitude_rows {settings.weighting} {settings.share} {settings.dropped}"
-    return fewer_rows.compress(
-        layer,
-        "map",
-        settings,
-        key,
-        lambda: fewer_rows.first(layer, _order(layer, settings), settings.share),
-    )
+    chosen_by = settings.share, settings.weighting, settings.dropped
+    return fewer_rows.compress(layer, "ranked", settings, _places, *chosen_by)
 
 
-def _order(layer: Layer, settings: Settings) -> Tensor:
+def _places(layer: Layer, share: float, weighting: Weighting, dropped: Dropped) -> Tensor:
+    """The stored row that each id reads, int64 [rows]."""
     off = layer.weight
-    if settings.dropped == "mean":
+    if dropped == "mean":
         off = off - layer_moments(layer)[0].float()
-    sizes = row_errors(off, layer.gradient if settings.weighting == "loss" else None)
-    if settings.weighting == "loss" and layer.own_counts is not None:
+    sizes = row_errors(off, layer.gradient if weighting == "loss" else None)
+    if weighting == "loss" and layer.own_counts is not None:
         sizes = sizes * layer.own_counts
-    return torch.argsort(sizes, descending=True, stable=True)
+    return fewer_rows.first(layer, torch.argsort(sizes, descending=True, stable=True), share)

@@ -29,4 +29,4 @@ def _basis(layer: Layer) -> Basis:
     return basis(gram(layer.weight.T if is_linear else layer.weight), None)
 
 
-compress = by("svd", _basis)
+compress = by(_basis)

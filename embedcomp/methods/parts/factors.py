@@ -34,21 +34,27 @@ def output_basis(layer: Layer, weighting: Weighting) -> Basis:
     Args:
         weighting: "loss" weighs errors by the measured gradients, where there are any.
     """
+    return layer.shared(_output_basis, weighting)
+
+
+def _output_basis(layer: Layer, weighting: Weighting) -> Basis:
     metric = metric_roots(layer, weighting)
-
-    def make() -> Basis:
-        if isinstance(layer.spec, TableSpec):
-            return basis(layer_moments(layer)[1], metric)
-        weight = layer.weight.double()
-        return basis(weight @ (layer.inputs.covariance @ weight.T), metric)
-
-    return layer.shared(f"output basis, {weighting}", make)
+    if isinstance(layer.spec, TableSpec):
+        return basis(layer_moments(layer)[1], metric)
+    weight = layer.weight.double()
+    return basis(weight @ (layer.inputs.covariance @ weight.T), metric)
 
 
 def metric_roots(layer: Layer, weighting: Weighting) -> Roots | None:
     """Roots of the metric of errors in a layer's output; None if all errors cost the same."""
-    gradient = layer.gradient if weighting == "loss" else None
-    return None if gradient is None else layer.shared("metric roots", lambda: roots(gradient))
+    if weighting == "output" or layer.gradient is None:
+        return None
+    return layer.shared(_gradient_roots)
+
+
+def _gradient_roots(layer: Layer) -> Roots:
+    assert layer.gradient is not None
+    return roots(layer.gradient)
 
 
 def pooled_basis(tables: Sequence[Layer], weighting: Weighting) -> Basis:
@@ -56,17 +62,17 @@ def pooled_basis(tables: Sequence[Layer], weighting: Weighting) -> Basis:
 
     A table weighs as much as its look-ups, or as the loss feels of them.
     """
+    return tables[0].shared(_pooled_basis, weighting, *tables[1:])
 
-    def make() -> Basis:
-        gradients = [table.gradient for table in tables if table.gradient is not None]
-        by_loss = weighting == "loss" and len(gradients) == len(tables)
-        metric = roots(torch.stack(gradients).mean(0)) if by_loss else None
-        weights = [float(g.trace()) for g in gradients] if by_loss else map(_look_ups, tables)
-        pooled = [w * layer_moments(t)[1] for w, t in zip(weights, tables, strict=True)]
-        return basis(torch.stack(pooled).sum(0), metric)
 
-    names = ", ".join(table.spec.name for table in tables)
-    return tables[0].shared(f"pooled basis, {weighting}, of {names}", make)
+def _pooled_basis(first: Layer, weighting: Weighting, *others: Layer) -> Basis:
+    tables = (first, *others)
+    gradients = [table.gradient for table in tables if table.gradient is not None]
+    by_loss = weighting == "loss" and len(gradients) == len(tables)
+    metric = roots(torch.stack(gradients).mean(0)) if by_loss else None
+    weights = [float(g.trace()) for g in gradients] if by_loss else map(_look_ups, tables)
+    pooled = [w * layer_moments(t)[1] for w, t in zip(weights, tables, strict=True)]
+    return basis(torch.stack(pooled).sum(0), metric)
 
 
 def _look_ups(table: Layer) -> float:
@@ -75,7 +81,11 @@ def _look_ups(table: Layer) -> float:
 
 def layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
     """Mean [d] and covariance [d, d] of a table's rows as they are looked up."""
-    return layer.shared("moments", lambda: moments(layer.weight, layer.counts))
+    return layer.shared(_layer_moments)
+
+
+def _layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
+    return moments(layer.weight, layer.counts)
 
 
 def mimic_table(served: nn.Module, layer: Layer, rank: int, weighting: Weighting) -> None:

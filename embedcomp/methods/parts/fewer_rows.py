@@ -7,7 +7,7 @@ storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -23,12 +23,15 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
     TableStatistics,
 )
-from embedcomp.storage.index import Cut, IndexForm, Map
+from embedcomp.storage.index import Cut, Index, IndexForm, Map, Ranked
 from embedcomp.storage.names import FactorStorage
 
 SHARES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)  # of a table's rows, worth trying
 FEWEST = 8  # rows that are worth keeping
 RANKS = (None, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # coarse, since rows are chosen as well
+
+
+Dropped = Literal["mean", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class FewerRows:
     share: float  # of the rows that is stored
     rank: int | None = None  # of the stored rows; None: their columns as they are
     storage: FactorStorage = "float16"
-    dropped: Literal["mean", "zero"] = "mean"  # what stands for rows that are dropped: the mean of
+    dropped: Dropped = "mean"  # what stands for rows that are dropped: the mean of
     # those that are looked up, weighted by counts, or nothing
 
 
@@ -78,28 +81,36 @@ def empty(
     fewer = replace(spec, rows=stored, padding_idx=None)
     inside = build.plain(fewer, storage) if rank is None else build.low_rank(fewer, rank, storage)
     assert isinstance(inside, CompressedTable)
-    index = Cut(stored) if form == "cut" else Map(spec.rows, stored)
-    return build.table(spec, inside.stored, inside.decode, index)
+    return build.table(spec, inside.stored, inside.decode, _index(form, spec.rows, stored))
+
+
+def _index(form: IndexForm, rows: int, stored: int) -> Index:
+    if form == "cut":
+        return Cut(stored)
+    return Map(rows, stored) if form == "map" else Ranked(rows, stored, tiers=2)
 
 
 def compress(
-    layer: Layer, form: IndexForm, settings: FewerRows, key: str, places: Callable[[], Tensor]
+    layer: Layer,
+    form: IndexForm,
+    settings: FewerRows,
+    places: Callable[..., Tensor],
+    *chosen_by: Hashable,
 ) -> CompressedTable:
     """The table, filled.
 
     Args:
-        key: what candidates have in common that share the places.
-        places: makes, int64 [rows], which stored row each id reads.
+        places: makes of the layer and `chosen_by`, int64 [rows], which stored row each id reads.
     """
-    read = layer.shared(f"places, {key}", places)
+    read = layer.shared(places, *chosen_by)
     stored = int(read.max()) + 1 if layer.stands_for is not None else None
     served = empty(layer.spec, form, settings, stored)
     if isinstance(served.index, Map):
         served.index.fill(read)
-    fewer = layer.shared(
-        f"rows, {key}, {settings.dropped}",
-        lambda: merged(layer, read, served.stored.rows, settings.dropped == "zero"),
-    ).within(layer)
+    elif isinstance(served.index, Ranked):
+        served.index.fill((read == served.stored.rows - 1).long())
+    zero = settings.dropped == "zero"
+    fewer = layer.shared(_stored_rows, places, chosen_by, served.stored.rows, zero).within(layer)
     assert isinstance(fewer.spec, TableSpec)
     if settings.rank is None:
         served.fill(fewer.weight, fewer.counts)
@@ -107,6 +118,16 @@ def compress(
         inside = build.table(fewer.spec, served.stored, served.decode)
         mimic_table(inside, fewer, settings.rank, "loss")
     return served
+
+
+def _stored_rows(
+    layer: Layer,
+    places: Callable[..., Tensor],
+    chosen_by: tuple[Hashable, ...],
+    stored: int,
+    last_is_zero: bool,
+) -> Layer:
+    return merged(layer, layer.shared(places, *chosen_by), stored, last_is_zero)
 
 
 def merged(layer: Layer, places: Tensor, stored: int, last_is_zero: bool) -> Layer:

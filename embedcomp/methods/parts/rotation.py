@@ -36,18 +36,13 @@ def fill_rotated(served: Served, layer: Layer, weighting: Weighting) -> None:
     assert isinstance(served, CompressedTable)
     codes, rank = served.stored.kind, served.stored.width
     assert isinstance(codes, Product)
-    found = output_basis(layer, weighting)
-    mean = layer_moments(layer)[0]
-    edges = codes.edges(rank)
-    turned = layer.shared(
-        f"rotation {weighting} {edges}", lambda: _rotated(layer, found, mean, edges)
-    )
-    fill_table(served, layer, turned, rank, mean, refit=True)
+    turned = layer.shared(_rotated, weighting, *codes.edges(rank))
+    fill_table(served, layer, turned, rank, layer_moments(layer)[0], refit=True)
 
 
-def _rotated(layer: Layer, found: Basis, mean: Tensor, edges: Sequence[int]) -> Basis:
+def _rotated(layer: Layer, weighting: Weighting, *edges: int) -> Basis:
     """The first columns of a basis in units of the loss, turned for these groups of columns."""
-    rank = edges[-1]
+    found, mean, rank = output_basis(layer, weighting), layer_moments(layer)[0], edges[-1]
     units = found.weights[:rank].sqrt()
     encoder, decoder = found.encoder[:, :rank] * units, found.decoder[:rank] / units[:, None]
     rows, weights = seen(layer.weight, layer.counts, SAMPLED_ROWS)

@@ -1,35 +1,55 @@
 """Low-rank codes of more bits the more often a row is looked up.
 
-Rows in order of count are cut into tiers, whose rows take a fixed number of bits each; within a
-tier every bit goes to the column whose error it lowers most. It is reverse water-filling over rows
-as well as columns: an error of a row counts by how often it is looked up, so by rate-distortion
-theory four times as often is worth a bit more a column.
+Rows are cut into tiers by how often they are looked up, and the rows of a tier take a fixed number
+of bits each; within a tier every bit goes to the column whose error it lowers most. It is reverse
+water-filling over rows as well as columns: an error of a row counts by how often it is looked up,
+so by rate-distortion theory four times as often is worth a bit more a column.
+
+Where rows lie in order of count, a tier is a range of ids. Elsewhere rows are stored tier by tier,
+and an index of about 0.3 bytes an id finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import build
-from embedcomp.methods.parts.factors import fill_table, layer_moments, output_basis
-from embedcomp.sensitivity.layer import (
-    Layer,
-    Served,
-    Spec,
-    TableSpec,
-)
+from embedcomp.methods.parts.factors import Weighting, fill_table, layer_moments, output_basis
+from embedcomp.modules.table import CompressedTable
+from embedcomp.sensitivity.layer import Layer, Spec, TableSpec, TableStatistics
 from embedcomp.storage.decode import Affine
+from embedcomp.storage.index import IndexForm, Ranked
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 
+SHARES = {  # of the rows, by tier, for each number of tiers
+    4: (0.125, 0.125, 0.25, 0.5),  # each is as long as all before it
+    5: (0.125, 0.125, 0.25, 0.25, 0.25),
+}
 FEWEST_ROWS = 64  # of a table that is worth it
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MORE = (1, 2, 3)  # bits of a column in the first tier than in the last one
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieredRows:
+    """Settings of a method whose rows take more bits the more often they are looked up."""
+
+    rank: int  # numbers that a row is described by
+    weighting: Weighting = "loss"
+    index: Literal["ranked"] | None = None  # None: rows lie in order of count
+
+
+def index_for(spec: Spec) -> Literal["ranked"] | None:
+    """What finds the rows of a table in tiers."""
+    return None if isinstance(spec, TableSpec) and spec.by_count else "ranked"
 
 
 def worth_trying(
@@ -40,7 +60,7 @@ def worth_trying(
     Args:
         coldest: bits of a column in the last tier.
     """
-    if not isinstance(spec, TableSpec) or not spec.by_count or spec.rows < FEWEST_ROWS:
+    if not isinstance(spec, TableSpec) or not spec.counted or spec.rows < FEWEST_ROWS:
         return
     for rank in (*(k for k in RANKS if k < spec.dim), spec.dim):
         for cold in coldest:
@@ -50,45 +70,77 @@ def worth_trying(
                     yield rank, tuple(rank * (cold + step) for step in steps)
 
 
-def in_tiers(
-    kind: type[Tiers], shares: Sequence[float]
-) -> tuple[Callable[[Spec, Any], Served], Callable[[Layer, Any], Served]]:
-    """A method's `empty` and `compress`; both raise BadSettings for another number of tiers.
+def empty(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> CompressedTable:
+    """The table, without numbers.
 
     Args:
         kind: how rows are stored; the settings hold the sizes of rows by the name of its unit.
-        shares: of the rows, by tier.
+
+    Raises:
+        BadSettings: rows are in no number of tiers that there are shares for.
     """
-
-    def with_tiers(spec: TableSpec, settings: Any, ends: Sequence[int]) -> Served:
-        sizes = getattr(settings, kind.unit)
-        if len(sizes) != len(ends):
-            raise BadSettings(
-                f"{kind.unit} holds {len(sizes)} numbers, but {spec.name} has {len(ends)} tiers; "
-                "give the size of a row of each"
-            )
-        of_rows = kind(tuple(ends), **{kind.unit: tuple(sizes)})
-        stored = StoredRows(spec.rows, settings.rank, of_rows)
-        return build.table(spec, stored, Affine(settings.rank, spec.dim, "float16", True))
-
-    def empty(spec: Spec, settings: Any) -> Served:
-        assert isinstance(spec, TableSpec)
-        return with_tiers(spec, settings, [round(spec.rows * s) for s in accumulate(shares)])
-
-    def compress(layer: Layer, settings: Any) -> Served:
-        assert isinstance(layer.spec, TableSpec)
-        served = with_tiers(layer.spec, settings, _ends(layer, shares))
-        basis, mean = output_basis(layer, settings.weighting), layer_moments(layer)[0]
-        fill_table(served, layer, basis, settings.rank, mean, refit=True)
-        return served
-
-    return empty, compress
+    assert isinstance(spec, TableSpec)
+    ends = [round(spec.rows * s) for s in accumulate(_shares(spec, settings, kind))]
+    return _in_tiers(spec, settings, kind, ends)
 
 
-def _ends(layer: Layer, shares: Sequence[float]) -> list[int]:
-    """Row after the last one of each tier; rows of a sample stand for others of their tier."""
+def compress(layer: Layer, settings: TieredRows, kind: type[Tiers]) -> CompressedTable:
+    """The table, filled. Raises BadSettings as `empty` does."""
+    shares = _shares(layer.spec, settings, kind)
+    assert isinstance(layer.spec, TableSpec)
+    tier_of = layer.shared(_tiers, settings.index, *shares)
+    ends = tier_of.bincount(minlength=len(shares)).cumsum(0).tolist()
+    served = _in_tiers(layer.spec, settings, kind, ends)
+    if isinstance(served.index, Ranked):
+        served.index.fill(tier_of)
+        layer = layer.shared(_tier_by_tier, settings.index, *shares).within(layer)
+    basis, mean = output_basis(layer, settings.weighting), layer_moments(layer)[0]
+    assert isinstance(layer.spec, TableSpec)
+    inside = build.table(layer.spec, served.stored, served.decode)
+    fill_table(inside, layer, basis, settings.rank, mean, refit=True)
+    return served
+
+
+def _shares(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> tuple[float, ...]:
+    number = len(getattr(settings, kind.unit))
+    if number not in SHARES:
+        raise BadSettings(
+            f"{kind.unit} holds {number} numbers, but {spec.name} can have "
+            f"{' or '.join(map(str, SHARES))} tiers; give the size of a row of each"
+        )
+    return SHARES[number]
+
+
+def _in_tiers(
+    spec: TableSpec, settings: TieredRows, kind: type[Tiers], ends: Sequence[int]
+) -> CompressedTable:
+    of_rows = kind(tuple(ends), **{kind.unit: tuple(getattr(settings, kind.unit))})
+    stored = StoredRows(spec.rows, settings.rank, of_rows)
+    decode = Affine(settings.rank, spec.dim, "float16", True)
+    index = None if settings.index is None else Ranked(spec.rows, spec.rows, len(ends))
+    return build.table(spec, stored, decode, index)
+
+
+def _tiers(layer: Layer, index: IndexForm | None, *shares: float) -> Tensor:
+    """The tier of each row, int64 [rows]; rows of a sample stand for others of their tier."""
     rows = len(layer.weight)
+    order = torch.arange(rows)
+    if index and layer.own_counts is not None:
+        order = torch.argsort(layer.own_counts, descending=True, stable=True)
     stands_for = torch.ones(rows).double() if layer.stands_for is None else layer.stands_for
     bounds = torch.tensor(list(accumulate(shares))).double() * stands_for.sum()
-    found = torch.searchsorted(stands_for.cumsum(0), bounds.round(), right=True).tolist()
-    return [*found[:-1], rows]
+    covered = stands_for[order].cumsum(0)
+    ends = torch.searchsorted(covered, bounds.round(), right=True)
+    ends[-1] = rows
+    found = torch.empty(rows, dtype=torch.int64)
+    found[order] = torch.bucketize(torch.arange(rows), ends, right=True)
+    return found
+
+
+def _tier_by_tier(layer: Layer, *chosen_by: Any) -> Layer:
+    """The table with its rows as they are stored."""
+    assert isinstance(layer.spec, TableSpec) and isinstance(layer.statistics, TableStatistics)
+    order = torch.argsort(layer.shared(_tiers, *chosen_by), stable=True)
+    spec = replace(layer.spec, padding_idx=None)
+    statistics = TableStatistics(layer.statistics.counts[order], layer.gradient)
+    return Layer(spec, layer.weight[order], None, statistics)

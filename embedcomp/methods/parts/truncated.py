@@ -44,18 +44,17 @@ def empty(spec: Spec, settings: Truncated) -> Served:
     return build.low_rank(spec, settings.rank, settings.storage, bias=bias)
 
 
-def by(name: str, basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Truncated], Served]:
+def by(basis_of: Callable[[Layer], Basis]) -> Callable[[Layer, Truncated], Served]:
     """A method's `compress`.
 
     Args:
-        name: of the basis, which all candidates of a layer share.
         basis_of: right singular vectors of a table [rows, dim], left ones of a linear layer's
             weight [outputs, inputs].
     """
 
     def compress(layer: Layer, settings: Truncated) -> Served:
         served = empty(layer.spec, settings)
-        found = layer.shared(name, lambda: basis_of(layer))
+        found = layer.shared(basis_of)
         if isinstance(layer.spec, LinearSpec):
             fill_linear(served, layer, found, settings.rank, refit=False)
         else:
