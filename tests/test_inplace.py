@@ -262,11 +262,42 @@ def test_an_untouched_collection_can_still_be_quantized():
     assert case.score(quantized, case.inputs(0)).shape == (B,)
 
 
-def test_a_swapped_model_can_be_exported():
+def test_tables_in_any_order_are_offered_tiers_by_what_is_looked_up():
+    """Ids that are drawn more often have better rows, wherever they are in the table."""
+    generator = torch.manual_seed(0)
+    rows = 400
+    often = torch.randperm(rows, generator=generator)[:50]
+    model = nn.Sequential(nn.EmbeddingBag(rows, DIM, mode="sum"), nn.Linear(DIM, 1)).eval()
+    before = model[0].weight.detach().clone()
+
+    def inputs() -> Tensor:
+        rare = torch.randint(rows, (500, 2), generator=generator)
+        return torch.cat([often[torch.randint(50, (500, 4), generator=generator)], rare], 1)
+
+    plan = embedcomp.plan(
+        model,
+        [(inputs(), torch.zeros(500)) for _ in range(4)],
+        "6x",
+        score=lambda of, ids: of(ids)[:, 0],
+        methods=["frequency_tiers", "keep"],
+    )
+    assert [p.method for p in plan.tables] == ["frequency_tiers"]
+    embedcomp.swap_(model, plan)
+    off = (model[0].to_float() - before).square().mean(1)
+    others = torch.ones(rows).bool()
+    others[often] = False
+    assert off[often].mean() < 0.5 * off[others].mean()
+    ids = inputs()
+    exported = torch.export.export(model, (ids,)).module()
+    torch.testing.assert_close(exported(ids), model(ids))
+
+
+@pytest.mark.parametrize("wanted", [{"*": "row_int8"}, {"[ms]*": {"method": "drop_rare", "share": 0.5}}])
+def test_a_swapped_model_can_be_exported(wanted):
     torch.manual_seed(0)
     case = plain()
     case.model.eval()
-    embedcomp.swap_(case.model, {"*": "row_int8"})
+    embedcomp.swap_(case.model, wanted)
     ids = case.inputs(0)
     exported = torch.export.export(case.model, (ids,))  # nn.EmbeddingBag fixes the batch as well
     other = case.inputs(1)

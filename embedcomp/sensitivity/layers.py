@@ -117,7 +117,6 @@ def _table(
         found = torch.as_tensor(counts.get(feature, ()), dtype=torch.float64)
         if len(found) == len(total):
             total += found
-    counted = bool(total.any())
     spec = TableSpec(
         name=name,
         rows=module.num_embeddings,
@@ -126,13 +125,18 @@ def _table(
         features=features,
         last_offset=bool(module.include_last_offset) if is_bag else True,
         padding_idx=module.padding_idx,
-        counted=counted,
-        by_count=counted and bool((total[RESERVED:].diff() <= 0).all()),
     )
     weight = module.weight.detach()
     if module.max_norm is not None and not weight.is_meta:  # what a look-up would shrink it to
         weight = torch.renorm(weight, module.norm_type, 0, module.max_norm)
-    return Layer(spec, weight, None, TableStatistics(total))
+    return Layer(counted(spec, total), weight, None, TableStatistics(total))
+
+
+def counted(spec: TableSpec, counts: Tensor) -> TableSpec:
+    """The table with what its counts [rows] say; all 0: they are not known."""
+    known = bool(counts.any())
+    falling = known and bool((counts[RESERVED:].diff() <= 0).all())
+    return replace(spec, counted=known, by_count=falling)
 
 
 def _features(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from embedcomp.sensitivity.layer import (
     TableSpec,
     TableStatistics,
 )
-from embedcomp.sensitivity.layers import Found
+from embedcomp.sensitivity.layers import Found, counted
 from embedcomp.sensitivity.sketch import (
     MOST_EXACT,
     Moment,
@@ -86,7 +86,8 @@ class Statistics:
         if isinstance(layer.statistics, TableStatistics):
             counts = self.sums.get(f"{name}|counts", layer.statistics.counts)
             table = TableStatistics(counts, gradient, fisher)
-            return replace(layer, statistics=table, _shared={})
+            assert isinstance(layer.spec, TableSpec)
+            return replace(layer, spec=counted(layer.spec, counts), statistics=table, _shared={})
         rows, spread = self.sums[f"{name}|rows"], self._mean(f"{name}|spread")
         linear = LinearStatistics(
             mean=self.sums[f"{name}|x"] / rows,

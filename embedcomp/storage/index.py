@@ -14,7 +14,7 @@ from torch import Tensor, nn
 IndexForm = Literal["cut", "map", "ranked"]
 
 BLOCK = 256  # ids that share the counts of a Ranked index, as in engine.cpp
-_WORD = 32  # bits
+WORDS = BLOCK // 64  # of 64 bits, that a bit of each of them takes
 
 
 class Index(nn.Module):
@@ -99,15 +99,13 @@ class Ranked(Index):
     work = "ranked"
     blocks: Tensor
     firsts: Tensor
-    _rows: Tensor | None = None  # int32 [ids], made when it is first read
 
     def __init__(self, ids: int, stored: int, tiers: int):
         super().__init__(stored)
-        self.ids, self.tiers, self.planes = ids, tiers, (tiers - 1).bit_length()
-        words = tiers - 1 + self.planes * BLOCK // _WORD
+        self.tiers, self.planes = tiers, (tiers - 1).bit_length()
+        words = tiers - 1 + self.planes * BLOCK // 32
         self.register_buffer("blocks", torch.zeros(-(-ids // BLOCK), words, dtype=torch.int32))
         self.register_buffer("firsts", torch.zeros(tiers, dtype=torch.int32))
-        self.register_load_state_dict_post_hook(_forget_rows)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -118,39 +116,42 @@ class Ranked(Index):
         last = self.tiers - 1
         padded = F.pad(tier_of, (0, -len(tier_of) % BLOCK), value=last).view(-1, BLOCK)
         inside = torch.stack([(padded == tier).sum(1) for tier in range(last)], 1)
-        sizes = inside.sum(0)
-        starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        starts = torch.cat([inside.new_zeros(1), inside.sum(0).cumsum(0)])
         assert int(starts[-1]) < self.stored, (starts, self.stored)
-        bits = torch.arange(_WORD, device=tier_of.device)
+        bits = torch.arange(32, device=tier_of.device)
         planes = [
-            (((padded >> plane) & 1).view(len(padded), -1, _WORD) << bits).sum(2)
+            (((padded >> plane) & 1).view(len(padded), -1, 32) << bits).sum(2)
             for plane in range(self.planes)
         ]
         self.blocks = torch.cat([inside.cumsum(0) - inside, *planes], 1).to(torch.int32)
-        self.firsts, self._rows = starts.to(torch.int32), None
+        self.firsts = starts.to(torch.int32)
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self._rows is None or self._rows.device != self.blocks.device:
-            self._rows = self._read()
-        return self._rows.index_select(0, ids).long()
-
-    def _read(self) -> Tensor:
-        """The stored row of each id."""
-        bits = torch.arange(_WORD, device=self.blocks.device)
-        planes = self.blocks[:, self.tiers - 1 :].reshape(len(self.blocks), self.planes, -1, 1)
-        read = ((planes >> bits) & 1).flatten(2)  # [blocks, planes, 256]
-        worth = 1 << torch.arange(self.planes, device=self.blocks.device)
-        tier_of = (read * worth[:, None]).sum(1).flatten()[: self.ids]
-        rows = torch.empty(self.ids, dtype=torch.int32, device=self.blocks.device)
-        for tier in range(self.tiers):
-            inside = tier_of == tier
-            rows[inside] = (inside.cumsum(0)[inside] - 1 + self.firsts[tier]).to(torch.int32)
+        read = self.blocks.index_select(0, ids // BLOCK)
+        bits = read[:, self.tiers - 1 :].clone(memory_format=torch.contiguous_format)
+        planes = bits.view(torch.int64).unflatten(1, (-1, WORDS))
+        word, bit = ids % BLOCK // 64, ids % 64
+        at = word[:, None, None].expand(-1, self.planes, 1)
+        own = planes.gather(2, at)[..., 0] >> bit[:, None] & 1  # [n, planes], the tier's number
+        tier = (own << torch.arange(self.planes, device=ids.device)).sum(1)
+        words = torch.arange(WORDS, device=ids.device)
+        earlier = torch.where(words < word[:, None], -1, 0)
+        same = torch.where(words == word[:, None], (1 << bit[:, None]) - 1, earlier)
+        for plane in range(self.planes):  # ids of the block that come before it in the same tier
+            same = same & (planes[:, plane] ^ (own[:, plane, None] - 1))
+        counted = read[:, : self.tiers - 1].long()
+        others = ids // BLOCK * BLOCK - counted.sum(1)  # ids of the last tier before the block
+        before = torch.cat([counted, others[:, None]], 1).gather(1, tier[:, None])[:, 0]
+        rows = self.firsts.index_select(0, tier) + before + _ones(same).sum(1)
         return rows.clamp_max(self.stored - 1)
 
 
-def _forget_rows(index: nn.Module, _: object) -> None:
-    assert isinstance(index, Ranked)
-    index._rows = None
+def _ones(words: Tensor) -> Tensor:
+    """How many bits of each word int64 are 1; halves, quarters and bytes are summed in place."""
+    words = words - (words >> 1 & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + (words >> 2 & 0x3333333333333333)
+    words = words + (words >> 4) & 0x0F0F0F0F0F0F0F0F
+    return words * 0x0101010101010101 >> 56
 
 
 def place_type(stored: int) -> torch.dtype:

@@ -183,16 +183,6 @@ def test_every_id_of_a_ranked_index_reads_its_own_row(
     np.testing.assert_allclose(found, stored[wanted], rtol=1e-5, atol=1e-5)
 
 
-def test_a_ranked_index_that_is_loaded_is_read_anew() -> None:
-    index, other = Ranked(600, 600, 2), Ranked(600, 600, 2)
-    index.fill(torch.arange(600) % 2)
-    other.fill(torch.arange(600) // 300)
-    before = index(torch.arange(600))
-    index.load_state_dict(other.state_dict())
-    assert torch.equal(index(torch.arange(600)), torch.arange(600))
-    assert not torch.equal(before, torch.arange(600))
-
-
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("storage", STORAGES)
