@@ -102,6 +102,7 @@ RUNS = (
     _on(
         CLICKS, "auc_bound", "--model deepfm --min-count 10 --set epochs=3", minutes=40, tiny=BOUNDS
     ),
+    _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),
     Run(
         script="defaults",
         record="defaults-drift",
