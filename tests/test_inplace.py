@@ -292,7 +292,9 @@ def test_tables_in_any_order_are_offered_tiers_by_what_is_looked_up():
     torch.testing.assert_close(exported(ids), model(ids))
 
 
-@pytest.mark.parametrize("wanted", [{"*": "row_int8"}, {"[ms]*": {"method": "drop_rare", "share": 0.5}}])
+@pytest.mark.parametrize(
+    "wanted", [{"*": "row_int8"}, {"[ms]*": {"method": "drop_rare", "share": 0.5}}]
+)
 def test_a_swapped_model_can_be_exported(wanted):
     torch.manual_seed(0)
     case = plain()

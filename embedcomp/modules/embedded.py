@@ -213,7 +213,8 @@ def _decoder(table: nn.Module) -> Decoder:
 def _narrowed(linear: nn.Linear, decoders: Sequence[Decoder | int]) -> nn.Linear:
     bias = None if linear.bias is None else linear.bias.detach()
     weight, bias = fold_weight(linear.weight.detach(), bias, decoders)
-    narrow = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    narrow = nn.Linear(1, weight.shape[0], device="meta")  # torch warns if it makes an empty weight
+    narrow.in_features = weight.shape[1]
     narrow.weight, narrow.bias = nn.Parameter(weight), nn.Parameter(bias)
     return narrow
 

@@ -6,7 +6,6 @@ embedcomp's own modules. None of the model's code is needed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
-from torch.fx.graph import CodeGen
+from torch.fx import Graph, GraphModule
 
 from embedcomp.engine.engine import BadId
 from embedcomp.engine.standalone import PROGRAM, Standalone
@@ -207,12 +205,12 @@ def _giving(
         unread: arguments that none of the outputs depends on. torch keeps what works in place,
             such as a ReLU, for whoever reads the old value; here nobody reads what is made of them.
     """
-    made = GraphModule(flat, copy.deepcopy(flat.graph))
-    by_name = {node.name: node for node in made.graph.nodes}
-    made.graph.set_codegen(CodeGen())
-    output = made.graph.find_nodes(op="output")[0]
-    output.args = (tuple(by_name[node.name] for node in nodes),)
-    held = {by_name[node.name] for node in unread}
+    graph = Graph()
+    copied: dict[torch.fx.Node, torch.fx.Node] = {}
+    graph.graph_copy(flat.graph, copied)
+    graph.output(tuple(copied[node] for node in nodes))
+    made = GraphModule(flat, graph)
+    held = {copied[node] for node in unread}
     later = made_of(held) - held
     made.graph.eliminate_dead_code(lambda node: node.is_impure() and node not in later)
     made.recompile()
