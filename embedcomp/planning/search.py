@@ -393,10 +393,11 @@ class Search:
         make = partial(self._narrow, name, reader, read)
         unbeaten = self._unbeaten(name)
         names = dict.fromkeys(["keep", *(choice.method for choice in unbeaten)])
+        folded = name, tuple((table, one.method, one.settings) for table, one in read.items())
         if not in_short:
-            return _Asked(f"{name}: {read}", lambda: names, make)
+            return _Asked(folded, lambda: names, make)
         tried = frozenset((choice.method, choice.settings) for choice in unbeaten)
-        key = f"{name}: {read}", tried  # other searches may find others unbeaten
+        key = folded, tried  # other searches may find others unbeaten
         return _Asked(key, lambda: names, make, partial(self._likely, name, tried))
 
     def _unbeaten(self, name: str) -> list[Choice]:
