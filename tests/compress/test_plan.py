@@ -366,6 +366,22 @@ def test_the_smallest_plan_is_that_of_all_candidates(stored, monkeypatch):
     assert chosen["first.linear"].method == "svd", "what a wrong search would miss"
 
 
+def test_a_plan_ends_among_all_candidates_whatever_was_likely(monkeypatch):
+    """What is tried of narrowed readers in between may miss the best of them."""
+    model, found, measured = small.measured()
+    layers, goal = measured.measured(found).layers, LeastBytes(1e-3)
+    monkeypatch.setattr(
+        Search, "_likely", lambda *of: dict.fromkeys(of[-1], ()) | every(of[-2], ["keep"])
+    )
+    rest = readers(model), small.SINGLE, solvers.get("exact")
+    search = Search(layers, ["keep", "half", "svd"], *rest)
+    chosen = search.best(goal)
+    narrowed = search._of_readers(chosen, thoroughly=True)
+    again = search._solved(goal, {**search._fixed(chosen), **narrowed}, chosen)
+    assert goal.objective(chosen) == goal.objective(again)
+    assert any(chosen[name].method != "keep" for name in narrowed)
+
+
 def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():
     """What is unbeaten among a few methods is not what is among more."""
     model, found, measured = small.measured()
