@@ -102,6 +102,15 @@ RUNS = (
     _on(
         CLICKS, "auc_bound", "--model deepfm --min-count 10 --set epochs=3", minutes=40, tiny=BOUNDS
     ),
+    _on(MOVIES, "worth", minutes=15, tiny="--budgets 5x --set epochs=1"),
+    _on(VIDEOS, "worth", minutes=40, tiny="--budgets 5x --set epochs=1"),
+    _on(
+        CLICKS,
+        "worth",
+        "--model deepfm --min-count 10 --set epochs=3",
+        minutes=60,
+        tiny="--budgets 5x",
+    ),
     _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),
     Run(
         script="defaults",
