@@ -44,8 +44,8 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.standalone import PRECISIONS
 from embedcomp.log.batches import in_order
 from embedcomp.modules.sizes import model_bytes
-from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.bench import limits
+from embedcomp.scorer.stand_alone import stand_alone_from_log
 from embedcomp.support.metrics import Quality
 
 ROWS, FEATURES, WIDTH, DENSE = 100_000, 26, 64, 13

@@ -4,9 +4,10 @@
 
 Columns are normal, Laplacian and uniform, in 1 to 8 bits. `steps` is frequency_tiers' storage and
 `trellis` that of trellis_coded, each with a grid fitted to the values. The bound is Shannon's, of
-normal values. With --design the numbers that windows stand for (embedcomp/kernels/windows.npy) are
-made anew: by turns normal values are encoded and each number becomes the mean of what it stood for
-(Lloyd's algorithm), from several random beginnings, of which the best is taken.
+normal values. With --design the numbers that windows stand for
+(embedcomp/kernels/trellis_windows.npy) are made anew: by turns normal values are encoded and each
+number becomes the mean of what it stood for (Lloyd's algorithm), from several random beginnings, of
+which the best is taken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scipy.stats import norm
 
 from benchmarks import result
 from benchmarks.script import command, console, parser
-from embedcomp.kernels import windows
+from embedcomp.kernels import trellis_windows
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis, encode
 from embedcomp.storage.rows import StoredRows
@@ -32,7 +33,7 @@ VALUES = 1 << 17
 COLUMNS = 8
 BEGINNINGS = 6
 TURNS = 40
-COUNT = 1 << windows.BITS
+COUNT = 1 << trellis_windows.BITS
 DRAWN: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "normal": lambda random: random.standard_normal(VALUES),
     "laplacian": lambda random: random.laplace(0, 0.5**0.5, VALUES),
@@ -43,10 +44,10 @@ DRAWN: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 def main() -> None:
     options = _options()
     if options.design:
-        coded = range(1, windows.CODED + 1)
+        coded = range(1, trellis_windows.CODED + 1)
         numbers = np.stack([np.zeros(COUNT), *(_designed(bits) for bits in coded)])
-        np.save(windows.NUMBERS, numbers.astype(np.float32))
-        windows.numbers.cache_clear()
+        np.save(trellis_windows.NUMBERS, numbers.astype(np.float32))
+        trellis_windows.numbers.cache_clear()
     found = {name: [_left(name, b, options.seeds) for b in range(1, 9)] for name in DRAWN}
     console.print(_render(found))
     file = result.write(
@@ -114,8 +115,10 @@ def _named(values: np.ndarray, bits: int, numbers: np.ndarray) -> np.ndarray:
     out = np.zeros(1 + len(values) * bits // 8, np.uint8)
     encode(rows, np.full(COLUMNS, bits, np.int32), matters, words, out)
     stream = np.unpackbits(out, bitorder="little").astype(np.int64)
-    ends = windows.BITS + bits * np.arange(1, len(values) + 1)
-    named: np.ndarray = sum(stream[ends - windows.BITS + bit] << bit for bit in range(windows.BITS))
+    ends = trellis_windows.BITS + bits * np.arange(1, len(values) + 1)
+    named: np.ndarray = sum(
+        stream[ends - trellis_windows.BITS + bit] << bit for bit in range(trellis_windows.BITS)
+    )
     return named
 
 

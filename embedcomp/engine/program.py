@@ -12,7 +12,7 @@ import numpy as np
 
 from embedcomp.engine.ops import NOTHING, Dots, Linear, Op, Piece
 from embedcomp.engine.pack import BLOCK, LANES
-from embedcomp.engine.tensors import Rows, bytes_by_name
+from embedcomp.engine.tensors import TableRows, bytes_by_name
 from embedcomp.kernels import native
 
 ITEM, USER = 0, 1  # stages
@@ -64,7 +64,7 @@ class Program:
         buffers: Sequence[Buffer],
         ops: Sequence[Op],
         out: int,
-        tables: Mapping[str, Rows],
+        tables: Mapping[str, TableRows],
     ):
         self.held: list[Any] = [(table.stored, table.held) for table in tables.values()]
         self.work, self.ops = Work.of(ops), tuple(ops)
@@ -119,7 +119,7 @@ class Program:
 
 
 def _resident(
-    buffers: Sequence[Buffer], ops: Sequence[Op], tables: Mapping[str, Rows]
+    buffers: Sequence[Buffer], ops: Sequence[Op], tables: Mapping[str, TableRows]
 ) -> dict[str, int]:
     arrays = [(name, held) for name, table in tables.items() for held in table.held]
     arrays += [(op.layer, held) for op in ops for held in op.told().values()]

@@ -118,7 +118,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """What the engine reads of a table: rows [k], and the map from them to what it stands for.
 
     reads: work of a row.
@@ -191,7 +191,7 @@ class Tensors:
         native.needed().embedcomp_rows(ctypes.byref(found.rows), 0, what.rows, codes.ctypes.data)
         return codes if found.grid is None else codes * found.grid[0] + found.grid[1]
 
-    def table(self, name: str) -> Rows:
+    def table(self, name: str) -> TableRows:
         """What a lookup reads of a table."""
         table = self.tables[name]
         padding = -1 if table.padding_idx is None else table.padding_idx
@@ -199,7 +199,7 @@ class Tensors:
             floats, weight = kinds.named("float32"), self.held[f"{name}.weight"]
             found = floats.located({"stored": weight}, table.rows, table.dim, padding)
             reads = floats.reads(table.rows, table.dim)
-            return Rows(found.rows, table.dim, reads, found.held, None, None)
+            return TableRows(found.rows, table.dim, reads, found.held, None, None)
         found, what = self._located(f"{name}.stored", padding), self.stored[f"{name}.stored"]
         stored, grid, held = found.rows, found.grid, found.held
         stored.num_ids = table.rows
@@ -219,7 +219,7 @@ class Tensors:
                 decoder[-1] += self.weight(bias)
         else:
             decoder = codes
-        return Rows(stored, width, reads, held, decoder, codes)
+        return TableRows(stored, width, reads, held, decoder, codes)
 
     def _index(self, name: str, at: native.Stored) -> tuple[str, tuple[np.ndarray, ...]] | None:
         """Say in `at` where a table's index is, as the modules of storage/index.py hold it.

@@ -14,7 +14,7 @@ from embedcomp.methods.parts.tiered import TieredRows
 from embedcomp.sensitivity.layer import Layer, Served, Spec
 from embedcomp.storage.kinds.tiered import Tiered
 
-TIERS = 4
+TIERS = 4  # of rows in order of count
 COLDEST = range(6)  # bits of a column of the last one
 
 

@@ -18,7 +18,7 @@ from embedcomp.storage.kinds.trellis import Trellis
 
 log = logging.getLogger(__name__)
 
-TIERS = 5  # of rows in order of count; elsewhere, the index of one less is shorter
+TIERS = 5  # of rows in order of count
 COLDEST = (0, 0.5, 1, 1.5, 2, 3, 4, 5)  # bits of a column of the last one
 
 
@@ -29,7 +29,7 @@ class Settings(TieredRows):
 
 def candidates(spec: Spec) -> list[Settings]:
     index = tiered.index_for(spec)
-    shapes = tiered.worth_trying(spec, TIERS if index is None else TIERS - 1, COLDEST)
+    shapes = tiered.worth_trying(spec, TIERS, COLDEST)
     sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in shapes)
     found = [Settings(rank=k, row_bits=size, index=index) for k, size in dict.fromkeys(sizes)]
     if found and native.library() is None:  # which encodes; without it, trying them takes hours

@@ -104,7 +104,7 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
     }
 
 
-def build(layout: Mapping[str, Any]) -> Compressed:
+def module_of(layout: Mapping[str, Any]) -> Compressed:
     """An empty layer with this layout; a decoder that it shares is its own until `share`."""
     values = _today(layout)
     kind = values.pop("kind")

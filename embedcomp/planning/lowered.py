@@ -120,12 +120,12 @@ class Lowered:
             self._shapes[key] = Shape(served, None, frozenset())
             if isinstance(served, CompressedTable):
                 folding = self._folding(spec.name, served)
-                self._shapes[key] = Shape(served, Codes.of(served), folding)
+                self._shapes[key] = Shape(served, LookedUp.of(served), folding)
         return self._shapes[key]
 
     def decoders(self, name: str, served: CompressedTable) -> Iterator[Product]:
         """Products that decode what is looked up in a table, feature by feature."""
-        codes, folding = Codes.of(served), self._folding(name, served)
+        codes, folding = LookedUp.of(served), self._folding(name, served)
         for feature, table in enumerate(self.tables):
             if table != name:
                 continue
@@ -195,12 +195,12 @@ class Shape(NamedTuple):
     """What the time of a choice depends on."""
 
     served: Served
-    codes: Codes | None  # of a table
+    codes: LookedUp | None  # of a table
     folding: frozenset[str]  # layers that its decoder is multiplied into
 
 
 @dataclass(frozen=True)
-class Codes:
+class LookedUp:
     """What the engine makes of a table.
 
     width: numbers that a lookup gives, without how many ids they are the sum of.
@@ -215,7 +215,7 @@ class Codes:
     narrow: bool
 
     @classmethod
-    def of(cls, served: CompressedTable) -> Codes:
+    def of(cls, served: CompressedTable) -> LookedUp:
         stored = served.stored
         scaled = stored.kind.scaled
         counted = scaled or served.decode is not None

@@ -14,6 +14,7 @@ from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.modules.embedded import Block, Reader, can_fold
 from embedcomp.planning.aside import by_layer
+from embedcomp.planning.by_time import bytes_are_times, losses_are_times
 from embedcomp.planning.choices import (
     SAMPLED_ROWS,
     Choice,
@@ -31,7 +32,6 @@ from embedcomp.planning.choices import (
     total_loss,
     total_nanoseconds,
 )
-from embedcomp.planning.costs import bytes_are_times, losses_are_times
 from embedcomp.planning.folding import narrowed
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.sharing import shares

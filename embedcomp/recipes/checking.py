@@ -8,7 +8,7 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
 from embedcomp.planning.choices import choices, every
-from embedcomp.planning.spread import Option, spread
+from embedcomp.planning.diverse import Option, diverse
 from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
@@ -40,7 +40,7 @@ def options(
     tried = sum(len(some) for one in wanted.values() for some in one.values())
     counter = Counter(watch, "planning", tried, "candidates")
     offered = {name: choices(layer, names, counter) for name, layer in found.layers.items()}
-    chosen = spread(offered, checking.options, checking.smallest(rows), checking.seed)
+    chosen = diverse(offered, checking.options, checking.smallest(rows), checking.seed)
     if not chosen:
         reasons = [f"{name} {reason}" for name, reason in found.refused.items()]
         said = f" ({reasons[0]})" if reasons else ""

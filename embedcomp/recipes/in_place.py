@@ -26,7 +26,7 @@ from embedcomp.engine.standalone import PRECISIONS, Standalone
 from embedcomp.errors import BadArtifact, BadModel, BadSettings
 from embedcomp.methods import every as every_method
 from embedcomp.methods import get as get_method
-from embedcomp.modules.layout import build, share
+from embedcomp.modules.layout import module_of, share
 from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import planner
 from embedcomp.planning.bound import smallest_within
@@ -38,7 +38,7 @@ from embedcomp.planning.planner import MethodLike
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.progress import asked
-from embedcomp.scorer.alone import stand_alone
+from embedcomp.scorer.stand_alone import stand_alone
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layer import Layer
 from embedcomp.sensitivity.layers import Found, find
@@ -414,7 +414,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     held = opened.tensors()
     try:
         for name, layout in alone.layers.items():
-            model.set_submodule(name, build(layout).train(model.training))
+            model.set_submodule(name, module_of(layout).train(model.training))
         share(model, alone.layers)
         buffers = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
         state = {name: tensor for name, tensor in held.items() if name not in buffers}

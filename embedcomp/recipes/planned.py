@@ -36,7 +36,7 @@ from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.save import saved
 from embedcomp.recipes.settings import CompressSettings
-from embedcomp.scorer.alone import stand_alone_from_log
+from embedcomp.scorer.stand_alone import stand_alone_from_log
 from embedcomp.sensitivity.auc import Noisy
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics

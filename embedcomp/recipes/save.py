@@ -23,7 +23,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.planning.plan import Plan
-from embedcomp.scorer.alone import stand_alone_from_log
+from embedcomp.scorer.stand_alone import stand_alone_from_log
 from embedcomp.support.files import remove
 from embedcomp.support.metrics import Quality
 from embedcomp.train import workers

@@ -41,11 +41,11 @@ from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 from embedcomp.modules.layout import layouts
 from embedcomp.scorer import compiled
-from embedcomp.scorer.alone import stand_alone_from_log
 from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_engine import ByEngine
 from embedcomp.scorer.interpreted import Interpreted
 from embedcomp.scorer.portable import Portable
+from embedcomp.scorer.stand_alone import stand_alone_from_log
 
 COMPILED_ROWS = 11  # of the example that a program is compiled with
 

@@ -12,7 +12,7 @@ from embedcomp.engine.arrays import as_array
 from embedcomp.engine.standalone import Standalone
 from embedcomp.engine.tensors import bytes_by_layer
 from embedcomp.graph.lookups import plain_linear
-from embedcomp.modules.layout import Compressed, build
+from embedcomp.modules.layout import Compressed, module_of
 from embedcomp.modules.linear import ServedLinear
 
 
@@ -55,7 +55,7 @@ class Layers:
 
 def _layer(name: str, layout: Mapping[str, Any], held: Mapping[str, Tensor]) -> Compressed:
     with torch.device("meta"):
-        layer = build(layout)
+        layer = module_of(layout)
     inside = f"{name}."
     own = {n.removeprefix(inside): t for n, t in held.items() if n.startswith(inside)}
     layer.load_state_dict(own, assign=True)

@@ -24,8 +24,8 @@ from torch import nn
 from embedcomp import methods
 from embedcomp.errors import BadModel
 from embedcomp.log.batches import Batch
+from embedcomp.planning.diverse import Option
 from embedcomp.planning.plan import told
-from embedcomp.planning.spread import Option
 from embedcomp.sensitivity.layer import Layer, Served, TableSpec
 from embedcomp.sensitivity.statistics import score_batch
 from embedcomp.support.progress import Counter, Watch, quiet

@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from embedcomp import methods
 from embedcomp.errors import BadModel, BadSettings
 from embedcomp.planning.choices import Choice, choices
-from embedcomp.planning.spread import Option, spread
+from embedcomp.planning.diverse import Option, diverse
 from embedcomp.swapping.prediction import (
     Checked,
     check,
@@ -151,16 +151,16 @@ def test_options_spread_over_layers_magnitudes_and_methods():
         "wide": [choice(10.0**-k * (1 + i / 1000)) for k in range(6) for i in range(50)],
         "narrow": [choice(0.1 * (1 + i / 1000), m) for m in "mn" for i in range(50)],
     }
-    taken = spread(found, 8, 0.0, 3)
+    taken = diverse(found, 8, 0.0, 3)
     wide = [round(np.log10(o.choice.loss)) for o in taken if o.layer == "wide"]
     narrow = [o.choice.method for o in taken if o.layer == "narrow"]
     assert wide == [-5, -4, -3, -2, -1, 0] and sorted(narrow) == ["m", "n"]
-    assert spread(found, 8, 0.0, 3) == taken != spread(found, 8, 0.0, 4)
+    assert diverse(found, 8, 0.0, 3) == taken != diverse(found, 8, 0.0, 4)
 
 
 def test_small_losses_are_taken_only_where_there_are_too_few_others_and_none_that_is_zero():
     found = {"l": [choice(x) for x in (0.0, 1e-9, 1e-8, 0.1, 0.2, 0.3)]}
-    losses = lambda count: [o.choice.loss for o in spread(found, count, 0.05, 0)]  # noqa: E731
+    losses = lambda count: [o.choice.loss for o in diverse(found, count, 0.05, 0)]  # noqa: E731
     assert losses(3) == [0.1, 0.2, 0.3]
     assert losses(4) == [1e-8, 0.1, 0.2, 0.3]
     assert losses(60) == [1e-9, 1e-8, 0.1, 0.2, 0.3]

@@ -36,7 +36,7 @@ from embedcomp.planning.resident import resident
 from embedcomp.planning.solvers import highs
 from embedcomp.recipes import in_time
 from embedcomp.recipes.in_time import Measured
-from embedcomp.scorer.alone import stand_alone
+from embedcomp.scorer.stand_alone import stand_alone
 from embedcomp.sensitivity.layer import TableSpec
 from embedcomp.storage import kinds as kinds_of_rows
 from embedcomp.storage.kinds.tiered import Tiered

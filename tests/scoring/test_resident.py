@@ -18,10 +18,10 @@ from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning.planner import by_name
 from embedcomp.planning.resident import _located
 from embedcomp.recipes.evaluate import render
-from embedcomp.scorer.alone import stand_alone
 from embedcomp.scorer.by_torch import _stored
 from embedcomp.scorer.interpreted import Interpreted
 from embedcomp.scorer.portable import Portable
+from embedcomp.scorer.stand_alone import stand_alone
 from embedcomp.storage import kinds
 from embedcomp.storage.kind import Kind
 from embedcomp.storage.kinds.tiered import Tiered

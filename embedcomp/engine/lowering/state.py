@@ -10,7 +10,7 @@ import numpy as np
 
 from embedcomp.engine.ops import Linear, Op, Piece
 from embedcomp.engine.program import ITEM, USER, Buffer
-from embedcomp.engine.tensors import Rows, Tensors
+from embedcomp.engine.tensors import TableRows, Tensors
 from embedcomp.graph.graph import Graph, Node, Run
 
 __all__ = ["ITEM", "USER", "Lowering", "Source", "joined", "overlaps"]
@@ -51,7 +51,7 @@ class Lowering:
     buffers: list[Buffer] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
-    tables: dict[str, Rows] = field(default_factory=dict)
+    tables: dict[str, TableRows] = field(default_factory=dict)
     raw: dict[int, int] = field(default_factory=dict)
     decoders: dict[int, np.ndarray] = field(default_factory=dict)
     waiting: dict[int, Node] = field(default_factory=dict)

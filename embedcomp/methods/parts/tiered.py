@@ -30,9 +30,11 @@ from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 
 SHARES = {  # of the rows, by tier, for each number of tiers
+    2: (0.25, 0.75),
     4: (0.125, 0.125, 0.25, 0.5),  # each is as long as all before it
     5: (0.125, 0.125, 0.25, 0.25, 0.25),
 }
+INDEXED = (4, 2)  # tiers where an index finds a row, whose bits are those of its tier's number
 FEWEST_ROWS = 64  # of a table that is worth it
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MORE = (1, 2, 3)  # bits of a column in the first tier than in the last one
@@ -58,16 +60,18 @@ def worth_trying(
     """Ranks, and bits of a row of each tier, that fall from tier to tier by the same number.
 
     Args:
+        tiers: where rows lie in order of count; elsewhere there are as many as `INDEXED`.
         coldest: bits of a column in the last tier.
     """
     if not isinstance(spec, TableSpec) or not spec.counted or spec.rows < FEWEST_ROWS:
         return
-    for rank in (*(k for k in RANKS if k < spec.dim), spec.dim):
-        for cold in coldest:
-            for more in MORE:
-                if cold + more <= 8:
-                    steps = (more * (tiers - 1 - tier) / (tiers - 1) for tier in range(tiers))
-                    yield rank, tuple(rank * (cold + step) for step in steps)
+    for number in (tiers,) if spec.by_count else INDEXED:
+        falling = [(number - 1 - tier) / (number - 1) for tier in range(number)]
+        for rank in (*(k for k in RANKS if k < spec.dim), spec.dim):
+            for cold in coldest:
+                for more in MORE:
+                    if cold + more <= 8:
+                        yield rank, tuple(rank * (cold + more * step) for step in falling)
 
 
 def empty(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> CompressedTable:

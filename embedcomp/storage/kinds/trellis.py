@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from embedcomp.errors import BadSettings
-from embedcomp.kernels import native, windows
+from embedcomp.kernels import native, trellis_windows
 from embedcomp.storage.columns import MOST_BITS, shared_out
 from embedcomp.storage.kind import Kind, State
 from embedcomp.storage.tiers import Tiers
@@ -100,7 +100,7 @@ class Trellis(Tiers):
             shared = own.float().cpu().numpy()
             bits, place = np.abs(shared[2]).astype(np.int32), out[at - 1 : at + size].numpy()
             costs = _costs(shared, matters)
-            encode(rows.cpu().numpy(), bits, costs, windows.words(shared), place)
+            encode(rows.cpu().numpy(), bits, costs, trellis_windows.words(shared), place)
             at += size
         return out.to(values.device)
 
@@ -130,11 +130,11 @@ class Trellis(Tiers):
 
         Rows are read from the byte before them on, and a byte beyond: a table has both.
         """
-        count, width, row_bits = 1 << windows.BITS, tier.width, self.row_bits[place]
-        at = np.arange(8, dtype=np.int32)[:, None] + windows.places(grid)  # [8, width]
+        count, width, row_bits = 1 << trellis_windows.BITS, tier.width, self.row_bits[place]
+        at = np.arange(8, dtype=np.int32)[:, None] + trellis_windows.places(grid)  # [8, width]
         starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
         masks = np.full_like(starts, count - 1)
-        held = windows.words(grid), starts, at // 8, at % 8, masks
+        held = trellis_windows.words(grid), starts, at // 8, at % 8, masks
         tier.words, tier.at, tier.byte, tier.bit, tier.mask = map(native.address, held)
         tier.parts, tier.narrow = width, 1
         tier.row_bits, tier.row_bytes = row_bits, (row_bits + 7) // 8 + 2 if row_bits else 0
@@ -142,12 +142,12 @@ class Trellis(Tiers):
 
 
 def _windows(grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Where windows begin, and what they stand for (windows.py)."""
+    """Where windows begin, and what they stand for (trellis_windows.py)."""
     scale, offset, signed = grid[..., None].float().unbind(1)  # each [tiers, width, 1]
-    bits, every = signed.abs().long(), torch.arange(1 << windows.BITS, device=grid.device)
-    numbers = torch.from_numpy(windows.numbers()).to(grid.device)
+    bits, every = signed.abs().long(), torch.arange(1 << trellis_windows.BITS, device=grid.device)
+    numbers = torch.from_numpy(trellis_windows.numbers()).to(grid.device)
     named = numbers[bits[..., 0].where(signed[..., 0] < 0, 0)]
-    words = torch.where(signed < 0, named, (every >> (windows.BITS - bits)).float())
+    words = torch.where(signed < 0, named, (every >> (trellis_windows.BITS - bits)).float())
     return bits.cumsum(1).where(bits > 0, 0)[..., 0], words * scale + offset
 
 
@@ -203,8 +203,8 @@ def _encode_slowly(
     window, codes = int(cost.argmin()), []
     for (_, c), dropped in zip(reversed(steps), reversed(best), strict=True):
         k = int(bits[c])
-        codes.append([window >> (windows.BITS - k + bit) & 1 for bit in range(k)])
-        kept = window & ((1 << (windows.BITS - k)) - 1)
+        codes.append([window >> (trellis_windows.BITS - k + bit) & 1 for bit in range(k)])
+        kept = window & ((1 << (trellis_windows.BITS - k)) - 1)
         window = kept << k | int(dropped[kept])
     if codes:
         packed = np.packbits(np.concatenate(codes[::-1]).astype(np.uint8), bitorder="little")
@@ -233,7 +233,7 @@ def errors_by_value() -> Tensor:
     """Squared error [MOST_BITS + 1, BINS] that a value brings among normal ones, by bits and value.
 
     Measured, with what it does to its neighbours: far from the mean there are few numbers, and they
-    force worse codes on others. With more bits than windows.CODED codes are as good as none.
+    force worse codes on others. Beyond `trellis_windows.CODED` bits, codes are as good as none.
     """
     random = np.random.default_rng(0)
     normal = random.standard_normal((PROBES, APART), np.float32)
@@ -243,7 +243,7 @@ def errors_by_value() -> Tensor:
     places = ((probes + REACH) * (BINS / (2 * REACH))).astype(np.int64).clip(0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)
     found = np.tile(np.bincount(places, probes**2, BINS) / counts, (MOST_BITS + 1, 1))
-    for bits in range(1, windows.CODED + 1):
+    for bits in range(1, trellis_windows.CODED + 1):
         without, brought = _squared_errors(normal, bits), _squared_errors(values, bits)
         without[:, middle] = 0
         found[bits] = np.bincount(places, (brought - without).sum(1), BINS) / counts

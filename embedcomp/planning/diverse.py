@@ -20,7 +20,7 @@ class Option:
     choice: Choice
 
 
-def spread(
+def diverse(
     candidates: Mapping[str, Sequence[Choice]], count: int, least: float, seed: int
 ) -> list[Option]:
     """Options by layer and predicted loss: each the farthest from those of its layer taken before.
