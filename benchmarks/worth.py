@@ -9,7 +9,7 @@ out. Every plan that differs is carried out, untuned, and scored on the test spl
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -25,10 +25,21 @@ from embedcomp import methods, recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original
 from embedcomp.planning.plan import Plan
+from embedcomp.recipes.inspect import describe
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.swapping.heldout import HeldOut
 
 BUDGETS = ("5x", "10x", "20x", "50x", "100x")
+
+
+def sizes(made: Artifact, plan: Plan) -> dict[str, Any]:
+    """Bytes of an artifact in parts, and by method how many are stored and how many resident."""
+    found = describe(made)
+    by_method: dict[str, Counter[str]] = defaultdict(Counter)
+    for planned in plan.layers:
+        resident = found["resident"].get(planned.layer, 0)
+        by_method[planned.method] += Counter(stored=planned.bytes_after, resident=resident)
+    return {"bytes": found["bytes"], "bytes_by_method": by_method}
 
 
 class Mixes:
@@ -55,6 +66,7 @@ class Mixes:
             "auc_loss": lost.auc_loss,
             "auc_error": lost.auc_error,
             "layers": dict(Counter(planned.method for planned in plan.layers)),
+            **sizes(made, plan),
         }
 
     def at(self, budget: str, steps: Steps) -> dict[str, Any]:
