@@ -102,6 +102,14 @@ RUNS = (
     _on(
         CLICKS, "auc_bound", "--model deepfm --min-count 10 --set epochs=3", minutes=40, tiny=BOUNDS
     ),
+    _on(VIDEOS, "planning_time", "--all", minutes=15, tiny="--rounds 1"),
+    _on(
+        CLICKS,
+        "planning_time",
+        "--model deepfm --min-count 10 --set epochs=1",
+        minutes=20,
+        tiny="--rounds 1",
+    ),
     _on(MOVIES, "worth", minutes=15, tiny="--budgets 5x --set epochs=1"),
     _on(VIDEOS, "worth", minutes=40, tiny="--budgets 5x --set epochs=1"),
     _on(
