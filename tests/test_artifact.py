@@ -91,14 +91,19 @@ def test_the_artifact_scores_as_the_compressed_model_in_memory(
 def test_a_tuned_model_is_served_as_it_was_tuned(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
-    settings = CompressSettings(budget="8x", tune=TuneSettings(epochs=1, batch_rows=512))
+    settings = CompressSettings(
+        budget="8x",
+        methods=("low_rank", "column_quantized", "row_int8", "half"),
+        tune=TuneSettings(epochs=1, batch_rows=512),
+    )
     measured = recipes.measure(original, synth_log, settings)
     plan = recipes.plan(original, measured, settings)
     made = recipes.compress(original, synth_log, measured, plan, settings, tmp_path / "small")
     pieces = synth_log.pieces("valid")
     found = quality(made.model(), synth_log, made.features, pieces)
     best = max(e["auc"] for e in made.origin.training["history"])
-    assert found.auc == pytest.approx(best, abs=1e-9)
+    pair = 4 / found.rows**2  # whose tie a last bit makes or breaks, where the last bias is moved
+    assert found.auc == pytest.approx(best, abs=pair)
     assert not (tmp_path / "small/.checkpoints").exists()
 
 
