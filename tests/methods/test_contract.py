@@ -63,6 +63,8 @@ def candidates():
         method = methods.get(name)
         for spec in (*TABLES, *LINEARS):
             found = method.candidates(spec)
+            if spec.name == "counted":  # the other candidates are those of tables without counts
+                found = [c for c in found if getattr(c, "index", None)]
             found += [replace(c, storage="float32") for c in found[-1:] if hasattr(c, "storage")]
             if getattr(spec, "activation", None):
                 found += [
