@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +34,7 @@ from embedcomp.support.progress import Counter, Watch, quiet
 
 WORTH_STARTING = 15.0  # seconds of CPU time that are left
 WORTH_SENDING = 0.5  # seconds, where the processes are running already
+MANY = 32  # candidates, which take about as long
 IDLE = 300.0  # seconds after which a process without work ends
 LOOK_S = 0.5  # between two looks at how far the processes are
 
@@ -47,21 +48,45 @@ def by_layer(asked: Sequence[Asked], watch: Watch = quiet) -> Iterator[Found]:
     """Candidates of each layer by method; how long one layer takes says how to go on.
 
     It is not the first one, for which libraries are loaded and what all layers share is computed.
+    Processes that are running already get all layers at once, if there are many candidates, and a
+    layer that is alone in parts.
     """
     if not asked:
         return
     sizes = [_size(wanted) for _, wanted in asked]
     counter = Counter(watch, "planning", sum(sizes), "candidates")
+    started = _processes() > 1 and _executor.cache_info().currsize
+    if started and sum(sizes) > MANY:
+        parts = _processes() if len(asked) == 1 else 1
+        split = [(layer, part) for layer, wanted in asked for part in _parts(wanted, parts)]
+        found = _sent(split, counter)
+        for _ in asked:
+            yield _joined(list(islice(found, parts)))
+        return
     began = time.process_time()
     for place, (layer, wanted) in enumerate(asked):
         if place > 1 and _processes() > 1:
             left = sum(sizes[place:]) * (time.process_time() - began) / max(sizes[place - 1], 1)
-            started = _executor.cache_info().currsize
             if left > (WORTH_SENDING if started else WORTH_STARTING):
                 yield from _sent(asked[place:], counter, sum(sizes[:place]))
                 return
         began = time.process_time()
         yield _found_here(layer.spec, seen_of(layer), wanted, counter)
+
+
+def _parts(wanted: Wanted, number: int) -> list[Wanted]:
+    """As many parts of a layer's candidates, each with some of every method."""
+    ends = {
+        name: [len(some) * i // number for i in range(number + 1)] for name, some in wanted.items()
+    }
+    return [
+        {name: some[ends[name][i] : ends[name][i + 1]] for name, some in wanted.items()}
+        for i in range(number)
+    ]
+
+
+def _joined(parts: Sequence[Found]) -> Found:
+    return {name: [choice for part in parts for choice in part[name]] for name in parts[0]}
 
 
 def _size(wanted: Wanted) -> int:

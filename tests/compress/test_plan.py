@@ -459,6 +459,26 @@ def test_processes_find_what_this_one_finds(monkeypatch):
     assert list(by_layer(layers)) == here and sent == [len(layers) - 2]
 
 
+def test_a_layer_alone_is_found_in_parts_by_processes_that_run(monkeypatch):
+    _, found, measured = small.measured()
+    layer = measured.measured(found).layers["first.linear"]
+    asked = [(layer, every(layer.spec, ["keep", "svd", "low_rank"]))]
+    monkeypatch.setattr(aside, "_processes", lambda: 1)
+    here = list(by_layer(asked))
+    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    aside._executor()
+    sent = []
+
+    def watched(asked, *counted):
+        sent.extend(sum(map(len, wanted.values())) for _, wanted in asked)
+        return _sent(asked, *counted)
+
+    monkeypatch.setattr(aside, "_sent", watched)
+    assert list(by_layer(asked)) == here
+    assert len(sent) == 2 and sum(sent) == sum(map(len, here[0].values()))
+    assert abs(sent[0] - sent[1]) < 4
+
+
 def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
     _, found, measured = small.measured()
     layers = [

@@ -32,7 +32,7 @@ TABLES = [
     TableSpec(name="narrow", rows=9, dim=1, pooling="mean"),
     TableSpec(name="long", rows=700, dim=4, pooling="sum"),
     TableSpec(name="by_count", rows=70, dim=5, pooling="sum", counted=True, by_count=True),
-    TableSpec(name="counted", rows=300, dim=5, pooling="mean", counted=True, padding_idx=0),
+    TableSpec(name="counted", rows=300, dim=2, pooling="mean", counted=True, padding_idx=0),
 ]
 LINEARS = [
     LinearSpec(name="wide", inputs=13, outputs=9, bias=True, activation="relu"),
