@@ -17,45 +17,18 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import result
-from benchmarks.script import WORK, command, console, open_log, parser
-from benchmarks.steps import Steps
+from benchmarks import one_model
+from benchmarks.one_model import OneModel
+from benchmarks.script import command, console
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.artifact.source import ModelSource
 from embedcomp.compare.original import Original
-from embedcomp.log.click_log import ClickLog
-from embedcomp.log.counts import count
-from embedcomp.log.features import Features
 from embedcomp.planning.plan import Plan
-from embedcomp.recipes.progress import shown
-from embedcomp.recipes.settings import CompressSettings, read_changes, validated
-from embedcomp.sensitivity.statistics import score_batch
+from embedcomp.recipes.settings import CompressSettings
 from embedcomp.swapping.heldout import HeldOut
-from embedcomp.train.settings import TrainSettings
 
 BOUNDS = (0.0003, 0.001, 0.003)
 EVERY_ROW = 10**9
-
-
-def trained(log: ClickLog, options: argparse.Namespace, folder: Path) -> Artifact:
-    """The original, trained unless it is there already."""
-    if folder.is_dir() and any(folder.glob("*/manifest.json")):
-        return Artifact.open(folder)
-    found = count(log, log.pieces("train"))
-    features = Features.from_counts(log, found, options.min_count)
-    settings = validated(TrainSettings, read_changes(options.set), "--set")
-    source = ModelSource(model=options.model, settings={}).complete()
-    with shown("training") as watch:
-        return recipes.train(log, features, source, settings, folder, watch=watch)
-
-
-def test_rows(original: Original) -> HeldOut:
-    """All rows of the test split."""
-    opened = original.artifact
-    rows = recipes.rows_of(opened, original.log, "test", EVERY_ROW)
-    pairs = ((batch, batch.labels) for batch in rows)
-    return HeldOut.of(opened.model(), pairs, score_batch, "test")
 
 
 def within(
@@ -100,46 +73,23 @@ def rendered(found: dict[str, dict[str, Any]]) -> Table:
 
 def main() -> None:
     options = _options()
-    log = open_log(options.data, options.log)
-    settings = {
-        "model": options.model,
-        "min_count": options.min_count,
-        "train": options.set,
-        "bounds": options.bounds,
-    }
-    folder = options.work / f"auc-bound-{options.log}"
-    steps, found = Steps(folder, settings), {}
+    one, found = OneModel("auc_bound", options, {"bounds": options.bounds}), {}
 
     @cache
     def ready() -> tuple[Original, HeldOut]:
-        opened = trained(log, options, options.trained or folder / "model")
-        original = Original.measure(opened, log, CompressSettings(max_auc_loss=options.bounds[0]))
-        return original, test_rows(original)
+        settings = CompressSettings(max_auc_loss=options.bounds[0])
+        return Original.measure(one.artifact, one.log, settings), one.test_rows()
 
     for bound in options.bounds:
-        work = partial(within, bound, folder / f"{bound:g}", ready)
-        found[f"{bound:g}"] = steps.run(f"bound-{bound:g}", work)
+        work = partial(within, bound, one.folder / f"{bound:g}", ready)
+        found[f"{bound:g}"] = one.steps.run(f"bound-{bound:g}", work)
         console.print(rendered(found))
-    file = result.write(
-        f"auc_bound-{options.log}",
-        data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
-        settings=settings,
-        seeds=[0],
-        results=found,
-        folder=options.results,
-    )
-    print(file)
+    print(one.record(found))
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--log", default="movielens_1m", help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
-    made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
-    made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
+    made = one_model.options(__doc__)
     made.add_argument("--bounds", type=_bounds, default=BOUNDS, help="comma-separated")
-    made.add_argument("--trained", type=Path, help="folder of an original that is there already")
-    made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made.parse_args()
 
 

@@ -25,21 +25,18 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
-from benchmarks import result
-from benchmarks.auc_bound import trained
-from benchmarks.script import WORK, command, console, open_log, parser
-from benchmarks.steps import Steps
+from benchmarks import one_model
+from benchmarks.one_model import EVERY_ROW, OneModel
+from benchmarks.script import command, console
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original
 from embedcomp.log.batches import Batch
-from embedcomp.log.click_log import ClickLog
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import score_batch
 from embedcomp.swapping.heldout import HeldOut
 
-EVERY_ROW = 10**9
 Orders = Mapping[str, Tensor]  # of a feature: the id that each of its ids becomes
 
 
@@ -85,14 +82,11 @@ def quality(plan: Plan, test: HeldOut, model: nn.Module) -> dict[str, Any]:
 class Ways:
     """The two ways of compressing one trained model."""
 
-    def __init__(self, opened: Artifact, log: ClickLog, budget: str, rows: int, seed: int):
-        self.original = Original.measure(opened, log, CompressSettings(budget=budget))
-        self.model = opened.model().eval()
-        read = partial(recipes.rows_of, opened, log)
-        self.test = HeldOut.of(
-            self.model, ((b, b.labels) for b in read("test", EVERY_ROW)), score_batch, "test"
-        )
-        orders = permute_(self.model, seed)
+    def __init__(self, one: OneModel, budget: str, rows: int, seed: int):
+        settings = CompressSettings(budget=budget)
+        self.original = Original.measure(one.artifact, one.log, settings)
+        self.model, self.test = one.artifact.model().eval(), one.test_rows()
+        read, orders = partial(recipes.rows_of, one.artifact, one.log), permute_(self.model, seed)
         self.batches = list(permuted(read("train", rows), orders))
         mixed = permuted(read("test", EVERY_ROW), orders)
         self.mixed_test = HeldOut.of(self.model, mixed, score_batch, "test")
@@ -127,52 +121,26 @@ def rendered(found: Mapping[str, dict[str, Any]]) -> Table:
 
 def main() -> None:
     options = _options()
-    log = open_log(options.data, options.log)
-    settings = {
-        "model": options.model,
-        "min_count": options.min_count,
-        "train": options.set,
-        "budgets": options.budgets,
-        "rows": options.rows,
-    }
-    folder = options.work / f"own-tables-{options.log}"
-    steps, found = Steps(folder, settings), {}
-
-    @cache
-    def ways() -> Ways:
-        opened = trained(log, options, options.trained or folder / "model")
-        return Ways(opened, log, options.budgets[0], options.rows, options.seed)
+    more = {"budgets": options.budgets, "rows": options.rows}
+    one, found = OneModel("own_tables", options, more), {}
+    ways = cache(lambda: Ways(one, options.budgets[0], options.rows, options.seed))
 
     for budget in options.budgets:
         made = {
-            "log": lambda: ways().of_the_log(budget, folder / budget),  # noqa: B023
+            "log": lambda: ways().of_the_log(budget, one.folder / budget),  # noqa: B023
             "user": lambda: ways().of_the_user(budget),  # noqa: B023
         }
         for whose, work in made.items():
-            found[f"{budget} {whose}"] = steps.run(f"{whose}-{budget}", work)
+            found[f"{budget} {whose}"] = one.steps.run(f"{whose}-{budget}", work)
         console.print(rendered(found))
-    file = result.write(
-        f"own_tables-{options.log}",
-        data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
-        settings=settings,
-        seeds=[options.seed],
-        results=found,
-        folder=options.results,
-    )
-    print(file)
+    print(one.record(found, [options.seed]))
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--log", default="movielens_1m", help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
-    made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
-    made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
+    made = one_model.options(__doc__)
     made.add_argument("--budgets", nargs="+", default=["20x", "50x"])
     made.add_argument("--rows", type=int, default=EVERY_ROW, help="that `embedcomp.plan` is given")
     made.add_argument("--seed", type=int, default=0, help="of the order of rows")
-    made.add_argument("--trained", type=Path, help="folder of an original that is there already")
-    made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made.parse_args()
 
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -23,9 +22,9 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import child, result
-from benchmarks.auc_bound import trained
-from benchmarks.script import WORK, command, console, open_log, parser
+from benchmarks import child, one_model
+from benchmarks.one_model import OneModel
+from benchmarks.script import command, console
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original
 from embedcomp.log.click_log import ClickLog
@@ -34,12 +33,14 @@ from embedcomp.recipes.settings import CompressSettings
 CORES = os.cpu_count() or 1
 
 
+# Counts as long as the process that started it is there, however that one ends.
+_COUNT = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+
+
 @contextmanager
 def busy() -> Iterator[None]:
     """A process a core that counts as long as the block runs."""
-    loops = [
-        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(CORES)
-    ]
+    loops = [subprocess.Popen([sys.executable, "-S", "-c", _COUNT]) for _ in range(CORES)]
     try:
         yield
     finally:
@@ -91,42 +92,20 @@ def rendered(found: dict[str, dict[str, Any]]) -> Table:
 
 def main() -> None:
     options = _options()
-    log = open_log(options.data, options.log)
-    folder = options.work / f"planning-time-{options.log}"
-    opened = trained(log, options, options.trained or folder / "model")
+    one = OneModel("planning_time", options, {"budgets": options.budgets, "cores": CORES})
     found = {}
     for cores, around in {"idle": nullcontext, "busy": busy}.items():
         with around():
-            found[cores] = measured(opened, log, options)
+            found[cores] = measured(one.artifact, one.log, options)
         console.print(rendered(found))
-    file = result.write(
-        f"planning_time-{options.log}",
-        data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
-        settings={
-            "model": options.model,
-            "min_count": options.min_count,
-            "train": options.set,
-            "budgets": options.budgets,
-            "cores": CORES,
-        },
-        seeds=[0],
-        results=found,
-        folder=options.results,
-    )
-    print(file)
+    print(one.record(found))
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--log", default="kuairand", help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
-    made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
-    made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
+    made = one_model.options(__doc__, log="kuairand")
     made.add_argument("--budgets", nargs="+", default=["20x", "10x", "50x", "30x"])
     made.add_argument("--rounds", type=int, default=3, help="of the whole command")
     made.add_argument("--all", action="store_true", help="with all methods too")
-    made.add_argument("--trained", type=Path, help="folder of an original that is there already")
-    made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made.parse_args()
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import result
-from benchmarks.auc_bound import test_rows, trained
-from benchmarks.script import WORK, command, console, open_log, parser
+from benchmarks import one_model
+from benchmarks.one_model import OneModel
+from benchmarks.script import command, console
 from benchmarks.steps import Steps
 from embedcomp import methods, recipes
 from embedcomp.artifact.artifact import Artifact
@@ -45,9 +45,8 @@ def sizes(made: Artifact, plan: Plan) -> dict[str, Any]:
 class Mixes:
     """One trained model, and the plans of any mix of methods for it."""
 
-    def __init__(self, original: Original, folder: Path):
-        self.original, self.folder = original, folder
-        self.test: HeldOut = test_rows(original)
+    def __init__(self, original: Original, test: HeldOut, folder: Path):
+        self.original, self.test, self.folder = original, test, folder
 
     def planned(self, budget: str, names: tuple[str, ...]) -> tuple[CompressSettings, Plan | None]:
         settings = CompressSettings(budget=budget, methods=names)
@@ -114,46 +113,24 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def main() -> None:
     options = _options()
-    log = open_log(options.data, options.log)
-    settings = {
-        "model": options.model,
-        "min_count": options.min_count,
-        "train": options.set,
-        "budgets": options.budgets,
-    }
-    folder = options.work / f"worth-{options.log}"
-    steps = Steps(folder, settings)
+    one = OneModel("worth", options, {"budgets": options.budgets})
 
     @cache
     def mixes() -> Mixes:
-        opened = trained(log, options, options.trained or folder / "model")
-        original = Original.measure(opened, log, CompressSettings(budget=options.budgets[0]))
-        return Mixes(original, folder / "made")
+        settings = CompressSettings(budget=options.budgets[0])
+        original = Original.measure(one.artifact, one.log, settings)
+        return Mixes(original, one.test_rows(), one.folder / "made")
 
     found = {}
     for budget in options.budgets:
-        found[budget] = steps.run(budget, lambda: mixes().at(budget, steps))  # noqa: B023
+        found[budget] = one.steps.run(budget, lambda: mixes().at(budget, one.steps))  # noqa: B023
         console.print(rendered(found))
-    file = result.write(
-        f"worth-{options.log}",
-        data={"name": options.log, "rows": {split: log.rows(split) for split in log.schema.splits}},
-        settings=settings,
-        seeds=[0],
-        results=found,
-        folder=options.results,
-    )
-    print(file)
+    print(one.record(found))
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--log", default="movielens_1m", help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
-    made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
-    made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
+    made = one_model.options(__doc__)
     made.add_argument("--budgets", nargs="+", default=list(BUDGETS))
-    made.add_argument("--trained", type=Path, help="folder of an original that is there already")
-    made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made.parse_args()
 
 

@@ -48,8 +48,8 @@ def by_layer(asked: Sequence[Asked], watch: Watch = quiet) -> Iterator[Found]:
     """Candidates of each layer by method; how long one layer takes says how to go on.
 
     It is not the first one, for which libraries are loaded and what all layers share is computed.
-    Processes that are running already get all layers at once, if there are many candidates, and a
-    layer that is alone in parts.
+    Processes that are running already get all layers at once, if there are many candidates, in
+    parts where there are fewer layers than processes.
     """
     if not asked:
         return
@@ -57,7 +57,7 @@ def by_layer(asked: Sequence[Asked], watch: Watch = quiet) -> Iterator[Found]:
     counter = Counter(watch, "planning", sum(sizes), "candidates")
     started = _processes() > 1 and _executor.cache_info().currsize
     if started and sum(sizes) > MANY:
-        parts = _processes() if len(asked) == 1 else 1
+        parts = -(-_processes() // len(asked))  # of a layer, so that no process is idle
         split = [(layer, part) for layer, wanted in asked for part in _parts(wanted, parts)]
         found = _sent(split, counter)
         for _ in asked:
