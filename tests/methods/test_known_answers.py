@@ -142,6 +142,17 @@ def test_a_table_in_any_order_has_the_tiers_of_one_in_order(name, sizes, sampled
         assert torch.equal(found.stored.kind.tier_of(found.index(torch.arange(2000))), tier_of)
 
 
+@pytest.mark.parametrize("share_of_first", [(2, 0.25), (4, 0.125), (5, 0.125)])
+def test_the_first_tier_is_what_is_looked_up_most(share_of_first):
+    tiers, share = share_of_first
+    counts = 1 + torch.randperm(800, generator=GENERATOR).double()
+    layer = table(torch.randn(800, DIM, generator=GENERATOR), counts, counted=True)
+    bits = tuple(range(16, 16 - 2 * tiers, -2))
+    found = made("trellis_coded", layer, rank=4, row_bits=bits, index="ranked")
+    tier_of = found.stored.kind.tier_of(found.index(torch.arange(800)))
+    assert torch.equal(tier_of == 0, counts > 800 * (1 - share))
+
+
 def test_rows_far_from_the_mean_are_kept():
     weight = 0.01 * torch.randn(ROWS, DIM, generator=GENERATOR)
     weight[[3, 17, 38]] += 5

@@ -63,6 +63,28 @@ def test_tables_in_one_space_are_recovered_by_one_decoder(gradients):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by_loss", [False, True])
+@pytest.mark.parametrize("heavy", [0, 1])
+def test_the_decoder_is_for_the_table_that_weighs_more(heavy, by_loss):
+    """By its look-ups, or by what the loss feels of it where that was measured of all."""
+    eye = torch.eye(DIM)
+    tables = [table(f"t{i}", 200, eye[i : i + 1], i) for i in range(2)]  # a direction each
+    weights = [20.0 if i == heavy else 1.0 for i in range(2)]
+    tables = [
+        replace(
+            of,
+            statistics=TableStatistics(
+                of.counts * (1 / w if by_loss else w), w * eye.double() if by_loss else None
+            ),
+        )
+        for of, w in zip(tables, weights, strict=True)
+    ]
+    made = low_rank_group.compress(grouped(*tables)[0], settings(rank=1, most=1))
+    (direction,) = made.decode.stored.to_float().abs()
+    assert direction[heavy] > 0.95 * direction.norm()
+
+
+@torch.no_grad()
 def test_a_table_of_fewer_columns_uses_the_first_rows():
     steep = torch.diag(torch.tensor([4.0, 1.0, 0.25])) @ space()
     tables = [table(f"t{i}", 400, steep, i) for i in range(2)]
