@@ -65,7 +65,8 @@ def compress(layer: Layer, settings: Settings) -> Served:
 
 def _fill(stored: StoredRows, layer: Layer) -> Tensor:
     """Store a layer's weight; gives what of it is lost, float64 [outputs, inputs]."""
-    stored.fill(layer.weight, layer.output_weights, layer.inputs.second.diagonal())
+    columns = layer.columns(layer.output_weights)
+    stored.fill(columns, None, layer.inputs.second.diagonal())
     return layer.weight.double() - stored.to_float().double()
 
 

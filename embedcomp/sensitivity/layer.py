@@ -206,6 +206,11 @@ class Layer:
         return self.statistics
 
     @property
+    def mean_output(self) -> Tensor:
+        """E[W x] of a linear layer, which is without its bias, float64 [outputs]."""
+        return self.shared(_mean_output)
+
+    @property
     def error_moment(self) -> Moment:
         """What weighs errors of a linear layer's weight, float64 [inputs, inputs].
 
@@ -252,6 +257,14 @@ class Layer:
             self._codes[basis] = make(None)
         return self._codes[basis].first(rank)
 
+    def columns(self, weights: Tensor | None) -> Columns:
+        """The weight as it is.
+
+        Args:
+            weights: of errors in its rows, always the same ones.
+        """
+        return self.codes("weight", self.weight.shape[1], lambda _: Columns(self.weight, weights))
+
     def sampled(self, most: int) -> Layer:
         """A table with at most `most` rows: the most looked-up half, and every so many-th other.
 
@@ -262,6 +275,10 @@ class Layer:
         if self.spec.rows <= most:
             return self
         return replace(self.shared(_sample, most), group=self.group)
+
+
+def _mean_output(layer: Layer) -> Tensor:
+    return layer.weight.double() @ layer.inputs.mean
 
 
 def _sample(table: Layer, most: int) -> Layer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +32,7 @@ def predicted_loss(layer: Layer, served: Served) -> float:
         return 0.5 * _table_error(layer, served.to_float())
     if isinstance(served, LowRankLinear) and served.activation is not None:
         return 0.5 * _drawn_error(layer, served)
-    return 0.5 * (_linear_error(layer, *served.to_float()) + _input_error(layer, served))
+    return 0.5 * (_linear_error(layer, served) + _input_error(layer, served))
 
 
 def _table_error(layer: Layer, rows: Tensor) -> float:
@@ -56,25 +58,48 @@ def _drawn_error(layer: Layer, served: ServedLinear) -> float:
     return max(float(row_errors(off, layer.gradient).mean(dtype=torch.float64)), 0.0)
 
 
-def _linear_error(layer: Layer, weight: Tensor, bias: Tensor | None) -> float:
-    """E[e^T G e] of a linear layer served with this weight and bias."""
-    off, mean = weight - layer.weight, layer.inputs.mean
-    shift = _or_zeros(bias, off) - _or_zeros(layer.bias, off)
-    centre = off.double() @ mean + shift  # mean error [outputs]
+def _linear_error(layer: Layer, served: ServedLinear) -> float:
+    """E[e^T G e] of a linear layer."""
+    mean, roots = layer.inputs.mean, layer.shared(_roots)
+    if isinstance(served, LowRankLinear):  # two thin products instead of a wide one
+        first, second, bias = served.first.to_float(), served.second.to_float(), served.bias
+        product = roots.of_outputs(second) @ roots.by_inputs.seen_by(first.T)
+        spread = product - layer.shared(_seen)
+        centre = second.double() @ (first.double().T @ mean) - layer.mean_output
+    else:
+        weight, bias = served.to_float()
+        off = weight - layer.weight
+        spread = roots.of_outputs(roots.by_inputs.seen_by(off))
+        centre = off.double() @ mean
+    centre = centre + _or_zeros(bias, layer.weight) - _or_zeros(layer.bias, layer.weight)
     moved = centre if layer.gradient is None else layer.gradient @ centre
-    by_inputs, by_outputs = layer.shared(_roots)
-    spread = by_inputs.seen_by(off)  # [outputs, directions of the inputs]
-    spread = spread if by_outputs is None else by_outputs @ spread
     return max(float(spread.square().sum(dtype=torch.float64) + moved @ centre), 0.0)
 
 
-def _roots(layer: Layer) -> tuple[Root, Tensor | None]:
-    """Float32 roots of the inputs' covariance and of G, [l, outputs].
+class _Roots(NamedTuple):
+    """Float32 roots of the inputs' covariance and of G, [l, outputs]; None: G is the identity.
 
     E[e^T G e] of a centred error is then a sum of squares, which float32 does not cancel.
     """
+
+    by_inputs: Root
+    by_outputs: Tensor | None
+
+    def of_outputs(self, values: Tensor) -> Tensor:
+        """Values [outputs, n] as the loss feels them, [l, n]."""
+        return values if self.by_outputs is None else self.by_outputs @ values
+
+
+def _roots(layer: Layer) -> _Roots:
     by_inputs = root_of(layer.inputs.covariance).float()
-    return by_inputs, None if layer.gradient is None else root(layer.gradient).T.float()
+    by_outputs = None if layer.gradient is None else root(layer.gradient).T.float()
+    return _Roots(by_inputs, by_outputs)
+
+
+def _seen(layer: Layer) -> Tensor:
+    """The spread of the layer's own output as the loss feels it, float32 [l, directions]."""
+    roots = layer.shared(_roots)
+    return roots.of_outputs(roots.by_inputs.seen_by(layer.weight))
 
 
 def _input_error(layer: Layer, served: Served) -> float:

@@ -64,10 +64,13 @@ class Tiers(Kind):
     def empty(self, rows: int, width: int) -> State:
         assert len(self.ends) == len(self.bits_of_rows) and self.ends[-1] == rows, (self, rows)
         size = sum(self.tier_bytes) + self.padding_bytes
-        grid = torch.ones(len(self.ends), 3, width, dtype=torch.bfloat16)
-        if width:  # bits as if all columns had as many, which says how large codebooks are
-            grid[:, 2] = torch.tensor(self.bits_of_rows)[:, None] // width
-        return {"stored": torch.empty(size, dtype=torch.uint8), "grid": grid}
+        # bits as if all columns had as many, which says how large codebooks are
+        bits = [row // max(width, 1) for row in self.bits_of_rows]
+        grid = [[[1] * width, [1] * width, [number] * width] for number in bits]
+        return {
+            "stored": torch.empty(size, dtype=torch.uint8),
+            "grid": torch.tensor(grid, dtype=torch.bfloat16),
+        }
 
     def fill(self, columns: Columns, matters: Tensor | None) -> State:
         even = torch.ones(columns.width) if matters is None else matters.float()

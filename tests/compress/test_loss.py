@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from embedcomp.methods import dense_int8, low_rank
 from embedcomp.methods.baselines import svd
+from embedcomp.methods.parts import build
 from embedcomp.sensitivity.algebra import root
 from embedcomp.sensitivity.loss import predicted_loss
 from tests.methods.test_low_rank import OUTPUTS, linear, psd
@@ -30,6 +31,21 @@ def test_an_error_of_the_mean_output_counts(rank):
     assert predicted_loss(layer, served) == pytest.approx(
         true_loss(layer, served, inputs), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("metric", [None, psd(OUTPUTS, 5)])
+def test_two_factors_lose_what_their_product_does(metric):
+    """They are judged without the product, by the same formula."""
+    layer, _ = linear(metric)
+    bias = torch.randn(OUTPUTS, generator=torch.manual_seed(3))
+    layer = replace(layer, bias=bias)
+    served = svd.compress(layer, svd.Settings(rank=2, storage="column_mixed3"))
+    product = build.plain(layer.spec, "float32")
+    served.set_bias(bias - 0.1)
+    weight, rounded = served.to_float()
+    product.stored.fill(weight)
+    product.set_bias(rounded)
+    assert predicted_loss(layer, served) == pytest.approx(predicted_loss(layer, product), rel=1e-5)
 
 
 def test_rounding_inputs_to_bytes_costs_what_their_errors_cost_the_loss():

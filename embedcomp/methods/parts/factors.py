@@ -179,8 +179,8 @@ def centre_linear(served: nn.Module, layer: Layer) -> None:
     """The bias that keeps the mean of the output."""
     assert isinstance(served, LowRankLinear)
     bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    lost = (layer.weight - served.to_float()[0]).double() @ layer.inputs.mean
-    served.set_bias(bias + lost)
+    first, second = served.first.to_float().double(), served.second.to_float().double()
+    served.set_bias(bias + layer.mean_output - second @ (first.T @ layer.inputs.mean))
 
 
 @torch.no_grad()
