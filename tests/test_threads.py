@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from embedcomp.kernels.threads import FEW, threads_for
+from embedcomp.kernels.threads import AHEAD, FEW, in_threads, threads_for
 from embedcomp.planning import choices
 from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
 from embedcomp.sensitivity.loss import predicted_loss
@@ -49,3 +50,22 @@ def test_choices_of_a_small_layer_are_made_on_one_thread(monkeypatch: pytest.Mon
 def test_large_layers_have_all_threads() -> None:
     with threads_for(FEW + 1):
         assert torch.get_num_threads() == OTHER
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_in_threads_comes_in_the_order_of_its_items_and_holds_few(threads: int) -> None:
+    begun, ended = [], []
+
+    def items():
+        for number in range(20):
+            begun.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        time.sleep(0.01 * (number % 3 == 0))  # the first ones end last
+        return -number
+
+    for found in in_threads(work, items(), threads):
+        ended.append(found)
+        assert len(begun) - len(ended) <= AHEAD * threads
+    assert ended == [-number for number in range(20)]

@@ -201,8 +201,11 @@ class Artifact:
             raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
         return found | {name: found[kept] for name, kept in others.items()}
 
-    def model(self) -> nn.Module:
+    def model(self, like: nn.Module | None = None) -> nn.Module:
         """The model with its stored tensors, in evaluation mode.
+
+        Args:
+            like: a model of this artifact, whose tensors it takes in the place of its own.
 
         Raises:
             BadArtifact: the tensors do not fit the manifest's model.
@@ -212,7 +215,7 @@ class Artifact:
         model = self.source.build_empty(self.features)
         if self.plan is not None:
             model = empty_like(model, self.plan)
-        tensors = self.tensors()
+        tensors = self.tensors() if like is None else like.state_dict()
         extra = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
         try:
             state = {name: t for name, t in tensors.items() if name not in extra}

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2  # items of each thread that wait or are worked on
 FEW = 1 << 20  # numbers, of which no operation is long enough to be worth a second thread
 
 
@@ -35,6 +42,29 @@ def threads_for(numbers: int) -> AbstractContextManager[None]:
     process has the core of one of them, that takes longer than thousands of small operations.
     """
     return one_thread() if numbers <= FEW else nullcontext()
+
+
+def cores() -> int:
+    """Cores for this process: as many as the container has, and as many as torch may take."""
+    import torch
+    from joblib import cpu_count
+
+    return min(torch.get_num_threads(), int(cpu_count()))
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`work` of each item in the order of the items, of which only a few are held at a time."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @cache

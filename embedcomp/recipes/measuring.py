@@ -10,7 +10,7 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.proof import (
     SPLIT,
 )
-from embedcomp.kernels.threads import one_thread
+from embedcomp.kernels.threads import cores, one_thread
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.recipes.settings import CompressSettings
@@ -44,20 +44,22 @@ def measure_piece(
     piece: Piece,
     share: float,
     counter: Counter | None = None,
+    twins: Sequence[nn.Module] = (),
 ) -> Statistics:
     """Statistics of every layer over the first `share` of one piece's rows.
 
-    On one thread, since products summed by several differ in the last bit.
+    A product is made by one thread, since those summed by several differ in the last bit.
 
     Args:
         counter: of rows.
+        twins: more of the same model, for a thread each.
     """
     rows = rows_in(piece, share)
     batches = in_order(log, original.features, [piece], MEASURE_BATCH_ROWS, rows_per_piece=rows)
     if counter is not None:
         batches = counter.over(batches, len)
     with one_thread():
-        return statistics.measure(model, batches, layers_of(original, model))
+        return statistics.measure(model, batches, layers_of(original, model), twins=twins)
 
 
 def measure(
@@ -65,10 +67,12 @@ def measure(
 ) -> Statistics:
     """Statistics of every layer over about `measure_rows` rows spread over the whole log."""
     model, pieces = original.model(), measure_pieces(log)
+    twins = [original.model(model) for _ in range(cores() - 1)]
     share = measure_share(pieces, settings)
     rows = sum(rows_in(piece, share) for piece in pieces)
     counter = Counter(watch, "measuring", rows, "rows")
-    return total(measure_piece(original, model, log, piece, share, counter) for piece in pieces)
+    parts = (measure_piece(original, model, log, piece, share, counter, twins) for piece in pieces)
+    return total(parts)
 
 
 def rows_in(piece: Piece, share: float) -> int:
@@ -92,7 +96,7 @@ def total(parts: Iterable[Statistics]) -> Statistics:
 def held_out(
     original: Artifact, log: ClickLog, settings: CompressSettings, watch: Watch = quiet
 ) -> HeldOut:
-    """About `measure_rows` rows that compressed models are held against the original on.
+    """About `held_rows` rows that compressed models are held against the original on.
 
     They are of the validation split, which the model was not fitted to, and where there is none of
     the training split. On one thread, so that scores are the same to the last bit wherever this
@@ -104,7 +108,7 @@ def held_out(
     bounded = settings.max_auc_loss is not None
     split = SPLIT if bounded or SPLIT in log.schema.splits else TRAIN
     watch(Doing("reading held-out rows"))
-    batches = rows_of(original, log, split, settings.measure_rows)
+    batches = rows_of(original, log, split, settings.held_rows)
     with one_thread(), fast_tables(original.model()) as model:
         pairs = ((batch, batch.labels) for batch in batches)
         return HeldOut.of(model, pairs, score_batch, split, watch)

@@ -43,7 +43,8 @@ class CompressSettings:
     methods: tuple[str, ...] = ()  # methods that the plan may use; empty: those that pay, "all":
     # baselines too
     rest: tuple[str, ...] = ()  # methods for the layers that none of those takes
-    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    measure_rows: int = 65_536  # rows of the training split that statistics are gathered on
+    held_rows: int = 262_144  # rows of the validation split that compressed models are compared on
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
     tune: TuneSettings = field(default_factory=TuneSettings)
 
@@ -110,7 +111,8 @@ class CompareSettings:
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
     min_count: int = 2  # ids seen fewer times share one row
     rest: tuple[str, ...] = BESIDE_ONE  # for the layers that a method cannot take
-    measure_rows: int = 262_144  # rows of the training split that statistics are gathered on
+    measure_rows: int = 65_536  # rows of the training split that statistics are gathered on
+    held_rows: int = 262_144  # rows of the validation split that compressed models are compared on
     solver: str = "exact"  # of the plans, as in CompressSettings
     latency_budget: str = ""  # of every plan beside its bytes, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from embedcomp.kernels.threads import in_threads
 from embedcomp.log.batches import Batch
 from embedcomp.modules.table import bag_bounds, kept, pooled_weights
 from embedcomp.sensitivity.layer import (
@@ -55,6 +57,15 @@ class Statistics:
 
     def add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+
+    def take(self, seen: _Seen) -> None:
+        """Add what one batch does."""
+        for name, value in seen.sums:
+            self.add(name, value)
+        for name, rows, ids, values in seen.by_row:
+            if name not in self.sums:
+                self.add(name, torch.zeros(rows))
+            self.sums[name].index_add_(0, ids, values.double())
 
     @property
     def samples(self) -> int:
@@ -123,6 +134,7 @@ def measure(
     score: Score = score_batch,
     *,
     count_ids: bool = False,
+    twins: Sequence[nn.Module] = (),
 ) -> Statistics:
     """Run the model over batches and sum up what its layers see and what their outputs matter.
 
@@ -130,32 +142,71 @@ def measure(
 
     Args:
         count_ids: count the rows that are looked up too: where no log has counted them.
+        twins: more of the same model, for a thread each. Batches are summed up in their order, so
+            the statistics do not depend on how many there are.
     """
     statistics = Statistics()
-    with _watched(model, found, statistics, count_ids), torch.enable_grad():
-        for batch in inputs:
-            logits = score(model, batch).view(-1)
-            p = torch.sigmoid(logits.detach())
-            if logits.requires_grad:
-                (logits * (p * (1 - p)).sqrt()).sum().backward()
-            statistics.add(SAMPLES, torch.tensor(len(logits)))
+    with ExitStack() as stack:
+        free: SimpleQueue[_Watched] = SimpleQueue()
+        for one in (model, *twins):
+            free.put(stack.enter_context(_watched(one, found, count_ids)))
+
+        def seen(batch: Any) -> _Seen:
+            watched = free.get()
+            try:
+                return watched.run(score, batch)
+            finally:
+                free.put(watched)
+
+        for one_seen in in_threads(seen, inputs, 1 + len(twins)):
+            statistics.take(one_seen)
     return statistics
 
 
+@dataclass
+class _Seen:
+    """What one batch adds to the sums.
+
+    by_row: names, numbers of rows, ids [n] and what is added to their rows [n].
+    """
+
+    sums: list[tuple[str, Tensor]] = field(default_factory=list)
+    by_row: list[tuple[str, int, Tensor, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class _Watched:
+    """A model with a hook on every layer.
+
+    seen: of the batch that it runs on.
+    """
+
+    model: nn.Module
+    seen: _Seen = field(default_factory=_Seen)
+
+    def run(self, score: Score, batch: Any) -> _Seen:
+        self.seen = found = _Seen()
+        with torch.enable_grad():
+            logits = score(self.model, batch).view(-1)
+            p = torch.sigmoid(logits.detach())
+            if logits.requires_grad:
+                (logits * (p * (1 - p)).sqrt()).sum().backward()
+        found.sums.append((SAMPLES, torch.tensor(len(logits))))
+        return found
+
+
 @contextmanager
-def _watched(
-    model: nn.Module, found: Found, statistics: Statistics, count_ids: bool
-) -> Iterator[None]:
+def _watched(model: nn.Module, found: Found, count_ids: bool) -> Iterator[_Watched]:
     """In evaluation mode, without gradients of parameters, and with a hook on every layer."""
     was_training = {module: module.training for module in model.modules()}
     needed = {p: p.requires_grad for p in model.parameters()}
-    hooks = []
+    hooks, watched = [], _Watched(model)
     for name, layer in found.layers.items():
-        hook = _Watch(statistics, name, layer, count_ids)
+        hook = _Watch(watched, name, layer, count_ids)
         hooks.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
     try:
         model.eval().requires_grad_(False)
-        yield
+        yield watched
     finally:
         for handle in hooks:
             handle.remove()
@@ -167,9 +218,9 @@ def _watched(
 
 @dataclass(frozen=True)
 class _Watch:
-    """Forward hook of one layer: sums up its input, and its output's gradient once it is known."""
+    """Forward hook of one layer: takes in its input, and its output's gradient once it is known."""
 
-    statistics: Statistics
+    watched: _Watched
     name: str
     layer: Layer
     count_ids: bool
@@ -192,16 +243,23 @@ class _Watch:
         output.register_hook(add)
         return output
 
+    def _add(self, what: str, value: Tensor) -> None:
+        self.watched.seen.sums.append((f"{self.name}|{what}", value))
+
+    def _add_by_row(self, what: str, ids: Tensor, values: Tensor) -> None:
+        added = f"{self.name}|{what}", len(self.layer.weight), ids, values
+        self.watched.seen.by_row.append(added)
+
     def _add_input(self, x: Tensor) -> None:
-        self.statistics.add(f"{self.name}|rows", torch.tensor(len(x)))
-        self.statistics.add(f"{self.name}|x", x.sum(0))
+        self._add("rows", torch.tensor(len(x)))
+        self._add("x", x.sum(0))
         if x.shape[1] > MOST_EXACT:
-            self.statistics.add(f"{self.name}|squares", x.square().sum(0))
-            self.statistics.add(f"{self.name}|sketch", x.T @ (x @ directions(x.shape[1])))
+            self._add("squares", x.square().sum(0))
+            self._add("sketch", x.T @ (x @ directions(x.shape[1])))
         else:
-            self.statistics.add(f"{self.name}|xx", x.T @ x)
+            self._add("xx", _moment(x))
         spread = x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)
-        self.statistics.add(f"{self.name}|spread", spread.square().sum())
+        self._add("spread", spread.square().sum())
 
     def _count(self, ids: Tensor) -> None:
         assert isinstance(self.layer.spec, TableSpec)
@@ -209,23 +267,24 @@ class _Watch:
             ids = ids[ids != self.layer.spec.padding_idx]
         self._add_by_row("counts", ids, torch.ones(len(ids)))
 
-    def _add_by_row(self, what: str, ids: Tensor, values: Tensor) -> None:
-        name = f"{self.name}|{what}"
-        if name not in self.statistics.sums:
-            self.statistics.add(name, torch.zeros(len(self.layer.weight)))
-        self.statistics.sums[name].index_add_(0, ids, values.double())
-
     def _add_table_gradient(self, scale: Tensor | None, shares: _Shares, g: Tensor) -> None:
         g = g.flatten(0, -2)
-        weighted = g if scale is None else g * scale
-        self.statistics.add(f"{self.name}|gradient", weighted.T @ g)
+        self._add("gradient", _moment(g) if scale is None else (g * scale).T @ g)
         squares = g.square().sum(1)[shares.bags] * shares.squared
         self._add_by_row("fisher", shares.ids, squares)
 
     def _add_linear_gradient(self, squares: Tensor, g: Tensor) -> None:
         g = g.flatten(0, -2)
-        self.statistics.add(f"{self.name}|gradient", g.T @ g)
-        self.statistics.add(f"{self.name}|fisher", squares @ g.square())
+        self._add("gradient", _moment(g))
+        self._add("fisher", squares @ g.square())
+
+
+def _moment(x: Tensor) -> Tensor:
+    """x^T x of x [n, d]; numpy sees that it is symmetric, and computes half of it."""
+    if x.device.type != "cpu":
+        return x.T @ x
+    values = x.numpy()
+    return torch.from_numpy(values.T @ values)
 
 
 class _Shares(NamedTuple):

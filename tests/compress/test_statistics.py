@@ -24,6 +24,27 @@ def test_statistics_of_shards_add_up():
     assert whole.samples == 4 * small.BATCH_ROWS
 
 
+@pytest.mark.parametrize("count_ids", [False, True])
+def test_statistics_do_not_depend_on_the_number_of_threads(count_ids):
+    """To the last bit: batches are summed up in their order."""
+    model, found, _ = small.measured()
+    batches = [*small.batches(), *(small.batch(seed) for seed in range(4, 12))]
+    alone = measure(model, batches, found, count_ids=count_ids)
+    twins = [small.model(), small.model()]
+    together = measure(model, batches, found, count_ids=count_ids, twins=twins)
+    assert together.sums.keys() == alone.sums.keys()
+    assert all(torch.equal(together.sums[name], alone.sums[name]) for name in alone.sums)
+    assert not any(module._forward_hooks for twin in twins for module in twin.modules())
+    assert all(p.requires_grad for twin in twins for p in twin.parameters())
+
+
+def test_a_batch_that_cannot_be_scored_says_so_from_any_thread():
+    model, found, _ = small.measured()
+    batches = [*small.batches(), None]
+    with pytest.raises(AttributeError):
+        measure(model, batches, found, twins=[small.model()])
+
+
 def test_inputs_and_gradients_of_a_linear_layer():
     model, found, statistics = small.measured()
     x, gradients = [], []
