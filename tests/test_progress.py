@@ -168,7 +168,7 @@ def test_processes_tell_how_many_candidates_of_the_layers_they_are_at_are_made(
                 future.exception(timeout=120)
                 looked.add(id(future))
 
-    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "cores", lambda: 2)
     monkeypatch.setattr(aside, "wait", lambda futures, seconds: Waited(futures[0]))
     aside._executor.cache_clear()
     counter = Counter(told.append, "planning", 5 + sum(map(_size, asked)), "candidates")
@@ -181,7 +181,7 @@ def test_processes_tell_how_many_candidates_of_the_layers_they_are_at_are_made(
 def test_the_layers_at_work_are_those_that_are_not_through(monkeypatch: pytest.MonkeyPatch):
     tasks = [(layer.spec, layer, wanted) for layer, wanted in _layers(["keep", "low_rank"])]
     sizes = [_size((layer, wanted)) for _, layer, wanted in tasks]
-    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "cores", lambda: 2)
     made = torch.zeros(len(tasks), dtype=torch.long).numpy()
     made[0], made[1] = sizes[0], 3
     first, second = tasks[1][0].name, tasks[2][0].name

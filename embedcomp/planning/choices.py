@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -23,7 +24,10 @@ from embedcomp.sensitivity.loss import predicted_loss
 from embedcomp.storage.kind import CannotStore
 from embedcomp.support.progress import Counter
 
-SAMPLED_ROWS = 1 << 16  # of a table, on which predicted losses are measured
+SAMPLED_ROWS = 1 << 13  # of a table, on which predicted losses are measured
+NEGLIGIBLE = 1e-9  # predicted loss of a layer that no plan is better for falling below
+FEW = 4  # candidates of a method that are all made
+TOGETHER = 3  # candidates of which one may speak for the others
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +83,12 @@ def seen_of(layer: Layer) -> Layer:
 
 @torch.no_grad()
 def found_by_method(
-    spec: Spec, seen: Layer, wanted: Wanted, made: Callable[[], None] | None = None
+    spec: Spec,
+    seen: Layer,
+    wanted: Wanted,
+    made: Callable[[int], None] | None = None,
+    *,
+    sparing: bool = False,
 ) -> dict[str, list[Choice]]:
     """Candidates of each method, with their bytes and their predicted losses.
 
@@ -88,10 +97,59 @@ def found_by_method(
     Args:
         spec: of the layer.
         seen: the layer or a sample of it.
-        made: called after each candidate.
+        made: called with how many candidates more are made or need not be.
+        sparing: leave out those that `spared` does.
     """
+    made = made or (lambda number: None)
     with threads_for(seen.weight.numel()), seen.trying() as tried:
-        return {name: _of_method(name, some, spec, tried, made) for name, some in wanted.items()}
+        return {
+            name: _of_method(name, some, spec, tried, made, sparing)
+            for name, some in wanted.items()
+        }
+
+
+def spared(
+    name: str, wanted: Sequence[Any], spec: Spec, make: Callable[[Any], Choice | None]
+) -> list[Choice]:
+    """The candidates of one method that a plan by bytes is likely to need.
+
+    None is made that is larger than one that loses next to nothing. In a method's order neighbours
+    differ in little, so of three in a row the one between is made, and the others only if it is
+    better than all that are smaller. The smallest of all is always made.
+
+    Args:
+        make: a candidate; None: it cannot be stored.
+    """
+    sizes = {settings: empty_bytes(name, spec, settings) for settings in wanted}
+    found: list[Choice] = []
+
+    def add(some: Iterable[Any]) -> None:
+        for settings in sorted(some, key=lambda settings: sizes[settings]):
+            if sizes[settings] <= _large_enough(found):
+                choice = make(settings)
+                found.extend([] if choice is None else [choice])
+
+    if len(wanted) <= FEW:
+        add(wanted)
+        return found
+    starts = range(0, len(wanted), TOGETHER)
+    together = [wanted[start : start + TOGETHER] for start in starts]
+    first = {some[len(some) // 2] for some in together}
+    first.add(min(wanted, key=lambda settings: sizes[settings]))
+    add(first)
+    best = {choice.settings for choice in front(found)}
+    add({settings for some in together if best.intersection(some) for settings in some} - first)
+    return found
+
+
+def few_of(wanted: Sequence[Any]) -> Sequence[Any]:
+    """Candidates of one method that may speak for all."""
+    return wanted if len(wanted) <= FEW else wanted[TOGETHER // 2 :: TOGETHER]
+
+
+def _large_enough(found: Iterable[Choice]) -> float:
+    """Bytes beyond which no candidate is better; infinite: not known."""
+    return min((choice.bytes for choice in found if choice.loss <= NEGLIGIBLE), default=math.inf)
 
 
 def menu(layer: Layer, found: Iterable[Choice]) -> Menu:
@@ -119,28 +177,42 @@ def together(menus: Sequence[Menu]) -> Menu:
 
 
 def _of_method(
-    name: str, wanted: Sequence[Any], spec: Spec, layer: Layer, made: Callable[[], None] | None
+    name: str,
+    wanted: Sequence[Any],
+    spec: Spec,
+    layer: Layer,
+    made: Callable[[int], None],
+    sparing: bool,
 ) -> list[Choice]:
-    method = methods.get(name)
-    found = []
-    for settings in _counted(wanted, made):
-        try:
-            served = method.compress(layer, settings)
-            loss = predicted_loss(layer, served)
-        except CannotStore as error:
-            log.warning("%s: %s is left out: %s", spec.name, settings, error)
-            continue
-        whole = layer.spec == spec
-        size = module_bytes(served) if whole else empty_bytes(name, spec, settings)
-        found.append(Choice(name, settings, size, loss))
+    number = 0
+
+    def make(settings: Any) -> Choice | None:
+        nonlocal number
+        found = _tried(name, settings, spec, layer)
+        number += 1
+        made(1)
+        return found
+
+    if sparing:
+        found = spared(name, wanted, spec, make)
+    else:
+        found = [choice for choice in map(make, wanted) if choice is not None]
+    if number < len(wanted):
+        made(len(wanted) - number)
     return found
 
 
-def _counted(wanted: Sequence[Any], made: Callable[[], None] | None) -> Iterator[Any]:
-    for settings in wanted:
-        yield settings
-        if made is not None:
-            made()
+def _tried(name: str, settings: Any, spec: Spec, layer: Layer) -> Choice | None:
+    """A candidate; None: it cannot be stored."""
+    try:
+        served = methods.get(name).compress(layer, settings)
+        loss = predicted_loss(layer, served)
+    except CannotStore as error:
+        log.warning("%s: %s is left out: %s", spec.name, settings, error)
+        return None
+    whole = layer.spec == spec
+    size = module_bytes(served) if whole else empty_bytes(name, spec, settings)
+    return Choice(name, settings, size, loss)
 
 
 def total_bytes(chosen: Mapping[str, Choice]) -> int:
@@ -171,4 +243,10 @@ def empty_on_meta(method: str, spec: Spec, settings: Any) -> Served:
 
 
 def empty_bytes(method: str, spec: Spec, settings: Any) -> int:
-    return module_bytes(empty_on_meta(method, spec, settings))
+    return _bytes(methods.get(method).empty, spec, settings)
+
+
+@lru_cache(1 << 14)  # by the function, as above
+def _bytes(empty: Callable[[Spec, Any], Served], spec: Spec, settings: Any) -> int:
+    with torch.device("meta"):
+        return module_bytes(empty(spec, settings))

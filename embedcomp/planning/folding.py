@@ -36,26 +36,28 @@ def codes_of(layer: Layer, bag: CompressedBag) -> Codes:
     return Codes(encoder, shift, Decoder(bag.decode.matrix(), bag.decode.shift().detach()))
 
 
-def narrowed(
-    layer: Layer,
-    reader: Reader,
-    tables: Mapping[str, tuple[Layer, nn.Module]],
-    single_valued: set[str],
-) -> Layer:
-    """The reader's layer as it is once the decoders of `tables` are folded into it.
+def folded(
+    reader: Reader, tables: Mapping[str, tuple[Layer, nn.Module]], single_valued: set[str]
+) -> dict[str, Codes]:
+    """The codes of those tables whose decoders the reader takes in.
 
     Args:
-        tables: the reader's tables that are compressed, as they were and as they are.
+        tables: that are compressed, as they were and as they are.
     """
-    parts: list[Codes | int] = []
+    found = {}
     for block in reader.blocks:
         before, after = tables.get(block.table, (None, None))
-        if before is not None and isinstance(after, CompressedBag):
-            foldable = can_fold(block, after, single_valued)
-            parts.append(codes_of(before, after) if foldable else block.dim)
-        else:
-            parts.append(block.dim)
-    return layer if all(isinstance(part, int) for part in parts) else _moved(layer, parts)
+        if before is None or not isinstance(after, CompressedBag):
+            continue
+        if can_fold(block, after, single_valued):
+            found[block.table] = codes_of(before, after)
+    return found
+
+
+def narrowed(layer: Layer, reader: Reader, tables: Mapping[str, Codes]) -> Layer:
+    """The reader's layer as it is once the decoders of these tables are folded into it."""
+    parts = [tables.get(block.table, block.dim) for block in reader.blocks]
+    return _moved(layer, parts) if tables else layer
 
 
 def _moved(layer: Layer, parts: Sequence[Codes | int]) -> Layer:

@@ -144,7 +144,7 @@ def _offer(
 
 def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
     """A table's choices of a decoder with `most` rows, without the bytes of the decoder."""
-    key = layer.spec.name, f"{method} with {', '.join(t.spec.name for t in layer.group)}"
+    key = layer.spec.name, f"{method} with {', '.join(t.spec.name for t in layer.group)}", False
     if key not in search.known:
         wanted = len(candidates(method, layer.spec))
         counter = Counter(search.watch, "planning", wanted, "candidates")

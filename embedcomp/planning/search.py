@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.modules.embedded import Block, Reader, can_fold
+from embedcomp.modules.table import CompressedBag
 from embedcomp.planning.aside import by_layer
 from embedcomp.planning.by_time import bytes_are_times, losses_are_times
 from embedcomp.planning.choices import (
@@ -25,6 +24,7 @@ from embedcomp.planning.choices import (
     empty_bytes,
     empty_on_meta,
     every,
+    few_of,
     front,
     menu,
     together,
@@ -32,22 +32,24 @@ from embedcomp.planning.choices import (
     total_loss,
     total_nanoseconds,
 )
-from embedcomp.planning.folding import narrowed
+from embedcomp.planning.folding import Codes, codes_of, narrowed
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.sharing import shares
 from embedcomp.planning.solvers import Solver, exact, highs
 from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
+    Served,
     Spec,
     TableSpec,
 )
 from embedcomp.support.progress import Doing, Watch, quiet
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
+PROMISING = 1.25  # times the best objective: a plan that may become better than the best one
 
-Known = dict[tuple[Hashable, str], Menu]  # by layer (with what is folded into it, and what is tried
-# of it where that is not all) and method
+Known = dict[tuple[Hashable, str, bool], Menu]  # by layer (with what is folded into it, and what is
+# tried of it where that is not all), method, and whether candidates were spared
 
 
 @dataclass(frozen=True)
@@ -184,14 +186,17 @@ class Search:
     only: str | None = None
     watch: Watch = quiet
     _options: dict[Hashable, Menu] = field(default_factory=dict)
+    _empty: dict[Hashable, Served] = field(default_factory=dict)  # tables as chosen, on torch's
+    # meta device
 
     def best(self, goal: Goal) -> Chosen | None:
         starts = self._starts(goal)
         plans = [self._from(start, goal) for start in starts]
-        simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal)
-        if simple is not None:  # a mix is never worse, and may begin where it ends
-            plans += [simple, self._from(simple, goal)]
         feasible = [found for found in plans if found is not None]
+        simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal, feasible)
+        if simple is not None:  # a mix is never worse, and may begin where it ends
+            again = self._from(simple, goal)
+            feasible += [simple] if again is None else [simple, again]
         ends = [*starts[1:], self.smallest()]
         feasible += [end for end in ends if goal.reached(end)]
         best = min(feasible, key=goal.objective, default=None)
@@ -202,15 +207,24 @@ class Search:
         found = [best] if polished is None else [best, polished]
         return min(found, key=goal.objective)
 
-    def _with_one_method(self, goal: Goal) -> Chosen | None:
-        """The plan of the single method that promises most before readers are narrowed."""
+    def _with_one_method(self, goal: Goal, mixes: Collection[Chosen]) -> Chosen | None:
+        """The plan of the single method that promises most before readers are narrowed.
+
+        None: it would be far from the best of the mixes.
+        """
         several = self.only is None and len(self.names) > 1
         if not several or not any(name in self.readers for name in self.layers):
             return None
         alone = [replace(self, only=name, _options={}) for name in self.names]
         promises = [search._promise(goal) for search in alone]
         least = min(promises)
-        return None if math.isinf(least) else alone[promises.index(least)].best(goal)
+        if math.isinf(least):
+            return None
+        search = alone[promises.index(least)]
+        begun = search._from({}, goal)
+        most = PROMISING * min(map(goal.objective, mixes), default=math.inf)
+        near = begun is None or goal.objective(begun) <= most
+        return search.best(goal) if near else None
 
     def _promise(self, goal: Goal) -> float:
         """The objective of the best plan with readers as they are; infinite: there is none."""
@@ -339,18 +353,37 @@ class Search:
     def _menus(self, asked: Mapping[str, _Asked]) -> dict[str, Menu]:
         """Choices of several layers by name; what is not known is found out of all at once."""
         names = {one.key: one.names() for one in asked.values() if one.key not in self._options}
-        missing = {k: [n for n in some if (k, n) not in self.known] for k, some in names.items()}
+        sparing = self._sparing
+        missing = {
+            key: [n for n in some if (key, n, sparing) not in self.known]
+            for key, some in names.items()
+        }
         layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
         wanted = {one.key: one.wanted for one in asked.values()}
         found = by_layer(
             [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()],
             self.watch,
+            sparing,
         )
         for (key, layer), choices in zip(layers.items(), found, strict=True):
-            self.known.update({(key, n): menu(layer, some) for n, some in choices.items()})
+            self.known.update({(key, n, sparing): menu(layer, some) for n, some in choices.items()})
         for key, some in names.items():
-            self._options[key] = together([self.known[key, name] for name in some])
+            self._options[key] = together([self.known[key, name, sparing] for name in some])
         return {name: self._options[one.key] for name, one in asked.items()}
+
+    @property
+    def _sparing(self) -> bool:
+        """Whether candidates are left out that a plan by bytes is unlikely to need.
+
+        In time larger ones may be better, a solver of whole families may need them all, and without
+        gradients nobody knows which losses are negligible.
+        """
+        measured = all(layer.gradient is not None for layer in self.layers.values())
+        return measured and self.timing is None and not self._whole_families
+
+    @property
+    def _whole_families(self) -> bool:
+        return bool(getattr(self.solver, "WHOLE_FAMILIES", False))
 
     def _of_readers(
         self, tables: Mapping[str, Choice], *, thoroughly: bool = False
@@ -360,7 +393,7 @@ class Search:
         Args:
             thoroughly: all there are, not only those that are likely the best.
         """
-        in_short = not thoroughly and not getattr(self.solver, "WHOLE_FAMILIES", False)
+        in_short = not thoroughly and not self._whole_families
         return self._menus(self._asked_of_readers(tables, in_short))
 
     def _smallest_of_readers(self, tables: Mapping[str, Choice]) -> dict[str, Menu] | None:
@@ -369,7 +402,7 @@ class Search:
         None: the smallest plan may be made of others, since the solver weighs whole families of
         choices or a method's smallest ones cannot be stored.
         """
-        if getattr(self.solver, "WHOLE_FAMILIES", False):
+        if self._whole_families:
             return None
         asked = self._asked_of_readers(tables, in_short=False)
         for name, one in asked.items():
@@ -413,13 +446,13 @@ class Search:
     ) -> Wanted:
         """Candidates of a narrower reader that are unbeaten for the whole one.
 
-        Seven in eight of those on the convex hull of all are among them, and others are as good; a
-        reader of less than half the width is another layer, of which all are tried.
+        Seven in eight of those on the convex hull of all are among them, and others are as good. A
+        reader of less than half the width is another layer, of which every third one is tried.
         """
         whole, found = self.layers[name].spec, every(spec, names)
         assert isinstance(spec, LinearSpec) and isinstance(whole, LinearSpec)
         if 2 * spec.inputs < whole.inputs:
-            return found
+            return {method: few_of(some) for method, some in found.items()}
         return {
             method: [s for s in some if method == "keep" or (method, s) in tried]
             for method, some in found.items()
@@ -430,17 +463,25 @@ class Search:
         if block.table not in tables:
             return False
         choice, spec = tables[block.table], self.layers[block.table].spec
-        empty = empty_on_meta(choice.method, spec, choice.settings)
-        return can_fold(block, empty, self.single_valued)
+        key = block.table, choice.method, choice.settings
+        if key not in self._empty:
+            self._empty[key] = empty_on_meta(choice.method, spec, choice.settings)
+        return can_fold(block, self._empty[key], self.single_valued)
 
     def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
-        folded = {table: self._compressed(table, choice) for table, choice in read.items()}
-        return narrowed(self.layers[name], reader, folded, self.single_valued)
+        folded = {table: self._codes(table, choice) for table, choice in read.items()}
+        return narrowed(self.layers[name], reader, folded)
 
-    def _compressed(self, table: str, choice: Choice) -> tuple[Layer, nn.Module]:
-        """A table as it was and as it is, on a sample of its rows."""
+    def _codes(self, table: str, choice: Choice) -> Codes:
+        """Codes of a table, on a sample of its rows."""
         layer = self.layers[table].sampled(SAMPLED_ROWS)
-        return layer, methods.get(choice.method).compress(layer, choice.settings)
+        return layer.shared(_codes, choice.method, choice.settings)
+
+
+def _codes(layer: Layer, method: str, settings: Any) -> Codes:
+    bag = methods.get(method).compress(layer, settings)
+    assert isinstance(bag, CompressedBag)
+    return codes_of(layer, bag)
 
 
 def _smallest(spec: Spec, names: Collection[str]) -> Wanted:

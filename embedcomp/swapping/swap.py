@@ -11,7 +11,7 @@ from embedcomp import methods
 from embedcomp.modules.embedded import fold, readers
 from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning.choices import empty_on_meta
-from embedcomp.planning.folding import narrowed
+from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.plan import Plan, Planned
 from embedcomp.planning.sharing import groups, in_groups, share_decoders
 from embedcomp.sensitivity.layer import Layer, Served
@@ -89,7 +89,7 @@ class Compressing:
         layer = self._layers[planned.layer]
         if planned.layer in self._around:
             reader = self._around[planned.layer]
-            layer = narrowed(layer, reader, self._tables, self._single)
+            layer = narrowed(layer, reader, folded(reader, self._tables, self._single))
         served = methods.get(planned.method).compress(layer, planned.typed_settings)
         if planned.kind == "table":
             self._tables[planned.layer] = layer, served

@@ -16,9 +16,11 @@ def killed_at(
     spec: Spec,
     seen: Layer,
     wanted: Wanted,
-    made: Callable[[], None] | None = None,
+    made: Callable[[int], None] | None = None,
+    *,
+    sparing: bool = False,
 ) -> dict[str, list[Choice]]:
     """As if there were no memory for a layer in any process but the first."""
     if spec.name == layer and os.getpid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-    return found_by_method(spec, seen, wanted, made)
+    return found_by_method(spec, seen, wanted, made, sparing=sparing)

@@ -26,7 +26,7 @@ from embedcomp.planning.choices import (
     empty_bytes,
     empty_on_meta,
 )
-from embedcomp.planning.folding import narrowed
+from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.lowered import Lowered
@@ -221,7 +221,7 @@ def chosen_by(choose):
         for n, c in tables.items()
     }
     for name, reader in readers(model).items():
-        layers[name] = narrowed(layers[name], reader, served, small.SINGLE)
+        layers[name] = narrowed(layers[name], reader, folded(reader, served, small.SINGLE))
     return layers, {n: tables.get(n) or choose(layer.spec) for n, layer in layers.items()}
 
 

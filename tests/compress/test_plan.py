@@ -16,8 +16,10 @@ from embedcomp.errors import BadSettings, BudgetTooSmall
 from embedcomp.modules.embedded import readers
 from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning import aside, solvers
+from embedcomp.planning import choices as module
 from embedcomp.planning.aside import _sent, by_layer
 from embedcomp.planning.choices import (
+    Choice,
     choices,
     empty_bytes,
     every,
@@ -120,6 +122,12 @@ def test_more_bytes_never_predict_more_loss():
 @pytest.mark.parametrize("name", ["low_rank", "svd"])
 def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
     assert planned(share).loss <= planned(share, (name,)).loss
+
+
+def test_a_mix_goes_on_from_the_plan_of_a_method_alone():
+    """Where no other start leads as far."""
+    names = ("low_rank", "drop_rare", "half")
+    assert planned(0.14, names).loss <= planned(0.14, ("low_rank",)).loss
 
 
 @pytest.mark.parametrize("share", [0.5, 0.08])
@@ -303,8 +311,6 @@ def test_values_that_a_storage_cannot_hold_are_left_out_of_the_choices(caplog):
 
 
 def test_large_tables_are_judged_on_a_sample(monkeypatch):
-    from embedcomp.planning import choices as module
-
     _, found, _ = small.measured()
     layer = found.layers["embeddings.embedding_bags.t_a"]
     whole = choices(layer, ["row_int4", "low_rank"])
@@ -323,9 +329,9 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
 
     asked = []
 
-    def counted(layers, watch):
+    def counted(layers, *told):
         asked.extend((layer.spec.name, name) for layer, names in layers for name in names)
-        return by_layer(layers, watch)
+        return by_layer(layers, *told)
 
     monkeypatch.setattr(module, "by_layer", counted)
     model, found, measured = small.measured()
@@ -448,35 +454,84 @@ def test_processes_find_what_this_one_finds(monkeypatch):
     ]
     here = list(by_layer(layers))
     monkeypatch.setattr(aside, "WORTH_STARTING", 0.0)
-    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "WORTH_SENDING", 0.0)
+    monkeypatch.setattr(aside, "cores", lambda: 2)
     sent = []
 
-    def watched(asked, *counted):
+    def watched(asked, *counted, sparing):
         sent.append(len(asked))
-        return _sent(asked, *counted)
+        return _sent(asked, *counted, sparing=sparing)
 
     monkeypatch.setattr(aside, "_sent", watched)
     assert list(by_layer(layers)) == here and sent == [len(layers) - 2]
 
 
-def test_a_layer_alone_is_found_in_parts_by_processes_that_run(monkeypatch):
+@pytest.mark.parametrize("sparing", [False, True])
+def test_a_layer_alone_is_found_in_parts_by_processes_that_run(sparing, monkeypatch):
     _, found, measured = small.measured()
     layer = measured.measured(found).layers["first.linear"]
     asked = [(layer, every(layer.spec, ["keep", "svd", "low_rank"]))]
-    monkeypatch.setattr(aside, "_processes", lambda: 1)
-    here = list(by_layer(asked))
-    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "cores", lambda: 1)
+    here = list(by_layer(asked, sparing=sparing))
+    monkeypatch.setattr(aside, "cores", lambda: 2)
     aside._executor()
     sent = []
 
-    def watched(asked, *counted):
+    def watched(asked, *counted, sparing):
         sent.extend(sum(map(len, wanted.values())) for _, wanted in asked)
-        return _sent(asked, *counted)
+        return _sent(asked, *counted, sparing=sparing)
 
     monkeypatch.setattr(aside, "_sent", watched)
-    assert list(by_layer(asked)) == here
-    assert len(sent) == 2 and sum(sent) == sum(map(len, here[0].values()))
-    assert abs(sent[0] - sent[1]) < 4
+    assert list(by_layer(asked, sparing=sparing)) == here
+    assert len(sent) == 2 and sum(sent) == sum(map(len, asked[0][1].values()))
+    assert abs(sent[0] - sent[1]) <= aside.TOGETHER * len(here[0])
+
+
+def tried(losses, sizes=None):
+    """Settings that `spared` makes of row_int8's, whose bytes and losses are these."""
+    sizes = sizes or range(1, len(losses) + 1)
+    spec = TableSpec(name="t", rows=8, dim=4, pooling="sum")
+    made = []
+
+    def make(settings):
+        made.append(settings)
+        return Choice("stub", settings, sizes[settings], losses[settings])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "empty_bytes", lambda method, spec, settings: sizes[settings])
+        found = module.spared("stub", range(len(losses)), spec, make)
+    assert [choice.settings for choice in found] == made
+    return sorted(made)
+
+
+def test_neighbours_of_what_is_on_the_front_are_made_and_no_others():
+    assert tried([9, 8, 7, 6, 5, 4, 3, 2, 1]) == list(range(9))
+    assert tried([9, 8, 7, 6, 8.5, 4, 3, 2, 1]) == [0, 1, 2, 4, 6, 7, 8]
+    assert tried([9, 9, 9, 9, 9, 9, 9, 9, 9]) == [0, 1, 2, 4, 7], "the smallest is on the front"
+
+
+def test_the_smallest_candidate_is_always_made():
+    """Even beside one that is far from the front."""
+    assert tried([1] * 9, [10, 2, 11, 12, 13, 14, 1, 20, 21]) == [1, 4, 6, 7, 8]
+
+
+def test_nothing_larger_is_made_than_what_loses_next_to_nothing():
+    least = module.NEGLIGIBLE
+    assert tried([5, 4, 3, least, least, 1e-12, 0, 0, 0]) == [0, 1, 2, 3, 4]
+    assert tried([5, 4, 3, 2, 2 * least, 1e-12, 0, 0, 0]) == [0, 1, 2, 3, 4, 5, 7]
+    assert tried([5, 0, 0, 0]) == [0, 1], "a few are all made, and no larger ones either"
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_sparing_candidates_costs_a_plan_little(share):
+    """Beside the plan of all candidates, which a search in time needs."""
+    model, found, measured = small.measured()
+    asked = model, found, measured, int(WHOLE * share), methods.names(), small.SINGLE
+    least = [plan(*asked).loss]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "_sparing", False)
+        least.append(plan(*asked).loss)
+    assert least[0] <= 1.15 * least[1] + 1e-8
 
 
 def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
@@ -487,7 +542,7 @@ def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
     ]
     here = list(by_layer(layers))
     second = layers[1][0].spec.name
-    monkeypatch.setattr(aside, "_processes", lambda: 2)
+    monkeypatch.setattr(aside, "cores", lambda: 2)
     monkeypatch.setattr(aside, "found_by_method", partial(killed_at, os.getpid(), second))
     aside._executor.cache_clear()
     assert list(aside._sent(layers, _counter(layers))) == here

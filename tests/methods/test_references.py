@@ -14,7 +14,7 @@ from embedcomp.methods.parts import build
 from embedcomp.methods.parts.factors import fill_linear, output_basis, pooled_basis
 from embedcomp.methods.parts.rotation import WORDS, rotation
 from embedcomp.modules.embedded import Block, Reader, ReadsEmbedded
-from embedcomp.planning.folding import narrowed
+from embedcomp.planning.folding import folded, narrowed
 from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
@@ -430,7 +430,7 @@ def test_a_reader_of_codes_knows_the_statistics_of_the_codes():
     weight, bias = normal(3, DIM + 2, seed=1).float(), torch.ones(3)
     reader = Reader(ReadsEmbedded(nn.Linear(DIM + 2, 3)), (Block("t", ("f",), DIM),))
     layer = Layer(spec, weight, bias, statistics(rows))
-    found = narrowed(layer, reader, {"t": (of_table, bag)}, {"f"})
+    found = narrowed(layer, reader, folded(reader, {"t": (of_table, bag)}, {"f"}))
     codes = torch.cat([bag.codes_of_rows().double(), dense], 1)
     served = torch.cat([bag.to_float().double(), dense], 1)
     wanted = served @ weight.T.double() + bias
