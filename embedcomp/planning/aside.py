@@ -144,7 +144,7 @@ def _sent(
     tasks = [(layer.spec, seen_of(layer), wanted) for layer, wanted in asked]
     done = 0
     try:
-        for found in _from_processes(tasks, counter, sparing, before):
+        for found in _from_processes(tasks, counter, before, sparing=sparing):
             done += 1
             yield found
     except BrokenProcessPool:
@@ -160,7 +160,11 @@ def _sent(
 
 
 def _from_processes(
-    tasks: Sequence[tuple[Spec, Layer, Wanted]], counter: Counter, sparing: bool, before: int
+    tasks: Sequence[tuple[Spec, Layer, Wanted]],
+    counter: Counter,
+    before: int,
+    *,
+    sparing: bool = False,
 ) -> Iterator[Found]:
     """What processes find, which count their candidates in a file that all of them map.
 
