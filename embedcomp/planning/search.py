@@ -194,7 +194,7 @@ class Search:
         plans = [self._from(start, goal) for start in starts]
         feasible = [found for found in plans if found is not None]
         simple = None if isinstance(goal, LeastTime) else self._with_one_method(goal, feasible)
-        if simple is not None:  # a mix is never worse, and may begin where it ends
+        if simple is not None:  # a mix is no worse, and may begin where it ends
             again = self._from(simple, goal)
             feasible += [simple] if again is None else [simple, again]
         ends = [*starts[1:], self.smallest()]
@@ -210,7 +210,7 @@ class Search:
     def _with_one_method(self, goal: Goal, mixes: Collection[Chosen]) -> Chosen | None:
         """The plan of the single method that promises most before readers are narrowed.
 
-        None: it would be far from the best of the mixes.
+        None: what it begins with is far from the best of the mixes.
         """
         several = self.only is None and len(self.names) > 1
         if not several or not any(name in self.readers for name in self.layers):
