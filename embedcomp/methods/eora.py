@@ -65,8 +65,7 @@ def compress(layer: Layer, settings: Settings) -> Served:
 
 def _fill(stored: StoredRows, layer: Layer) -> Tensor:
     """Store a layer's weight; gives what of it is lost, float64 [outputs, inputs]."""
-    columns = layer.columns(layer.output_weights)
-    stored.fill(columns, None, layer.inputs.second.diagonal())
+    stored.fill(layer.columns(), None, layer.inputs.second.diagonal())
     return layer.weight.double() - stored.to_float().double()
 
 

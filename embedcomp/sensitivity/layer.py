@@ -257,12 +257,9 @@ class Layer:
             self._codes[basis] = make(None)
         return self._codes[basis].first(rank)
 
-    def columns(self, weights: Tensor | None) -> Columns:
-        """The weight as it is.
-
-        Args:
-            weights: of errors in its rows, always the same ones.
-        """
+    def columns(self) -> Columns:
+        """The weight as it is; an error in a row matters as its look-ups, or its output, do."""
+        weights = self.counts if isinstance(self.spec, TableSpec) else self.output_weights
         return self.codes("weight", self.weight.shape[1], lambda _: Columns(self.weight, weights))
 
     def sampled(self, most: int) -> Layer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +163,7 @@ def test_other_settings_are_other_results(out: Path, log: ClickLog, tmp_path: Pa
         "training": {"train": TrainSettings(epochs=2, batch_rows=1024)},
         "split": {"split": "test"},
         "rows": {"measure_rows": 100},
+        "held": {"held_rows": 100},
         "solver": {"solver": "greedy"},
         "methods": {"methods": ("row_int8",)},
     }.items():
@@ -186,6 +187,17 @@ def test_a_copied_log_has_the_same_fingerprint_and_another_one_has_not(
 def test_all_methods_but_keep_are_compared_if_none_is_named():
     found = {c.method for c in cells(CompareSettings(models=("dlrm",), budgets=("5x",)))}
     assert found == {"original", "planned", *methods.every()} - {"keep"}
+
+
+def test_what_a_comparison_and_a_compression_both_have_is_handed_on() -> None:
+    """But for what the cells set: the budget, and the methods of one that is alone."""
+    given = {"measure_rows": 123, "held_rows": 456, "solver": "highs", "latency_budget": "2x@64"}
+    settings = replace(SETTINGS, **given)
+    planned = next(cell for cell in cells(settings) if cell.method == "planned")
+    made = compressing(settings, planned)
+    assert {name: getattr(made, name) for name in given} == given
+    both = {f.name for f in fields(CompareSettings)} & {f.name for f in fields(CompressSettings)}
+    assert both == {*given, "methods", "rest", "tune"}
 
 
 @pytest.mark.parametrize(

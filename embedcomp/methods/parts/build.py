@@ -205,11 +205,11 @@ def rounded(layer: Layer, storage: AnyStorage) -> Served:
     served = plain(layer.spec, storage)
     if isinstance(served, CompressedTable):
         columns = None if layer.gradient is None else layer.gradient.diagonal()
-        served.fill(layer.columns(layer.counts), None, columns)
+        served.fill(layer.columns(), None, columns)
         return served
     assert isinstance(served, CompressedLinear)
     columns = layer.inputs.second.diagonal()
-    served.stored.fill(layer.columns(layer.output_weights), None, columns)
+    served.stored.fill(layer.columns(), None, columns)
     keep_mean(served, layer)
     return served
 
