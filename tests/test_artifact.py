@@ -66,6 +66,14 @@ def test_statistics_are_the_same_on_any_number_of_cores(
     assert all(torch.equal(found.sums[name], measured.sums[name]) for name in measured.sums)
 
 
+def test_as_many_rows_are_measured_and_held_out_as_is_said(
+    original: Artifact, synth_log: ClickLog
+) -> None:
+    settings = CompressSettings(budget="3x", measure_rows=1500, held_rows=400)
+    assert recipes.measure(original, synth_log, settings).samples == pytest.approx(1500, abs=5)
+    assert len(recipes.held_out(original, synth_log, settings)) == pytest.approx(400, abs=5)
+
+
 def test_a_model_like_another_has_its_tensors(original: Artifact) -> None:
     model = original.model()
     twin = original.model(model)

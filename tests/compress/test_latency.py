@@ -23,6 +23,7 @@ from embedcomp.modules.embedded import readers
 from embedcomp.planning.choices import (
     Choice,
     Menu,
+    candidates,
     empty_bytes,
     empty_on_meta,
 )
@@ -64,6 +65,9 @@ def programmed(model):
 @cache
 def original():
     return programmed(small.model())
+
+
+FIRST = "first.linear"
 
 
 def timing(model=None, budget="1ms@64"):
@@ -268,6 +272,15 @@ def test_readers_are_as_narrow_as_what_is_chosen_for_the_tables():
     # c has bags of several ids, so only the engine takes its codes
     chosen = {C: Choice("low_rank", low_rank(rank=2, storage="float16"), 0, 0.0)}
     assert counting.inputs("first.linear", chosen) == (whole - small.DIM + 2 + 1,)
+
+
+def test_no_candidate_is_spared_where_time_counts(costing):
+    """One that loses no less than a smaller one may be faster."""
+    model, found, measured = small.measured()
+    times, known = timing(costing({}), "1ms@64"), {}
+    plan(model, found, measured, None, ["low_rank"], small.SINGLE, timing=times, known=known)
+    tried = {c.settings for (layer, *_), menu in known.items() if layer == FIRST for c in menu}
+    assert set(candidates("low_rank", found.layers[FIRST].spec)) <= tried
 
 
 def test_what_is_slow_is_left_out(costing):

@@ -20,6 +20,7 @@ from embedcomp.planning import choices as module
 from embedcomp.planning.aside import _sent, by_layer
 from embedcomp.planning.choices import (
     Choice,
+    candidates,
     choices,
     empty_bytes,
     every,
@@ -32,6 +33,7 @@ from embedcomp.planning.planner import by_name, plan
 from embedcomp.planning.search import LeastBytes, LeastLoss, Search
 from embedcomp.sensitivity.layer import LinearSpec, TableSpec
 from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.kind import CannotStore
 from embedcomp.support.progress import Counter, quiet
 from embedcomp.swapping.swap import (
@@ -520,6 +522,27 @@ def test_nothing_larger_is_made_than_what_loses_next_to_nothing():
     assert tried([5, 4, 3, least, least, 1e-12, 0, 0, 0]) == [0, 1, 2, 3, 4]
     assert tried([5, 4, 3, 2, 2 * least, 1e-12, 0, 0, 0]) == [0, 1, 2, 3, 4, 5, 7]
     assert tried([5, 0, 0, 0]) == [0, 1], "a few are all made, and no larger ones either"
+
+
+@pytest.mark.parametrize(
+    ("solver", "known", "sparing"),
+    [
+        ("exact", True, True),
+        ("highs", True, True),
+        ("welore", True, False),
+        ("exact", False, False),
+    ],
+)
+def test_candidates_are_spared_where_their_losses_say_enough(solver, known, sparing):
+    """Not for a solver of whole families, nor where no gradients say what is negligible."""
+    model, found, measured = small.measured()
+    made = {}
+    told = measured if known else Statistics()
+    plan(model, found, told, WHOLE // 3, ["low_rank"], small.SINGLE, solver=solver, known=made)
+    menus = {name: menu for (layer, name, _), menu in made.items() if layer == "first.linear"}
+    tried = {choice.settings for choice in menus["low_rank"]}
+    every_one = set(candidates("low_rank", found.layers["first.linear"].spec))
+    assert (tried < every_one) if sparing else (tried == every_one)
 
 
 @pytest.mark.parametrize("share", SHARES)
