@@ -13,6 +13,8 @@ from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.storage.kinds.tiered import Tiered
+from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 from embedcomp.swapping.settings import TuneSettings
@@ -85,3 +87,14 @@ def test_scores_are_the_models(
     synth_log: ClickLog, made: Artifact, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert scored_alike(synth_log, made, engine, monkeypatch).std() > 1e-6
+
+
+@pytest.mark.parametrize("width", [0, 8])
+def test_without_numbers_all_columns_of_a_tier_have_as_many_bits(width: int) -> None:
+    """So many that a plan foresees how large codebooks are."""
+    for kind in (Trellis((4, 10), (24, 8)), Tiered((4, 10), (3, 1))):
+        if width or isinstance(kind, Tiered):
+            grid = kind.empty(10, width)["grid"]
+            assert grid.shape == (2, 3, width) and grid.dtype == torch.bfloat16
+            assert grid[:, :2].eq(1).all()
+            assert grid[:, 2].tolist() == [[3.0] * width, [1.0] * width]
