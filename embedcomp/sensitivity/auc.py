@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.signal import fftconvolve
+from numpy.fft import irfft, rfft
+from scipy.optimize import brentq, isotonic_regression
 from scipy.special import expit, ndtr
-from sklearn.isotonic import IsotonicRegression
 
 from embedcomp.errors import BadLog, BadSettings
 from embedcomp.support.metrics import Quality, centres
@@ -57,8 +56,9 @@ class Noisy:
         grid, rows = _on_a_grid(scores.counts)
         curvature = float(rows.sum(0) @ (expit(grid) * expit(-grid))) / scores.rows
         below, above = _rising(rows)
-        chances = fftconvolve(above, below[::-1]) / (others * clicked)  # [2 STEPS - 1]
-        surplus = (chances[STEPS:] - chances[: STEPS - 1][::-1]).clip(0)  # but for rounding
+        counts = irfft(rfft(above, 2 * STEPS) * rfft(below, 2 * STEPS).conj())  # by steps above
+        chances = counts / (others * clicked)
+        surplus = (chances[1:STEPS] - chances[:STEPS:-1]).clip(0)  # but for rounding
         differences = float(grid[1] - grid[0]) * np.arange(1, STEPS)
         return cls(scores.auc, curvature, differences, surplus)
 
@@ -111,9 +111,7 @@ def _rising(rows: np.ndarray) -> np.ndarray:
     """These rows [2, STEPS] with clicks as a rising click rate would distribute them."""
     total = rows.sum(0)
     used = total > 0
-    fitted = IsotonicRegression().fit_transform(
-        np.flatnonzero(used), rows[1, used] / total[used], sample_weight=total[used]
-    )
+    rates = isotonic_regression(rows[1, used] / total[used], weights=total[used]).x
     clicked = np.zeros(STEPS)
-    clicked[used] = fitted * total[used]
+    clicked[used] = rates * total[used]
     return np.stack([total - clicked, clicked])

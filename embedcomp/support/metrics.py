@@ -110,13 +110,19 @@ def _won(clicked: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
     A tie is half a pair. Ranks among all rows less ranks among rows of the same kind count them
     (Sun and Xu, 2014).
     """
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores)
+    ranks = _ranks(scores)
     positives, negatives = ranks[clicked], ranks[~clicked]
-    of_clicked = (positives - rankdata(scores[clicked])) / max(len(negatives), 1)
-    below = (negatives - rankdata(scores[~clicked])) / max(len(positives), 1)
+    of_clicked = (positives - _ranks(scores[clicked])) / max(len(negatives), 1)
+    below = (negatives - _ranks(scores[~clicked])) / max(len(positives), 1)
     return of_clicked, 1 - below
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Places of scores from the lowest, beginning with 1; equal ones share their mean place."""
+    from pandas import Series  # which a scorer has not; scipy.stats takes a second to import
+
+    ranks: np.ndarray = Series(scores).rank().to_numpy()
+    return ranks
 
 
 def centres() -> np.ndarray:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.console import RenderableType
 from rich.table import Table
 from scipy.special import expit
-from scipy.stats import rankdata, spearmanr
 from torch import nn
 
 from embedcomp import methods
@@ -127,10 +127,11 @@ def spearman(found: Sequence[Checked], truth: str = "true") -> float | None:
     """
     if len(found) < FEWEST_RANKED:
         return None
-    predicted, measured = [c.predicted for c in found], [getattr(c, truth) for c in found]
-    if len(set(predicted)) == 1 or len(set(measured)) == 1:
+    predicted = pd.Series([c.predicted for c in found])
+    measured = pd.Series([getattr(c, truth) for c in found])
+    if predicted.nunique() == 1 or measured.nunique() == 1:
         return None
-    return float(spearmanr(predicted, measured).statistic)
+    return float(predicted.corr(measured, method="spearman"))
 
 
 def summary(found: Sequence[Checked], rows: int, split: str) -> dict[str, Any]:
@@ -170,8 +171,9 @@ def _of_layer(found: Sequence[Checked]) -> dict[str, Any]:
 
 def _off(found: Sequence[Checked]) -> list[float]:
     """Places that prediction ranks each option too high."""
-    ranks = rankdata([c.predicted for c in found]) - rankdata([c.true for c in found])
-    return [float(off) for off in ranks]
+    predicted = pd.Series([c.predicted for c in found])
+    true = pd.Series([c.true for c in found])
+    return list((predicted.rank() - true.rank()).astype(float))
 
 
 def render(found: Sequence[Checked], rows: int, split: str) -> list[RenderableType]:
