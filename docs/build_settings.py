@@ -9,7 +9,7 @@ from typing import Any
 from embedcomp import models
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.support.described import meanings
+from embedcomp.support.fields import meanings
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 

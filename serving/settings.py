@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
+from embedcomp.support.fields import refuse_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise BadSettings(f"port is {self.port}, but ports are 0 to 65,535")
-        least = {"threads": 1, "queue": 0, "max_message_bytes": 1, "max_rows": 1, "max_ids": 1}
-        for name, smallest in {**least, "grace_s": 0}.items():
-            if getattr(self, name) < smallest:
-                raise BadSettings(
-                    f"{name} is {getattr(self, name)}, but must be {smallest} or more"
-                )
+        refuse_below(
+            self, threads=1, queue=0, max_message_bytes=1, max_rows=1, max_ids=1, grace_s=0
+        )

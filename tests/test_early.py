@@ -61,6 +61,9 @@ MISTAKES = [
     ("compare log --out o --models dlrm,gpt", "there is no model 'gpt'"),
     ("train log --model gpt --out o", "there is no model 'gpt'"),
     ("train log --model dlrm --out o --set bacht=1", "bacht"),
+    ("train log --model dlrm --out o --epochs -3", "epochs is -3, but must be 0 or more"),
+    (f"{COMPRESS} --budget 5x --tune-epochs -1", "epochs is -1, but must be 0 or more"),
+    (f"{COMPRESS} --budget 5x --set tune=3 --set tune.epochs=1", "tune is 3, which has no epochs"),
 ]
 
 Told = tuple[int, str, list[str]]

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from embedcomp.cli.options import (
-    Changes,
-    DryRun,
-    Json,
-    Methods,
-    OfLog,
-    Solver,
-    Trained,
-    TuneEpochs,
-    listed,
-    show,
-    target,
-)
+from embedcomp.cli.options import DryRun, Json, OfLog, Trained, from_fields, listed, show, target
+from embedcomp.errors import BadSettings
+from embedcomp.recipes.settings import CompressSettings, validated
 
 
+@from_fields(CompressSettings, "methods", "solver", "tune.epochs")
 def frontier(
     model: Trained,
     log: OfLog,
     budgets: Annotated[str, typer.Option(help="Comma-separated, each as of `compress`.")],
+    given: dict[str, Any],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the artifacts, table and pictures.")
     ] = None,
-    solver: Solver = "exact",
-    tune_epochs: TuneEpochs = 0,
-    methods: Methods = "",
     baselines: Annotated[
         str | None,
         typer.Option(help="Methods beside them, comma-separated, or none; else simple ones."),
@@ -41,21 +30,12 @@ def frontier(
         Path | None, typer.Option(help="Folder for the original trained on; else in --out.")
     ] = None,
     dry_run: DryRun = False,
-    changes: Changes = None,
     json: Json = None,
 ) -> None:
     """Compress a model to several budgets: an artifact each, a table and a picture."""
-    from embedcomp.errors import BadSettings
-    from embedcomp.recipes.settings import CompressSettings, read_changes, validated
-
     names = tuple(dict.fromkeys(listed(budgets)))
     if not names:
         raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
-    given = {
-        "methods": listed(methods),
-        "solver": solver,
-        **read_changes([f"tune.epochs={tune_epochs}", *(changes or [])]),
-    }
     settings, *_ = [validated(CompressSettings, given | {"budget": b}, "--set") for b in names]
     folder = target(out, dry_run) or Path()
 

@@ -6,16 +6,18 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console, RenderableType
 
 from embedcomp.errors import BadSettings
-from embedcomp.support.described import meanings
+from embedcomp.recipes.settings import read_changes
+from embedcomp.support.fields import meanings
 from embedcomp.support.files import refuse_unwritable, replacing
 
 Json = Annotated[
@@ -27,56 +29,98 @@ Precision = Annotated[
 ]
 OfLog = Annotated[str, typer.Option(help="Folder or URL with schema.toml.")]
 Trained = Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")]
-Solver = Annotated[str, typer.Option(help="Of plans: exact, highs, greedy, welore or farms.")]
-TuneEpochs = Annotated[int, typer.Option(help="Epochs of distillation afterwards.")]
-Methods = Annotated[
-    str,
-    typer.Option(help="Methods that plans may use, comma-separated, or all; else those that pay."),
-]
 DryRun = Annotated[bool, typer.Option(help="Print what is planned and stop; needs no --out.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, as name=value; docs/settings.md lists them."),
 ]
+CHANGES = inspect.Parameter(
+    "changes", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Changes
+)
+NOT_SHOWN = (dataclasses.MISSING, None, "", ())  # defaults whose meaning the help says
 
 
-def from_fields(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each field of a dataclass, in the place of its `settings`.
+def from_fields(
+    settings: type[Any], *names: str, into: str = "given"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a dataclass, or for those that are named.
 
-    An option has the field's name, type and default; its help is the comment beside the field.
+    An option has its field's name, type and default, and its help is the comment beside the field.
+    The name "tune.epochs" is the field `epochs` of the field `tune`, and the option --tune-epochs.
+    Where fields are named, --set changes the others.
+
+    Args:
+        into: argument of the command that takes what was given, as `validated` takes it.
     """
-    types, told = get_type_hints(settings), meanings(settings)
+    all_of_them = [field.name for field in dataclasses.fields(settings)]
+    fields = {name.replace(".", "_"): _field(settings, name) for name in names or all_of_them}
     options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[types[field.name], typer.Option(help=_sentence(told[field.name]))],
-        )
-        for field in dataclasses.fields(settings)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=one.option)
+        for name, one in fields.items()
     ]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def run(**given: Any) -> None:
-            values = {option.name: given.pop(option.name) for option in options}
-            command(**given, settings=settings(**values))
+        def run(**options: Any) -> None:
+            values: dict[str, Any] = {}
+            for name, one in fields.items():
+                one.put(values, options.pop(name))
+            if names:
+                values = read_changes(options.pop("changes") or [], values)
+            command(**options, **{into: values})
 
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        kept = [
+        own = [
             one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for one in own
-            if one.name != "settings"
+            for one in inspect.signature(command, eval_str=True).parameters.values()
+            if one.name != into
         ]
-        run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in [*kept, *options]}
+        every = [*own, *options, *([CHANGES] if names else [])]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in every}
         return run
 
     return decorated
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A field of settings as an option: the way to it, and what typer reads."""
+
+    path: Sequence[str]
+    several: bool  # written with commas between them
+    option: Any
+
+    def put(self, values: dict[str, Any], given: Any) -> None:
+        """Add what was given, if anything was, to `values`."""
+        if given is None:
+            return
+        *above, last = self.path
+        for name in above:
+            values = values.setdefault(name, {})
+        values[last] = listed(given) if self.several else given
+
+
+def _field(settings: type[Any], name: str) -> _Field:
+    *above, last = path = name.split(".")
+    for one in above:
+        settings = get_type_hints(settings)[one]
+    (kind, *_) = [k for k in _either(get_type_hints(settings)[last]) if k is not type(None)]
+    several = get_origin(kind) is tuple
+    field = next(field for field in dataclasses.fields(settings) if field.name == last)
+    default: Any = field.default
+    if several and default:
+        default = ",".join(map(str, default))
+    shown = False if default in NOT_SHOWN else str(default)
+    text = meanings(settings)[last] + (" (comma-separated)" if several else "")
+    help_text = f"{text[:1].upper()}{text[1:]}."
+    taken = kind if kind in (int, float) else str  # which of several words, `validated` tells
+    option = typer.Option(help=help_text, show_default=shown)
+    return _Field(path, several, Annotated[taken | None, option])
+
+
+def _either(hint: Any) -> tuple[Any, ...]:
+    """The kinds that a type hint allows."""
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 def target(out: Path | None, dry_run: bool) -> Path | None:

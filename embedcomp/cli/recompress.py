@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from embedcomp.cli.options import Changes, Json, show
+from embedcomp.cli.options import Json, OfLog, from_fields, show
+from embedcomp.recipes.settings import CompressSettings, validated
 
 
+@from_fields(CompressSettings, "tune.epochs")
 def recompress(
     plan: Annotated[Path, typer.Option(help="Artifact whose plan is carried out.")],
     checkpoint: Annotated[Path, typer.Option(help="New weights: .safetensors or a state dict.")],
-    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    log: OfLog,
     out: Annotated[Path, typer.Option(help="Folder for the artifact; a new version each time.")],
-    tune_epochs: Annotated[int, typer.Option(help="Epochs of distillation afterwards.")] = 0,
-    changes: Changes = None,
+    given: dict[str, Any],
     json: Json = None,
 ) -> None:
     """Compress new weights of a model by an existing plan, and say whether a new plan would pay."""
-    from embedcomp.recipes.settings import CompressSettings, changed
-
-    settings = CompressSettings(budget="100%")
-    settings = changed(settings, [f"tune.epochs={tune_epochs}", *(changes or [])])
+    settings = validated(CompressSettings, {"budget": "100%", **given}, "--set")
 
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +14,12 @@ from embedcomp.serving.settings import ServerSettings
 @from_fields(ServerSettings)
 def serve(
     artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
-    settings: ServerSettings,
+    given: dict[str, Any],
     precision: Precision = None,
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
+    settings = ServerSettings(**given)
+
     from embedcomp.scorer.scorer import Scorer
     from embedcomp.serving.server import serve as run
 

@@ -100,13 +100,15 @@ class CompareSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    models: tuple[str, ...]  # of embedcomp, or package.module:factory
-    budgets: tuple[str, ...]  # of the whole served model, as in CompressSettings
+    models: tuple[str, ...] = ()  # of embedcomp, or package.module:factory
+    budgets: tuple[str, ...] = ("5x",)  # of the whole served model: 5x, 20% or 4MiB
     methods: tuple[str, ...] = ()  # of the planned mix; empty: those that pay, "all": baselines too
-    alone: tuple[str, ...] | None = None  # that are also compared one by one; None: all of the mix,
-    # and all there are where the mix is not named
-    seeds: int = 1  # of 0, 1, 2, ...
-    tune_epochs: tuple[int, ...] = (0,)  # each number of epochs is compared with its own control
+    alone: tuple[str, ...] | None = (
+        None  # methods that are also compared one by one; not given: all
+    )
+    # of the mix, and all there are where the mix is not named
+    seeds: int = 1  # how many, from 0 on
+    tune_epochs: tuple[int, ...] = (0,)  # of tuning; each number has a control of its own
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
     min_count: int = 2  # ids seen fewer times share one row
@@ -151,31 +153,19 @@ def read_job(file: Path, changes: Sequence[str] = ()) -> JobSettings:
         values = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSettings(f"{file} is not a readable job file: {error}") from error
-    return validated(JobSettings, _changed(values, changes), str(file))
+    return validated(JobSettings, read_changes(changes, values), str(file))
 
 
 def changed(settings: S, changes: Sequence[str]) -> S:
     """`settings` with changes such as "learning_rate=0.01" or "tune.epochs=2" applied."""
     assert dataclasses.is_dataclass(settings) and not isinstance(settings, type)
     values = dataclasses.asdict(settings)
-    return validated(type(settings), _changed(values, changes), "--set")
+    return validated(type(settings), read_changes(changes, values), "--set")
 
 
-def read_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """Changes such as "width=32" as values."""
-    return _changed({}, changes)
-
-
-def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Plain values as the dataclass `kind`; `where` names their origin in errors."""
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        raise BadSettings(f"{where}: {first_problem(error, kind)}") from error
-
-
-def _changed(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    result = _copied(values)
+def read_changes(changes: Sequence[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`values` with changes such as "width=32" or "tune.epochs=2" applied."""
+    result = _copied(values or {})
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -184,8 +174,18 @@ def _changed(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any
         place = result
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise BadSettings(f"--set {change}: {part} is {place!r}, which has no {last}")
         place[last] = _value(text.strip())
     return result
+
+
+def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Plain values as the dataclass `kind`; `where` names their origin in errors."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise BadSettings(f"{where}: {first_problem(error, kind)}") from error
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 
 from embedcomp.errors import BadSettings
+from embedcomp.support.fields import refuse_below
 from embedcomp.train.settings import TrainSettings
 
 CLEAR = 2.0  # standard errors by which an increase differs from none
@@ -19,13 +20,16 @@ class TuneSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    epochs: int = 0  # 0: not tuned
+    epochs: int = 0  # of distillation after compressing; 0: not tuned
     learning_rate: float = 1e-3  # at the start; falls linearly to zero
     table_learning_rate: float = 5e-5  # of the tables' codes, likewise
     embedding_l2: float = 0.0
     distil: float = 1.0  # weight of the original's scores against the labels
     batch_rows: int = 4096
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_below(self, epochs=0, batch_rows=1)
 
     def training(self, distil: bool) -> TrainSettings:
         """The settings of the trainer that tunes; `distil` says whether there is a teacher."""
@@ -51,7 +55,7 @@ class CheckSettings:
 
     options: int = 60  # of all layers together, or as many as there are
     rows: int = 200_000  # of the split, at most
-    split: str = "valid"  # train: without what a model that is fitted too closely adds
+    split: str = "valid"  # that is scored; train lacks what a model that is fitted too closely adds
     least: float = 0.0  # predicted increase from which options are taken while there are enough;
     # 0: twice its standard error on so many rows, since what is smaller drowns in the labels' noise
     seed: int = 0  # equal seeds take equal options

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from embedcomp.errors import BadSettings
+from embedcomp.support.fields import refuse_below
 from embedcomp.support.lazy import torch
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of a CPU
@@ -37,7 +38,12 @@ class TrainSettings:
     distil: float = 1.0  # weight of the original's scores against the labels, where there is one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products while training; auto:
     # bfloat16 where the CPU multiplies it natively. Weights, tables and evaluations are float32
-    seed: int = 0
+    seed: int = 0  # equal seeds give equal runs
+
+    def __post_init__(self) -> None:
+        refuse_below(
+            self, epochs=0, batch_rows=1, cuts=0, evaluations_per_epoch=0, checkpoint_rows=1
+        )
 
     @property
     def in_bfloat16(self) -> bool:

@@ -1,10 +1,12 @@
-"""What the fields of a settings dataclass mean, as the comments beside them say it."""
+"""Fields of a settings dataclass: what they mean, and the smallest values that they take."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from typing import Any
+
+from embedcomp.errors import BadSettings
 
 
 def meanings(settings: type[Any]) -> dict[str, str]:
@@ -18,3 +20,17 @@ def meanings(settings: type[Any]) -> dict[str, str]:
         elif match := re.match(r"    # (.*)", line):
             found[name] += f" {match[1]}"
     return found
+
+
+def refuse_below(settings: object, **smallest: float) -> None:
+    """Refuse numbers that are too small.
+
+    Args:
+        smallest: by field, the smallest number that it takes.
+
+    Raises:
+        BadSettings: a field is smaller.
+    """
+    for name, least in smallest.items():
+        if (value := getattr(settings, name)) < least:
+            raise BadSettings(f"{name} is {value}, but must be {least} or more")
