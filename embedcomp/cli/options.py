@@ -34,6 +34,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, as name=value; docs/settings.md lists them."),
 ]
+CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 CHANGES = inspect.Parameter(
     "changes", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Changes
 )
@@ -55,26 +56,35 @@ def from_fields(
     all_of_them = [field.name for field in dataclasses.fields(settings)]
     fields = {name.replace(".", "_"): _field(settings, name) for name in names or all_of_them}
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=one.option)
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.option
+        )
         for name, one in fields.items()
     ]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        above = CONTEXT.name in own  # it has options of other settings already
+
         @wraps(command)
-        def run(**options: Any) -> None:
+        def run(context: typer.Context, **options: Any) -> None:
             values: dict[str, Any] = {}
             for name, one in fields.items():
-                one.put(values, options.pop(name))
+                value, source = options.pop(name), context.get_parameter_source(name)
+                if source is not None and source.name != "DEFAULT":
+                    one.put(values, value)
             if names:
                 values = read_changes(options.pop("changes") or [], values)
+            if above:
+                options[CONTEXT.name] = context
             command(**options, **{into: values})
 
-        own = [
+        kept = [
             one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for one in inspect.signature(command, eval_str=True).parameters.values()
-            if one.name != into
+            for one in own.values()
+            if one.name not in (into, CONTEXT.name)
         ]
-        every = [*own, *options, *([CHANGES] if names else [])]
+        every = [CONTEXT, *kept, *options, *([CHANGES] if names else [])]
         run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in every}
         return run
@@ -89,11 +99,10 @@ class _Field:
     path: Sequence[str]
     several: bool  # written with commas between them
     option: Any
+    default: Any  # shown in the help
 
     def put(self, values: dict[str, Any], given: Any) -> None:
-        """Add what was given, if anything was, to `values`."""
-        if given is None:
-            return
+        """Add what was given to `values`."""
         *above, last = self.path
         for name in above:
             values = values.setdefault(name, {})
@@ -110,12 +119,13 @@ def _field(settings: type[Any], name: str) -> _Field:
     default: Any = field.default
     if several and default:
         default = ",".join(map(str, default))
-    shown = False if default in NOT_SHOWN else str(default)
     text = meanings(settings)[last] + (" (comma-separated)" if several else "")
     help_text = f"{text[:1].upper()}{text[1:]}."
-    taken = kind if kind in (int, float) else str  # which of several words, `validated` tells
-    option = typer.Option(help=help_text, show_default=shown)
-    return _Field(path, several, Annotated[taken | None, option])
+    taken: Any = kind if kind in (int, float) else str  # which of several words, `validated` tells
+    option = typer.Option(help=help_text)
+    return _Field(
+        path, several, Annotated[taken | None, option], None if default in NOT_SHOWN else default
+    )
 
 
 def _either(hint: Any) -> tuple[Any, ...]:

@@ -62,8 +62,8 @@ def test_help_is_the_comment_beside_the_field_with_its_default() -> None:
     app = typer.Typer()
     app.command()(command)
     shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
-    assert "How many, from 0 on. [default: (1)]" in shown
-    assert "5x, 20% or 4MiB (comma-separated). [default: (5x)]" in shown
+    assert "How many, from 0 on. [default: 1]" in shown
+    assert "5x, 20% or 4MiB (comma-separated). [default: 5x]" in shown
 
 
 def test_a_setting_of_a_number_is_refused() -> None:
