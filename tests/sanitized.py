@@ -18,9 +18,10 @@ from tests.build_engine import build
 from tests.mutate import copy_of_the_tree
 
 TESTS = (  # what scores on many kinds of inputs; tests of exports take hours and no other path
-    *(f"tests/scoring/test_{name}.py" for name in ("engine", "look_up", "odd_inputs")),
-    *(f"tests/scoring/test_{name}.py" for name in ("random_inputs", "not_finite", "own_models")),
-    "tests/served",
+    *(f"tests/engine/test_{name}.py" for name in ("engine", "look_up", "not_finite")),
+    *(f"tests/scorer/test_{name}.py" for name in ("odd_inputs", "random_inputs", "own_models")),
+    "tests/storage",
+    "tests/modules",
 )
 CHECKS = "address,undefined,float-cast-overflow"
 FLAGS = (

@@ -23,8 +23,8 @@ from embedcomp.recipes.settings import CompressSettings
 from embedcomp.support.progress import Counter, Doing, State, quiet
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
+from tests import small
 from tests.cases import B, dlrm
-from tests.compress import small
 
 
 class Clock:

@@ -43,8 +43,8 @@ from embedcomp.swapping.swap import (
     on_meta,
     thaw,
 )
-from tests.compress import small
-from tests.compress.killed import killed_at
+from tests import small
+from tests.planning.killed import killed_at
 
 WHOLE = model_bytes(small.model())["total"]
 SHARES = (0.9, 0.5, 0.2, 0.08, 0.04)

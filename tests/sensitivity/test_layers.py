@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from embedcomp.sensitivity.layers import find
-from tests.compress import small
+from tests import small
 
 
 def test_tables_and_linear_layers_are_found_by_name():

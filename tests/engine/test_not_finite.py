@@ -17,7 +17,7 @@ from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
-from tests.scoring.test_engine import TORCH, kernels
+from tests.engine.test_engine import TORCH, kernels
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 __all__ = ["kernels"]  # a fixture

@@ -43,7 +43,7 @@ from embedcomp.storage import kinds as kinds_of_rows
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.swapping import swap
-from tests.compress import small
+from tests import small
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
@@ -172,7 +172,7 @@ def test_the_work_of_a_plan_is_that_of_its_program(seed):
 
 
 # no layer here is square or in order of count; what is lowered of tiers is rows of a kind
-# (tests/scoring/test_resident.py)
+# (tests/scorer/test_resident.py)
 NAMES = sorted({*methods.every()} - {"monarch", "frequency_tiers", "trellis_coded"})
 
 

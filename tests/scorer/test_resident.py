@@ -27,7 +27,7 @@ from embedcomp.storage.kind import Kind
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.rows import StoredRows
 from embedcomp.swapping import swap
-from tests.compress import small
+from tests import small
 
 TABLE, LAYER, LOW_RANK = "embeddings.embedding_bags.t_a", "deep.1", "deep.4"
 

@@ -31,7 +31,7 @@ from embedcomp.planning.solvers import (
 )
 from embedcomp.sensitivity import spectra
 from embedcomp.sensitivity.layer import Layer, LinearSpec, LinearStatistics
-from tests.compress import small
+from tests import small
 
 OPTIMAL = [exact, highs]
 BY_SPECTRUM = [welore, farms]

@@ -21,7 +21,7 @@ from embedcomp.swapping.prediction import (
     summary,
 )
 from embedcomp.swapping.settings import CheckSettings
-from tests.compress import small
+from tests import small
 
 TABLE, LINEAR = "embeddings.embedding_bags.t_a", "deep.1"
 

@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from embedcomp.log.batches import Batch
 from embedcomp.sensitivity.layers import find
 from embedcomp.sensitivity.statistics import Statistics, measure
-from tests.compress import small
+from tests import small
 
 
 def close(a, b):
