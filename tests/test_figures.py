@@ -201,25 +201,6 @@ def test_a_frontier_has_the_mean_of_each_budgets_seeds():
     assert [(p.bytes, round(p.auc, 9)) for p in svd.points] == [(100, 0.72)]
 
 
-def test_bytes_are_said_in_four_parts():
-    def of(total):
-        parts = {"vocabularies": 20, "program": 3, "disk": total + 23}
-        return {"bytes": {"total": total, "tables": 1, "dense": 2, **parts}}
-
-    record = compared(
-        result("original", 0.8, budget="", **of(1000)),
-        result("planned", 0.7, **of(101)),
-        result("planned", 0.7, tune_epochs=1, **of(99)),
-        result("svd", 0.7, **of(77)),
-    )
-    head, _, *rows = comparison.parts(record)
-    assert head == "| log | budget | tensors | vocabularies | program | disk |"
-    assert rows == [
-        "| log | original | 1,000 | 20 | 3 | 1,023 |",
-        "| log | 10x | 99 | 20 | 3 | 122 |",
-    ]
-
-
 def test_a_tuned_mix_is_held_against_the_control_that_was_tuned_as_it_was():
     control = {"budget": "", "tune_epochs": 1}
     record = compared(

@@ -126,21 +126,6 @@ def frontier(*records: Record) -> Picture:
     )
 
 
-def parts(*records: Record) -> list[str]:
-    """Bytes in four parts of the original and of the tuned mix at each budget, seed 0."""
-    rows = []
-    for log in logs(records):
-        made = {"original": log.seeds("original")}
-        made |= {size: log.seeds(MIX, size, 1) or log.seeds(MIX, size) for size in log.budgets()}
-        for name, found in made.items():
-            if found:
-                told = found[0]["bytes"]
-                parts = (told[part] for part in ("total", "vocabularies", "program", "disk"))
-                rows.append([log.name, name, *(f"{part:,}" for part in parts)])
-    head = ["log", "budget", "tensors", "vocabularies", "program", "disk"]
-    return table(head, rows, text=(0, 1))
-
-
 def tuned(*records: Record) -> list[str]:
     """The mix after one tuning epoch, against the control, seed by seed."""
     head = ["log", "budget", "bytes", "AUC", "control", "AUC - control (each seed)", "log loss"]

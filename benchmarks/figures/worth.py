@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.figures.markdown import table
-from benchmarks.figures.record import Record
+from benchmarks.figures.record import Record, claim
 
 PARTS = ("total", "resident", "vocabularies", "program", "disk")
 
@@ -29,6 +30,49 @@ def _than_the_mix(made: dict[str, Any], name: str) -> str:
     if not made[name]:
         return "no plan"
     return f"{made['mix']['auc_loss'] - made[name]['auc_loss']:+.5f}"
+
+
+def said(*records: Record) -> Iterator[float]:
+    """What a plan loses without low_rank and trellis_coded, and wins by weight_clustering."""
+    films, videos, clicks = records
+    for record in (films, videos):
+        yield -_gain(record, "20x", "without low_rank")
+        claim(record["results"]["50x"]["without low_rank"] == {}, "50x takes low_rank")
+    for record in (films, clicks):
+        yield from (-_gain(record, budget, "without trellis_coded") for budget in ("50x", "100x"))
+    won: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for budget, found in record["results"].items():
+            for name in found:
+                if name.startswith("with ") and _is_clear(record, budget, name):
+                    won[name].add(record["data"]["name"])
+    twice = sorted(name for name, logs in won.items() if len(logs) > 1)
+    claim(twice == ["with weight_clustering"], "one baseline is better on two logs")
+    yield from (_gain(record, "100x", "with weight_clustering") for record in (films, videos))
+
+
+def chance(*records: Record) -> Iterator[float]:
+    """Leaving drop_rare out at 100x: per cent of predicted loss, and AUC that is won."""
+    name, more = "without drop_rare", []
+    for record in records:
+        found = record["results"]["100x"]
+        more.append(100 * found[name]["predicted_loss"] / found["mix"]["predicted_loss"] - 100)
+    won = [_gain(record, "100x", name) for record in records]
+    yield from (min(more), max(more), min(won), max(won))
+
+
+def _gain(record: Record, budget: str, name: str) -> float:
+    """AUC of a mix with a change, minus that of the mix."""
+    found = record["results"][budget]
+    gain: float = found["mix"]["auc_loss"] - found[name]["auc_loss"]
+    return gain
+
+
+def _is_clear(record: Record, budget: str, name: str) -> bool:
+    """Whether a change wins more than two standard errors of what the mix loses, and 1e-4."""
+    found = record["results"][budget]
+    least = max(2 * found["mix"]["auc_error"], 1e-4)
+    return bool(found[name]) and _gain(record, budget, name) > least
 
 
 def parts(*records: Record) -> list[str]:
