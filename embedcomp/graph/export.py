@@ -286,7 +286,7 @@ def made_of(nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
 
 def _refusal(error: Exception) -> str:
     """One sentence on why a model cannot be exported, with the line of the user's code."""
-    told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     at, here = "", __file__.rpartition("/")[0]
     frame = error.__traceback__
     while frame is not None:
@@ -295,6 +295,6 @@ def _refusal(error: Exception) -> str:
             at = f" at {file}:{frame.tb_lineno}"
         frame = frame.tb_next
     return (
-        f"torch.export cannot follow the model{at} ({type(error).__name__}: {told[:300]}); write "
+        f"torch.export cannot follow the model{at} ({type(error).__name__}: {reason[:300]}); write "
         "that line without a branch or a number that depends on the values"
     )

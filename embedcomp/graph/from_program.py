@@ -92,8 +92,8 @@ def _traced(
     for what in look_ups:
         if what.kind == "sequences":
             raise CannotTrace("sequences of rows")
-        made, slots = _looked_up(tracer, what, slots)
-        given += made
+        outputs, slots = _looked_up(tracer, what, slots)
+        given += outputs
     given += [tracer.weight(name) for name in weights]
     logits, *asked = tracer.run(program.graph, _with_constants(program, given))
     if not isinstance(logits, PerRow) or logits.of_a_row.numel() != 1:
@@ -119,7 +119,7 @@ def _with_constants(program: ExportedProgram, given: Sequence[Any]) -> list[Any]
 def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[PerRow], int]:
     """What a lookup gives as columns: a node a feature."""
     if what.kind == "pooled":
-        made = []
+        outputs = []
         for widths in ([what.code_widths] if what.folded else []) + [what.widths]:
             parts = [
                 # codes are narrower where a decoder is folded, and else the rows themselves
@@ -131,8 +131,8 @@ def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[PerRow], i
                 ).columns
                 for i, width in enumerate(widths)
             ]
-            made.append(PerRow(torch.cat(parts, 1)))
-        return made, slot + len(what.features)
+            outputs.append(PerRow(torch.cat(parts, 1)))
+        return outputs, slot + len(what.features)
     *shape, width = what.widths
     bags = 1 if what.kind == "bag" else math.prod(shape)
     parts = [
@@ -145,12 +145,12 @@ def _looked_up(tracer: Tracer, what: LookUp, slot: int) -> tuple[list[PerRow], i
 def _features(what: LookUp, asked: Sequence[Any], described: Sequence[Leaf]) -> list[Feature]:
     """Where each feature of a lookup finds its ids."""
     if what.kind == "pooled":
-        whole = (
+        expected = (
             [_Jagged(asked[0].leaf, part) for part in range(what.asked)]
             if (isinstance(asked[0], _Jagged))
             else None
         )
-        if whole != list(asked):
+        if expected != list(asked):
             raise CannotTrace(f"way to work out the ids of {what.module}")
         leaf = asked[0].leaf
         if what.weighted != described[leaf].weighted:

@@ -66,8 +66,8 @@ class Feature:
 
     @property
     def name(self) -> str:
-        whole = f"input{self.input or f' {self.leaf}'}"
-        return self.key if self.key is not None else f"column {self.column} of {whole}"
+        source = f"input{self.input or f' {self.leaf}'}"
+        return self.key if self.key is not None else f"column {self.column} of {source}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def with_leaves(value: Any, made: Callable[[str, Any], Any], name: str = "") -> Any:
+def with_leaves(value: Any, new_leaf: Callable[[str, Any], Any], name: str = "") -> Any:
     """A copy of a structure of inputs in which every leaf is replaced."""
     if not _is_nest(value):
-        return made(name, value)
-    new = [(key, with_leaves(child, made, name + key)) for key, child in _children(value)]
+        return new_leaf(name, value)
+    new = [(key, with_leaves(child, new_leaf, name + key)) for key, child in _children(value)]
     if isinstance(value, Mapping):
         return dict(zip(value, (child for _, child in new), strict=True))
     if is_dataclass(value):

@@ -161,13 +161,13 @@ class Tracer:
         if name == "sym_size":
             return held[0].shape[args[1]]
         if not held:  # arithmetic with sizes, or a constant
-            made = target(*args, **kwargs)
-            return Fixed(made) if isinstance(made, Tensor) else made
+            result = target(*args, **kwargs)
+            return Fixed(result) if isinstance(result, Tensor) else result
         if target is operator.getitem:
             return args[0][args[1]]
         if all(isinstance(h, Fixed) and h.columns is None for h in held):
-            made = target(*_map(args, _value), **_map(kwargs, _value))
-            return _map(made, Fixed) if isinstance(made, tuple | list) else Fixed(made)
+            result = target(*_map(args, _value), **_map(kwargs, _value))
+            return _map(result, Fixed) if isinstance(result, tuple | list) else Fixed(result)
         if name in _SAME:
             asked = {a for a in everything if isinstance(a, torch.dtype)}
             if isinstance(args[0], PerRow) and not asked <= _types(args[0]):
@@ -189,13 +189,13 @@ class Tracer:
                 return value.columns
             return value.value if value.columns is None else value.columns
 
-        made = target(*_map(args, columns), **_map(kwargs, columns))
+        moved = target(*_map(args, columns), **_map(kwargs, columns))
         if rows:
-            return _map(made, _rows) if isinstance(made, tuple | list) else _rows(made)
+            return _map(moved, _rows) if isinstance(moved, tuple | list) else _rows(moved)
         values = target(*_map(args, _value), **_map(kwargs, _value))
-        if isinstance(made, tuple | list):
-            return [Fixed(v, c) for v, c in zip(values, made, strict=True)]
-        return Fixed(values, made)
+        if isinstance(moved, tuple | list):
+            return [Fixed(v, c) for v, c in zip(values, moved, strict=True)]
+        return Fixed(values, moved)
 
     def _compute(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = operation_name(target)
@@ -296,7 +296,7 @@ class Tracer:
             return PerRow(self._columns(bias).expand(*x.shape[:-1], outputs))
         name, form, column = self._matrix(weight)
         times = x.of_a_row.numel() // inputs
-        made = self._new(
+        product = self._new(
             (*x.shape[:-1], outputs),
             op="linear",
             x=_runs(x.columns),
@@ -308,7 +308,7 @@ class Tracer:
             inputs=inputs,
             outputs=outputs,
         )
-        return made
+        return product
 
     def _whole(self, weight: Fixed) -> str:
         """The name of a weight that is used as it is."""
@@ -354,8 +354,8 @@ class Tracer:
     def _batched(self, x: Tensor, y: Tensor) -> PerRow:
         """x [B, ..., n, width] and y [B, ..., m, width] to their dot products [B, ..., n, m]."""
         pairs = zip(*(of.reshape(ROWS, -1, *of.shape[-2:]).unbind(1) for of in (x, y)), strict=True)
-        made = torch.stack([self._dots(*pair).columns for pair in pairs], 1)
-        return PerRow(made.reshape(*x.shape[:-1], y.shape[-2]))
+        products = torch.stack([self._dots(*pair).columns for pair in pairs], 1)
+        return PerRow(products.reshape(*x.shape[:-1], y.shape[-2]))
 
     def _dots(self, x: Tensor, y: Tensor) -> PerRow:
         """x [B, n, width] and y [B, m, width] to their dot products [B, n, m]."""
@@ -382,10 +382,10 @@ class Tracer:
         first = x.columns.permute(0, *over, *kept[1:]).reshape(ROWS, -1)
         times = math.prod(x.shape[d] for d in over)
         shape = [1 if d in over else x.shape[d] for d in range(rank)]
-        made = self._new(shape, op="sum", x=_runs(first), times=times)
+        total = self._new(shape, op="sum", x=_runs(first), times=times)
         if not keep:
-            made = _rows(made.columns.reshape([x.shape[d] for d in kept]))
-        return self._unary("affine", made, low=1 / times) if name == "mean" else made
+            total = _rows(total.columns.reshape([x.shape[d] for d in kept]))
+        return self._unary("affine", total, low=1 / times) if name == "mean" else total
 
     def _softmax(self, x: Any, dim: int, dtype: torch.dtype | None = None) -> PerRow:
         if not isinstance(x, PerRow) or dim % x.columns.dim() == 0 or dtype not in _FLOAT32:
@@ -415,10 +415,10 @@ class Tracer:
         off = self._binary("sub", x, self._sum("mean", (x, dims, True), {}), {})
         variance = self._sum("mean", (self._unary("square", off), dims, True), {})
         scale = self._unary("rsqrt", self._unary("affine", variance, low=1.0, high=epsilon))
-        made = self._binary("mul", off, scale, {})
+        normed = self._binary("mul", off, scale, {})
         if weight is not None:
-            made = self._binary("mul", made, weight, {})
-        return made if bias is None else self._binary("add", made, bias, {})
+            normed = self._binary("mul", normed, weight, {})
+        return normed if bias is None else self._binary("add", normed, bias, {})
 
     def _batch_norm(self, given: Sequence[Any], training: bool, epsilon: float) -> PerRow:
         """By the running mean and variance [C] of dimension 1 of x [B, C, ...].
@@ -436,10 +436,10 @@ class Tracer:
 
         spread = self._unary("affine", alike(variance), low=1.0, high=epsilon)
         off = self._binary("sub", x, alike(mean), {})
-        made = self._binary("mul", off, self._unary("rsqrt", spread), {})
+        normed = self._binary("mul", off, self._unary("rsqrt", spread), {})
         if weight is not None:
-            made = self._binary("mul", made, alike(weight), {})
-        return made if bias is None else self._binary("add", made, alike(bias), {})
+            normed = self._binary("mul", normed, alike(weight), {})
+        return normed if bias is None else self._binary("add", normed, alike(bias), {})
 
     def _new(self, shape: Sequence[int], **what: Any) -> PerRow:
         """A new node, whose columns lie in the order of a value of this shape, the batch first."""

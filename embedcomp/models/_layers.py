@@ -58,8 +58,8 @@ class Fields(nn.Module):
         self.count, self.width = len(features.ids) + len(features.dense), width
         self.vectors: nn.Parameter | None = None
         if features.dense:
-            made = torch.empty(len(features.dense), width)
-            self.vectors = nn.Parameter(nn.init.xavier_normal_(made))
+            vectors = torch.empty(len(features.dense), width)
+            self.vectors = nn.Parameter(nn.init.xavier_normal_(vectors))
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
         """Rows of the tables [B, F * d] and dense [B, D] -> [B, F + D, d]."""
