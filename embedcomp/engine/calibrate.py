@@ -95,9 +95,9 @@ def cpu() -> str:
     except OSError:
         first = ""
     pairs = (line.partition(":") for line in first.splitlines())
-    told = {name.strip(): value.strip() for name, _, value in pairs}
-    named = told.get("model name", platform.processor() or platform.machine())
-    numbers = [told[name] for name in ("cpu family", "model", "stepping") if name in told]
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    named = fields.get("model name", platform.processor() or platform.machine())
+    numbers = [fields[name] for name in ("cpu family", "model", "stepping") if name in fields]
     return f"{named} ({'.'.join(numbers)})" if numbers else named
 
 
@@ -265,11 +265,11 @@ def _pairs(pieces: int) -> tuple[Graph, Tensors]:
 
 
 def _dots(n: int, width: int) -> tuple[Graph, Tensors]:
-    whole = n * width
-    dots = Node(op="dots", at=whole, width=n * n, x=((0, whole),), times=n, inputs=width, outputs=n)
-    above = tuple((whole + i * n + i + 1, n - i - 1) for i in range(n - 1))
-    total = Node(op="sum", at=whole + n * n, width=1, times=n * (n - 1) // 2, x=above)
-    nodes = (Node(op="input", at=0, width=whole), dots, total)
+    size = n * width
+    dots = Node(op="dots", at=size, width=n * n, x=((0, size),), times=n, inputs=width, outputs=n)
+    above = tuple((size + i * n + i + 1, n - i - 1) for i in range(n - 1))
+    total = Node(op="sum", at=size + n * n, width=1, times=n * (n - 1) // 2, x=above)
+    nodes = (Node(op="input", at=0, width=size), dots, total)
     return Graph(features=(), nodes=nodes, out=total.at), Tensors({}, {}, {})
 
 

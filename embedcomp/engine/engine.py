@@ -187,7 +187,7 @@ class Engine:
         """Group and place of each feature."""
         found = self._layouts.get((keys, split))
         if found is None:
-            leaves, made = self._leaves, np.zeros((2, len(self._graph.features)), np.int32)
+            leaves, places = self._leaves, np.zeros((2, len(self._graph.features)), np.int32)
             for f, feature in enumerate(self._graph.features):
                 side = len(leaves) if split and feature.name in self._user else 0
                 group = side + leaves.index(feature.leaf)
@@ -196,8 +196,9 @@ class Engine:
                     if feature.key not in keys[group]:
                         raise BadRequest(feature.key, "is missing from the inputs")
                     place = keys[group].index(feature.key)
-                made[:, f] = group, place
-            found = self._layouts[keys, split] = _Layout(made, (address(made[0]), address(made[1])))
+                places[:, f] = group, place
+            at = address(places[0]), address(places[1])
+            found = self._layouts[keys, split] = _Layout(places, at)
         return found
 
 

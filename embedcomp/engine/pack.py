@@ -45,11 +45,11 @@ def pack(weight: np.ndarray, form: str) -> Packed:
     scales = np.abs(weight).max(1, initial=0) / 127
     scales[scales == 0] = 1
     codes = np.pad(np.rint(weight / scales[:, None]).astype(np.int8), ((0, 0), (0, -inputs % 4)))
-    whole = -outputs % LANES
+    padding = -outputs % LANES
     return Packed(
         _panels(np.ascontiguousarray(codes).view(np.uint32).T),
-        np.pad(scales, (0, whole)),
-        np.pad(codes.sum(1, dtype=np.int32), (0, whole)),
+        np.pad(scales, (0, padding)),
+        np.pad(codes.sum(1, dtype=np.int32), (0, padding)),
     )
 
 

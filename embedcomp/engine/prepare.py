@@ -119,9 +119,9 @@ def matched(inputs: Any, wanted: Sequence[Leaf]) -> list[Any]:
     missing = [name or "a single tensor" for name in names if name not in found]
     unknown = [name or "a single tensor" for name in found if name not in names]
     if missing or unknown:
-        told = [f"lack {missing[0]}"] if missing else []
-        told += [f"have {unknown[0]}, which the example of `save` had not"] if unknown else []
-        raise BadRequest("inputs", " and ".join(told))
+        problems = [f"lack {missing[0]}"] if missing else []
+        problems += [f"have {unknown[0]}, which the example of `save` had not"] if unknown else []
+        raise BadRequest("inputs", " and ".join(problems))
     return [_like(found[leaf.name], leaf) for leaf in wanted]
 
 

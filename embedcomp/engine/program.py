@@ -72,10 +72,10 @@ class Program:
         self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()
-        for made, buffer, at in zip(packed, buffers, places.at, strict=True):
-            made.at, made.width, made.stage = at, buffer.width, buffer.stage
+        for struct, buffer, at in zip(packed, buffers, places.at, strict=True):
+            struct.at, struct.width, struct.stage = at, buffer.width, buffer.stage
             if buffer.constant is not None:
-                made.constant = self._hold(buffer.constant)
+                struct.constant = self._hold(buffer.constant)
         users, items = ([self._op(op) for op in ops if op.stage == stage] for stage in (USER, ITEM))
         user_ops, item_ops = (native.Op * len(users))(*users), (native.Op * len(items))(*items)
         self.held += [packed, user_ops, item_ops]
@@ -101,17 +101,17 @@ class Program:
                 values[name] = self._hold(value)
         table, counted = values.pop("table", None), native.Piece(*values.pop("counts", NOTHING))
         defaults = {"init": -1, "times": 1, "counts": counted}
-        made = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
-        made.x, made.x_pieces = self._pieces(op.x), len(op.x)
-        made.y, made.y_pieces = self._pieces(op.y), len(op.y)
+        struct = native.Op(kind=op.kind, out=op.out, out_at=op.out_at, **defaults | values)
+        struct.x, struct.x_pieces = self._pieces(op.x), len(op.x)
+        struct.y, struct.y_pieces = self._pieces(op.y), len(op.y)
         if table is not None:
-            made.table = ctypes.pointer(table)
-        return made
+            struct.table = ctypes.pointer(table)
+        return struct
 
     def _pieces(self, pieces: Sequence[Piece]) -> Any:
-        made = (native.Piece * max(len(pieces), 1))(*(native.Piece(*piece) for piece in pieces))
-        self.held.append(made)
-        return made
+        array = (native.Piece * max(len(pieces), 1))(*(native.Piece(*piece) for piece in pieces))
+        self.held.append(array)
+        return array
 
     def _hold(self, array: np.ndarray) -> int:
         self.held.append(array)

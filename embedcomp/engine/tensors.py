@@ -33,11 +33,11 @@ def mapped(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         with file.open("rb") as stream:
-            whole = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        start = 8 + int(whole[:8].view("<u8")[0])
-        header = json.loads(whole[8:start].tobytes())
+            raw = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        start = 8 + int(raw[:8].view("<u8")[0])
+        header = json.loads(raw[8:start].tobytes())
         metadata = header.pop("__metadata__", None)
-        found = {name: _view(whole[start:], **entry) for name, entry in header.items()}
+        found = {name: _view(raw[start:], **entry) for name, entry in header.items()}
         return found | {name: found[kept] for name, kept in other_names(metadata).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadArtifact(f"{file} is not a safetensors file: {error}") from error

@@ -73,10 +73,10 @@ class ByEngine:
         rows: int,
     ) -> np.ndarray:
         everything = {**items, **user}
-        whole = set(features.user.names) <= user.keys() and not (
+        separate = set(features.user.names) <= user.keys() and not (
             set(features.item.names) & user.keys()
         )
-        if not user or not whole:
+        if not user or not separate:
             return self.score_encoded(features.encode(everything, rows), features)
         dense = features.encode_dense(everything, rows)
         of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))

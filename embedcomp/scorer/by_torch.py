@@ -87,16 +87,16 @@ def in_memory(
 ) -> Backend:
     """A model of a log's features as it is served."""
     try:
-        made = stand_alone_from_log(model, features)
+        exported = stand_alone_from_log(model, features)
     except CannotExport as error:
         logging.getLogger(__name__).warning("scored by the model's own code: %s", error)
         own = Description(name=OWN_CODE, threads=cores(threads), reason=str(error))
         return ByTorch(lambda inputs: model(*inputs).view(-1), None, own, _stored(model))
-    alone = made.standalone
+    alone = exported.standalone
     if alone.graph is None or native.library() is None:
-        runs = Portable(alone, made.program, made.held)
+        runs = Portable(alone, exported.program, exported.held)
         return _by_torch(alone, runs, threads)
-    held = {name: as_array(tensor) for name, tensor in made.held.items()}
+    held = {name: as_array(tensor) for name, tensor in exported.held.items()}
     return ByEngine(alone, held, threads, precision)
 
 

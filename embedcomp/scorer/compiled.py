@@ -48,10 +48,10 @@ def build(folder: Path, example: tuple[Any, ...]) -> Path:
             with torch._inductor.config.patch({"cpp.dynamic_threads": True}):  # of each call
                 torch._inductor.aoti_compile_and_package(program, package_path=str(fresh))
         except Exception as error:
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise BadModel(
                 f"AOTInductor cannot compile {folder / PROGRAM} ({type(error).__name__}: "
-                f"{told[:300]}); it is scored without machine code"
+                f"{reason[:300]}); it is scored without machine code"
             ) from error
     return file
 

@@ -52,8 +52,8 @@ class Interpreted:
         )
         columns = torch.empty(rows, self._width)
         for node in self._graph.nodes:
-            made = self._made(node, columns, values, dense)
-            columns[:, node.at : node.at + node.width] = made.reshape(-1, node.width)
+            output = self._made(node, columns, values, dense)
+            columns[:, node.at : node.at + node.width] = output.reshape(-1, node.width)
         return columns[:, self._graph.out]
 
     def _made(
@@ -61,8 +61,8 @@ class Interpreted:
     ) -> Tensor:
         """What an operation gives, [B, ...]."""
         if node.op == "input":
-            whole = dense[node.which].reshape(len(columns), -1)
-            return whole[:, node.column : node.column + node.width]
+            flat = dense[node.which].reshape(len(columns), -1)
+            return flat[:, node.column : node.column + node.width]
         if node.op == "look_up":
             return self._looked_up(self._graph.features[node.which], node.form, values)
         if node.op == "weight":

@@ -209,12 +209,12 @@ def _giving(
     copied: dict[torch.fx.Node, torch.fx.Node] = {}
     graph.graph_copy(flat.graph, copied)
     graph.output(tuple(copied[node] for node in nodes))
-    made = GraphModule(flat, graph)
+    module = GraphModule(flat, graph)
     held = {copied[node] for node in unread}
     later = made_of(held) - held
-    made.graph.eliminate_dead_code(lambda node: node.is_impure() and node not in later)
-    made.recompile()
-    return made
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() and node not in later)
+    module.recompile()
+    return module
 
 
 def _rows(given: Sequence[Tensor]) -> int:

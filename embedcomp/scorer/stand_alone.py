@@ -80,23 +80,25 @@ def stand_alone(
         precision=precision,
         least_rows=_least_rows(model, score, example),
     )
-    made = StandsAlone(standalone=standalone, program=exported.program, held=_held(model, exported))
-    _check(made, model, score, example)
-    return made
+    result = StandsAlone(
+        standalone=standalone, program=exported.program, held=_held(model, exported)
+    )
+    _check(result, model, score, example)
+    return result
 
 
 @torch.no_grad()
-def _check(made: StandsAlone, model: nn.Module, score: Score, example: Any) -> None:
+def _check(exported: StandsAlone, model: nn.Module, score: Score, example: Any) -> None:
     """Compare the exported model's logits with the model's, on other numbers of rows.
 
     Raises:
         CannotExport: they differ.
     """
-    rows, alone = batch_rows(example), made.standalone
-    portable = Portable(alone, made.program, made.held)
+    rows, alone = batch_rows(example), exported.standalone
+    portable = Portable(alone, exported.program, exported.held)
     runs: dict[str, Callable[[Any], Tensor]] = {"torch.export": portable.logits}
     if alone.graph is not None and native.library() is not None:
-        arrays = {name: as_array(tensor) for name, tensor in made.held.items()}
+        arrays = {name: as_array(tensor) for name, tensor in exported.held.items()}
         program = lower(
             alone.graph,
             alone.tensors(arrays),
@@ -153,10 +155,10 @@ def _run(run: Callable[[Any], Tensor], inputs: Any, name: str) -> Tensor:
     try:
         return run(inputs)
     except Exception as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise CannotExport(
             f"what {name} made of the model does not run on other rows than the example's "
-            f"({type(error).__name__}: {told[:300]}); look for a size that is read with len() "
+            f"({type(error).__name__}: {reason[:300]}); look for a size that is read with len() "
             "instead of .shape, or a number that is taken out of a tensor"
         ) from error
 

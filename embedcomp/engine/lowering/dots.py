@@ -71,14 +71,14 @@ def _vectors(low: Lowering, node: Node, runs: Iterable[Run]) -> list[list[Piece]
 
 def _beside(low: Lowering, node: Node, vectors: list[list[Piece]], brain: bool) -> _Vectors:
     """Vectors beside each other, as floats or as bfloat16."""
-    whole = [piece for vector in vectors for piece in vector]
+    flat = [piece for vector in vectors for piece in vector]
     if not brain:
-        return _Vectors(low.together(joined(whole)), False)
-    stage = low.stage(whole)
-    words = low.buffer(sum(width for _, _, width in whole) // 2, stage)
+        return _Vectors(low.together(joined(flat)), False)
+    stage = low.stage(flat)
+    words = low.buffer(sum(width for _, _, width in flat) // 2, stage)
     tables = {out: key for key, out in low.decoded.items()}
     at = 0
-    for piece in whole:
+    for piece in flat:
         buffer, first, width = piece
         op: Op | None = next((o for o in low.ops if o.out == buffer), None)
         readers = _readers(low, tables[buffer]) if buffer in tables else []

@@ -100,12 +100,12 @@ class Lowering:
             return pieces
         if self.parents.keys() & set(names):
             return pieces
-        whole = self.buffer(sum(piece[2] for piece in pieces), stages.pop())
+        parent = self.buffer(sum(piece[2] for piece in pieces), stages.pop())
         at = 0
         for buffer, _, width in pieces:
-            self.parents[buffer] = whole, at
+            self.parents[buffer] = parent, at
             at += width
-        return [(whole, 0, at)]
+        return [(parent, 0, at)]
 
     def settle(self) -> None:
         """Name the buffers that buffers lie in."""
