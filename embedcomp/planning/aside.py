@@ -100,14 +100,17 @@ def _joined(wanted: Wanted, parts: Sequence[Found]) -> Found:
     """The parts' choices in the order in which they were wanted, or in that of a single part."""
     if len(parts) == 1:
         return parts[0]
-    made = {name: _by_settings(c for part in parts for c in part[name]) for name in wanted}
-    return {name: [made[name][s] for s in some if s in made[name]] for name, some in wanted.items()}
+    choices = {name: _by_settings(c for part in parts for c in part[name]) for name in wanted}
+    return {
+        name: [choices[name][s] for s in some if s in choices[name]]
+        for name, some in wanted.items()
+    }
 
 
 def _spared_of(spec: Spec, wanted: Wanted, found: Found) -> Found:
     """What would have been made in one part, which is no more than what was."""
-    made = {name: _by_settings(some) for name, some in found.items()}
-    return {name: spared(name, some, spec, made[name].get) for name, some in wanted.items()}
+    choices = {name: _by_settings(some) for name, some in found.items()}
+    return {name: spared(name, some, spec, choices[name].get) for name, some in wanted.items()}
 
 
 def _by_settings(found: Iterable[Choice]) -> dict[Any, Choice]:
@@ -119,13 +122,13 @@ def _size(wanted: Wanted) -> int:
 
 
 def _found_here(spec: Spec, seen: Layer, wanted: Wanted, counter: Counter, sparing: bool) -> Found:
-    size, made = _size(wanted), 0
+    size, done = _size(wanted), 0
     counter.at(f"{spec.name}: 0 of {size}")
 
     def add(number: int) -> None:
-        nonlocal made
-        made += number
-        counter.add(number, f"{spec.name}: {made} of {size}")
+        nonlocal done
+        done += number
+        counter.add(number, f"{spec.name}: {done} of {size}")
 
     return found_by_method(spec, seen, wanted, add, sparing=sparing)
 
@@ -173,7 +176,7 @@ def _from_processes(
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "candidates"
-        made = np.memmap(file, np.int64, "w+", shape=len(tasks))
+        counts = np.memmap(file, np.int64, "w+", shape=len(tasks))
         futures: list[Future[Found]] = []
         try:
             for place, task in enumerate(tasks):
@@ -182,19 +185,19 @@ def _from_processes(
                 )
             for future in futures:
                 while wait([future], LOOK_S).not_done:
-                    counter.reach(before + int(made.sum()), _at_work(tasks, made))
+                    counter.reach(before + int(counts.sum()), _at_work(tasks, counts))
                 yield future.result()
         finally:
             for future in futures:
                 future.cancel()
 
 
-def _at_work(tasks: Sequence[tuple[Spec, Layer, Wanted]], made: np.ndarray) -> str:
+def _at_work(tasks: Sequence[tuple[Spec, Layer, Wanted]], counts: np.ndarray) -> str:
     """The layers that processes are at, which take them in their order, and their candidates."""
     sizes = [_size(wanted) for _, _, wanted in tasks]
-    left = [place for place, size in enumerate(sizes) if made[place] < size]
+    left = [place for place, size in enumerate(sizes) if counts[place] < size]
     return ", ".join(
-        f"{tasks[place][0].name}: {made[place]} of {sizes[place]}" for place in left[: cores()]
+        f"{tasks[place][0].name}: {counts[place]} of {sizes[place]}" for place in left[: cores()]
     )
 
 
@@ -207,10 +210,10 @@ def _found_there(
     wanted: Wanted,
     sparing: bool,
 ) -> Found:
-    made = np.memmap(file, np.int64, "r+")
+    counts = np.memmap(file, np.int64, "r+")
 
     def add(number: int) -> None:
-        made[place] += number
+        counts[place] += number
 
     return find(spec, seen, wanted, add, sparing=sparing)
 

@@ -71,8 +71,8 @@ def choices(layer: Layer, names: Iterable[str], counter: Counter | None = None) 
     Args:
         counter: of candidates.
     """
-    made = None if counter is None else partial(counter.add, note=layer.spec.name)
-    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names), made)
+    add = None if counter is None else partial(counter.add, note=layer.spec.name)
+    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names), add)
     return menu(layer, (choice for some in found.values() for choice in some))
 
 
@@ -86,7 +86,7 @@ def found_by_method(
     spec: Spec,
     seen: Layer,
     wanted: Wanted,
-    made: Callable[[int], None] | None = None,
+    add: Callable[[int], None] | None = None,
     *,
     sparing: bool = False,
 ) -> dict[str, list[Choice]]:
@@ -97,14 +97,13 @@ def found_by_method(
     Args:
         spec: of the layer.
         seen: the layer or a sample of it.
-        made: called with how many candidates more are made or need not be.
+        add: called with how many candidates more are made or need not be.
         sparing: leave out those that `spared` does.
     """
-    made = made or (lambda number: None)
+    add = add or (lambda number: None)
     with threads_for(seen.weight.numel()), seen.trying() as tried:
         return {
-            name: _of_method(name, some, spec, tried, made, sparing)
-            for name, some in wanted.items()
+            name: _of_method(name, some, spec, tried, add, sparing) for name, some in wanted.items()
         }
 
 
@@ -181,7 +180,7 @@ def _of_method(
     wanted: Sequence[Any],
     spec: Spec,
     layer: Layer,
-    made: Callable[[int], None],
+    add: Callable[[int], None],
     sparing: bool,
 ) -> list[Choice]:
     number = 0
@@ -190,7 +189,7 @@ def _of_method(
         nonlocal number
         found = _tried(name, settings, spec, layer)
         number += 1
-        made(1)
+        add(1)
         return found
 
     if sparing:
@@ -198,7 +197,7 @@ def _of_method(
     else:
         found = [choice for choice in map(make, wanted) if choice is not None]
     if number < len(wanted):
-        made(len(wanted) - number)
+        add(len(wanted) - number)
     return found
 
 
@@ -210,8 +209,8 @@ def _tried(name: str, settings: Any, spec: Spec, layer: Layer) -> Choice | None:
     except CannotStore as error:
         log.warning("%s: %s is left out: %s", spec.name, settings, error)
         return None
-    whole = layer.spec == spec
-    size = module_bytes(served) if whole else empty_bytes(name, spec, settings)
+    complete = layer.spec == spec
+    size = module_bytes(served) if complete else empty_bytes(name, spec, settings)
     return Choice(name, settings, size, loss)
 
 

@@ -63,9 +63,9 @@ def best(search: Search, goal: Goal) -> Chosen | None:
     found = _State(search, goal, search.best(goal))
     for name in filter(shares, dict.fromkeys([*search.names, *search.rest])):
         for tables in _alike(found, name):
-            made = _shared(found, name, tables)
-            if made is not None and made.beats(found):
-                found = made
+            shared = _shared(found, name, tables)
+            if shared is not None and shared.beats(found):
+                found = shared
     return None if found.chosen is None else _with_decoders(found.chosen, search)
 
 
@@ -149,13 +149,13 @@ def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
         wanted = len(candidates(method, layer.spec))
         counter = Counter(search.watch, "planning", wanted, "candidates")
         search.known[key] = choices(layer, [method], counter)
-    whole = search.known[key]
-    decoders = {c.settings.decoder: c.settings for c in whole}
+    menu = search.known[key]
+    decoders = {c.settings.decoder: c.settings for c in menu}
     assert len(decoders) <= 1, "what a method offers a table is of one decoder"
     saved = sum(decoder_bytes(layer.spec, method, settings) for settings in decoders.values())
     found = [
         replace(c, settings=replace(c.settings, most=most), bytes=c.bytes - saved)
-        for c in whole
+        for c in menu
         if c.settings.rank <= most
     ]
     return Menu(layer, tuple(found))
@@ -170,15 +170,15 @@ def _bytes(search: Search, method: str, tables: Group, most: int) -> int:
 
 def _with_decoders(chosen: Chosen, search: Search) -> Chosen:
     """The choices with the bytes of the decoders, which have no more rows than are used."""
-    made = dict(chosen)
+    with_decoders = dict(chosen)
     for names in groups_of(chosen, search.layers):
         most = max(chosen[name].settings.rank for name in names)
         for name in names:
-            made[name] = _with_rows(chosen[name], most)
-        first, spec = made[names[0]], search.layers[names[0]].spec
+            with_decoders[name] = _with_rows(chosen[name], most)
+        first, spec = with_decoders[names[0]], search.layers[names[0]].spec
         held = decoder_bytes(spec, first.method, first.settings)
-        made[names[0]] = replace(first, bytes=first.bytes + held)
-    return made
+        with_decoders[names[0]] = replace(first, bytes=first.bytes + held)
+    return with_decoders
 
 
 def _with_rows(choice: Choice, most: int) -> Choice:

@@ -54,7 +54,7 @@ class Outcome:
     # the mean score; None: it was not looked at
 
     def __str__(self) -> str:
-        told = (
+        auc = (
             "AUC not measured"
             if math.isnan(self.auc_loss)
             else (
@@ -63,10 +63,10 @@ class Outcome:
             )
         )
         if self.score_error is None:
-            return told
+            return auc
         if not self.bias:
-            return f"{told}, mean score not kept: the model has no bias that is in every logit"
-        return f"{told}, mean score kept by {self.bias} {self.shift:+.4f} ({self._calibration})"
+            return f"{auc}, mean score not kept: the model has no bias that is in every logit"
+        return f"{auc}, mean score kept by {self.bias} {self.shift:+.4f} ({self._calibration})"
 
     @property
     def _calibration(self) -> str:
@@ -149,12 +149,12 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         layers = tuple(_planned(**layer) for layer in values["layers"])
         outcome = values.get("outcome")
-        told = {
+        converted = {
             "layers": layers,
             "single_valued": tuple(values["single_valued"]),
             "outcome": None if outcome is None else Outcome(**outcome),
         }
-        return cls(**{**values, **told})
+        return cls(**{**values, **converted})
 
 
 RENAMED = {"float16": "half"}  # methods, since a plan was stored
@@ -212,23 +212,23 @@ def _title(plan: Plan) -> str:
         asked = "no budget"
     if plan.max_auc_loss is not None:
         asked = f"AUC loss at most {plan.max_auc_loss:g}"
-    told = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
+    sizes = f"{plan.bytes_before:,} to {plan.bytes_after:,} bytes (1/{times:.1f}; {asked})"
     if plan.bytes_resident is not None:
-        told += f", {plan.bytes_resident:,} resident"
+        sizes += f", {plan.bytes_resident:,} resident"
     auc = "" if plan.auc_loss is None else f", AUC -{plan.auc_loss:.2e}"
     found = "" if plan.outcome is None else f"; {plan.outcome}"
-    return f"{told}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}{found}"
+    return f"{sizes}, predicted log loss +{plan.loss:.2e}{auc}{_latency(plan)}{found}"
 
 
 def _latency(plan: Plan) -> str:
     if plan.microseconds is None:
         return ""
     before = f"{plan.microseconds_before:,.1f} to " if plan.microseconds_before else ""
-    told = f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget}"
+    predicted = f", {before}{plan.microseconds:,.1f} us a call (budget {plan.latency_budget}"
     if plan.measured_microseconds is None or plan.measured_microseconds_before is None:
-        return f"{told})"
+        return f"{predicted})"
     times = plan.measured_microseconds_before / plan.measured_microseconds
     return (
-        f"{told}; measured {plan.measured_microseconds_before:,.1f} to "
+        f"{predicted}; measured {plan.measured_microseconds_before:,.1f} to "
         f"{plan.measured_microseconds:,.1f} us, {times:.2f}x ± {plan.measured_error:.0%})"
     )

@@ -157,8 +157,8 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     most = timing.allowed(_original_time(search, timing))
     fastest = timing.fixed + total_nanoseconds(search.fastest())
     if fastest > most:
-        told = (n / 1000 for n in (most, fastest, timing.fixed))
-        return LatencyTooSmall(next(told), asked.rows, *told)
+        microseconds = (n / 1000 for n in (most, fastest, timing.fixed))
+        return LatencyTooSmall(next(microseconds), asked.rows, *microseconds)
     assert budget is not None
     within = search.best(LeastTime(budget - fixed))
     assert within is not None

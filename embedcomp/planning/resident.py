@@ -22,8 +22,8 @@ def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
     out among columns; those are counted as if all columns had as many. Under "" is what no choice
     changes.
     """
-    whole = lowered.program.resident
-    found = {"": sum(size for name, size in whole.items() if name not in lowered.layers)}
+    by_layer = lowered.program.resident
+    found = {"": sum(size for name, size in by_layer.items() if name not in lowered.layers)}
     folding = {
         reader
         for name, choice in chosen.items()

@@ -449,9 +449,9 @@ class Search:
         Seven in eight of those on the convex hull of all are among them, and others are as good. A
         reader of less than half the width is another layer, of which every third one is tried.
         """
-        whole, found = self.layers[name].spec, every(spec, names)
-        assert isinstance(spec, LinearSpec) and isinstance(whole, LinearSpec)
-        if 2 * spec.inputs < whole.inputs:
+        full, found = self.layers[name].spec, every(spec, names)
+        assert isinstance(spec, LinearSpec) and isinstance(full, LinearSpec)
+        if 2 * spec.inputs < full.inputs:
             return {method: few_of(some) for method, some in found.items()}
         return {
             method: [s for s in some if method == "keep" or (method, s) in tried]

@@ -67,13 +67,13 @@ def share_decoders(model: nn.Module, plan: Plan) -> None:
 
 def counted_once(chosen: Chosen, layers: Mapping[str, Layer]) -> Chosen:
     """Choices whose tables have a decoder each, with the bytes that they take where they share."""
-    made = dict(chosen)
+    counted = dict(chosen)
     for _, *others in groups_of(chosen, layers):
         for name in others:
             choice = chosen[name]
             saved = decoder_bytes(layers[name].spec, choice.method, choice.settings)
-            made[name] = replace(choice, bytes=choice.bytes - saved)
-    return made
+            counted[name] = replace(choice, bytes=choice.bytes - saved)
+    return counted
 
 
 def decoder_bytes(spec: Spec, method: str, settings: SharesDecoder) -> int:

@@ -101,11 +101,11 @@ def _ladders(options: Options, levels: Levels) -> Iterator[_Ladder]:
 
 def _rungs(name: str, menu: Menu, family: Any, levels: np.ndarray) -> Iterator[_Rung]:
     """A layer's choices of this family from the smallest on, and the layer as it is."""
-    whole = [c for c in menu if c.method == "keep"]
-    most = whole[0].bytes if whole else np.inf
+    kept = [c for c in menu if c.method == "keep"]
+    most = kept[0].bytes if kept else np.inf
     ranked = [c for c in menu if _rank(c) is not None and _family(c) == family and c.bytes < most]
     level, size = np.inf, -1
-    for choice in [*sorted(ranked, key=lambda c: c.settings.rank), *whole] or [menu[0]]:
+    for choice in [*sorted(ranked, key=lambda c: c.settings.rank), *kept] or [menu[0]]:
         if choice.bytes > size:
             yield _Rung(level, name, choice)
             size, rank = choice.bytes, _rank(choice)

@@ -147,11 +147,11 @@ class _Programme:
         states = states.extended(front.costs[tried], front.values[tried])
         states = states.taken(self.limit - states.costs >= rest.costs[0])
         room = self.limit - states.costs
-        whole = states.values + rest.whole(room)
-        if len(whole) and whole.min() < self.value:
-            best = int(whole.argmin())
+        completed = states.values + rest.whole(room)
+        if len(completed) and completed.min() < self.value:
+            best = int(completed.argmin())
             begun = self._traced(states.origins[best], tried)
-            self.value = float(whole[best])
+            self.value = float(completed[best])
             self.places = begun + rest.places(room[best], len(begun), len(self.fronts))
         possible = states.values + rest.fractional(room) < self.value * (1 - ROUNDING)
         states = states.taken(possible).undominated()
