@@ -273,8 +273,8 @@ def save(
             bytes=dict(bytes),
             checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
         )
-        told = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
-        (fresh / "manifest.json").write_text(told + "\n")
+        text = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
+        (fresh / "manifest.json").write_text(text + "\n")
     return Artifact.open(target)
 
 

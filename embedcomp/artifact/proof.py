@@ -95,10 +95,10 @@ class Proof:
     def __str__(self) -> str:
         if self.model is None:
             return f"quality not measured: {self.reason}"
-        told = [f"{self.split} {self.model}"]
+        parts = [f"{self.split} {self.model}"]
         for name, figures in (("original", self.original), ("control", self.control)):
-            told += [f"{name} {figures}"] if figures is not None else []
-        return ", ".join(told)
+            parts += [f"{name} {figures}"] if figures is not None else []
+        return ", ".join(parts)
 
     def is_of(self, log: ClickLog) -> bool:
         """Whether the log has the very rows that were scored."""

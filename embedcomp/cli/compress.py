@@ -58,7 +58,7 @@ def compress(
         with shown() as watch:
             beside = recipes.control(original, clicks, settings, control, watch=watch)
     with shown() as watch:
-        made = recipes.compress(
+        artifact = recipes.compress(
             original,
             clicks,
             measured,
@@ -69,5 +69,5 @@ def compress(
             control=beside,
             watch=watch,
         )
-    assert made.plan is not None
-    show(recipes.summary(made), [render(made.plan), recipes.summary_line(made)], json)
+    assert artifact.plan is not None
+    show(recipes.summary(artifact), [render(artifact.plan), recipes.summary_line(artifact)], json)

@@ -40,17 +40,17 @@ def frontier(
     folder = target(out, dry_run) or Path()
 
     from embedcomp.artifact.artifact import Artifact
-    from embedcomp.compare import frontier as made
+    from embedcomp.compare import frontier as comparison
     from embedcomp.log.click_log import ClickLog
     from embedcomp.planning.plan import Plan, render
     from embedcomp.recipes.progress import counted
 
-    wanted = made.Frontier(
+    wanted = comparison.Frontier(
         original=Artifact.open(model),
         log=ClickLog(log),
         budgets=names,
         settings=settings,
-        baselines=made.baselines() if baselines is None else _named(baselines),
+        baselines=comparison.baselines() if baselines is None else _named(baselines),
         split=split,
         out=folder,
         control=control or folder / "control",
@@ -61,11 +61,11 @@ def frontier(
         result = None if dry_run else wanted.make(measured, plans, progress)
     if result is None:
         tables = [render(p) if isinstance(p, Plan) else f"{b}: {p}" for b, p in plans.items()]
-        told = {b: p.to_dict() if isinstance(p, Plan) else p for b, p in plans.items()}
-        show({"plans": told}, tables, json)
+        descriptions = {b: p.to_dict() if isinstance(p, Plan) else p for b, p in plans.items()}
+        show({"plans": descriptions}, tables, json)
         return
-    files = [str(folder / f"{made.NAME}.{kind}") for kind in ("json", "png", "html")]
-    show(result, [*made.render(result), *files], json)
+    files = [str(folder / f"{comparison.NAME}.{kind}") for kind in ("json", "png", "html")]
+    show(result, [*comparison.render(result), *files], json)
 
 
 def _named(baselines: str) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ def recompress(
 
     planned = Artifact.open(plan)
     with shown() as watch:
-        made, drift = recipes.recompress(
+        artifact, drift = recipes.recompress(
             planned, checkpoint, ClickLog(log), settings, out, watch=watch
         )
-    result = {**recipes.summary(made), "drift": asdict(drift)}
-    show(result, [recipes.summary_line(made), str(drift)], json)
+    result = {**recipes.summary(artifact), "drift": asdict(drift)}
+    show(result, [recipes.summary_line(artifact), str(drift)], json)

@@ -51,6 +51,8 @@ def train(
     with shown() as watch:
         watch(Doing("counting ids"))
         features = Features.from_counts(clicks, count(clicks, clicks.pieces("train")), min_count)
-        made = recipes.train(clicks, features, source, settings, out, start=checkpoint, watch=watch)
-    result = recipes.summary(made)
-    show(result, [recipes.summary_line(made)], json)
+        artifact = recipes.train(
+            clicks, features, source, settings, out, start=checkpoint, watch=watch
+        )
+    result = recipes.summary(artifact)
+    show(result, [recipes.summary_line(artifact)], json)

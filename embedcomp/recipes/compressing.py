@@ -102,15 +102,15 @@ class Drift:
         return self.best is not None and self.best < (1 - WORTH_PLANNING) * self.now
 
     def __str__(self) -> str:
-        told = f"predicted log loss +{self.now:.2e}, +{self.planned:.2e} when it was planned"
+        losses = f"predicted log loss +{self.now:.2e}, +{self.planned:.2e} when it was planned"
         if self.best is None:
-            return f"the plan still holds: {told}"
+            return f"the plan still holds: {losses}"
         if self.new_plan_pays:
             return (
-                f"the log has drifted: {told}; a new plan would give +{self.best:.2e}, so "
+                f"the log has drifted: {losses}; a new plan would give +{self.best:.2e}, so "
                 "compress again"
             )
-        return f"the log has drifted, but a new plan would hardly help (+{self.best:.2e}): {told}"
+        return f"the log has drifted, but a new plan would hardly help (+{self.best:.2e}): {losses}"
 
 
 def recompress(
@@ -157,8 +157,8 @@ def recompress(
                 timing=_timing_of(today, original, model, found, settings),
                 watch=watch,
             ).loss
-        made = compress(original, log, measured, today, settings, out, watch=watch)
-    return made, Drift(planned.plan.loss, today.loss, best)
+        artifact = compress(original, log, measured, today, settings, out, watch=watch)
+    return artifact, Drift(planned.plan.loss, today.loss, best)
 
 
 def _timing_of(

@@ -88,7 +88,7 @@ def render(found: dict[str, dict[str, Any]]) -> Table:
     table.add_column("size", justify="right")
     for batch_rows in SPEED_BATCHES:
         table.add_column(f"rows/s at {batch_rows}", justify="right")
-    whole = next(iter(found.values()))["bytes"]["total"]
+    first_bytes = next(iter(found.values()))["bytes"]["total"]
     for name, result in found.items():
         sizes = result["bytes"]
         table.add_row(
@@ -97,7 +97,7 @@ def render(found: dict[str, dict[str, Any]]) -> Table:
             f"{result['logloss']:.5f}",
             f"{result['calibration']:.3f}",
             *(f"{sizes[part]:,}" for part in parts),
-            f"1/{whole / sizes['total']:.1f}",
+            f"1/{first_bytes / sizes['total']:.1f}",
             *(f"{result['rows_per_second'][str(n)]:,.0f}" for n in SPEED_BATCHES),
         )
     return table

@@ -127,11 +127,11 @@ def _plan(
     held = HeldOut.of(model, pairs, score, "given", watch)
     counter = Counter(watch, "measuring", len(pairs), "batches")
     measured = measure(model, counter.over(held.inputs), found, score, count_ids=True)
-    made = partial(planner.plan, model, found, measured, solver=solver, watch=watch)
+    make_plan = partial(planner.plan, model, found, measured, solver=solver, watch=watch)
     carried_out = partial(_carried_out, model, held, measured, watch)
     if goal.auc_loss is None:
         limit = None if goal.bytes is None else goal.bytes.of(module_bytes(model))
-        within = partial(made, limit, goal.methods)
+        within = partial(make_plan, limit, goal.methods)
         if goal.latency is None:
             return carried_out(within())
         timed = _Timed.of(model, found, score, held.inputs, goal.latency, cost_model, watch)
@@ -141,12 +141,12 @@ def _plan(
     smallest = smallest_within(
         goal.auc_loss,
         noisy.log_loss(goal.auc_loss),
-        lambda loss: made(None, goal.methods, most_loss=loss),
+        lambda loss: make_plan(None, goal.methods, most_loss=loss),
         carried_out,
-        lambda: made(None, ("keep",), most_loss=0.0),
+        lambda: make_plan(None, ("keep",), most_loss=0.0),
     )
-    told = noisy.auc_loss(smallest.loss)
-    return replace(smallest, max_auc_loss=goal.auc_loss, auc_loss=told)
+    auc_loss = noisy.auc_loss(smallest.loss)
+    return replace(smallest, max_auc_loss=goal.auc_loss, auc_loss=auc_loss)
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ class _Timed:
         swap_(self.model, plan, progress=self.watch)
         self.watch(Doing("timing the plan"))
         try:
-            made = stand_alone(self.model, self.score, self.example)
-            return in_time.measure(before, made, None, rows)
+            compressed = stand_alone(self.model, self.score, self.example)
+            return in_time.measure(before, compressed, None, rows)
         finally:
             restore_(self.model)
 
@@ -222,17 +222,17 @@ def _ids(alone: Standalone, inputs: Sequence[Any]) -> dict[str, float]:
 
 
 def _carried_out(
-    model: nn.Module, held: HeldOut, measured: Statistics, watch: Watch, made: Plan
+    model: nn.Module, held: HeldOut, measured: Statistics, watch: Watch, planned: Plan
 ) -> Plan:
     """The plan with its statistics, and with what it does to the model, which is left as it was."""
-    whole = replace(made, measured=measured)
-    swap_(model, whole, progress=watch)
+    with_statistics = replace(planned, measured=measured)
+    swap_(model, with_statistics, progress=watch)
     watch(Doing("scoring the batches"))
     try:
         outcome, _ = held.keep_mean_(model)
     finally:
         restore_(model)
-    return replace(whole, outcome=outcome)
+    return replace(with_statistics, outcome=outcome)
 
 
 def swap_(
@@ -267,19 +267,19 @@ def swap_(
     """
     _refuse_swapped(model)
     found = find(model, {})
-    whole = plan if isinstance(plan, Plan) else _written(model, found, plan, filter_fn)
-    if whole.single_valued:
+    full_plan = plan if isinstance(plan, Plan) else _written(model, found, plan, filter_fn)
+    if full_plan.single_valued:
         raise BadModel(
             "the plan folds decoders into the layers that read them, which cannot be undone in "
             "place; make one for this model with embedcomp.plan"
         )
-    missing = [p.layer for p in whole.layers if p.layer not in found.layers]
+    missing = [p.layer for p in full_plan.layers if p.layer not in found.layers]
     if missing:
         raise BadModel(f"the plan has a layer {missing[0]!r} that cannot be swapped in this model")
-    planned = replace(whole, layers=tuple(p for p in whole.layers if p.method != "keep"))
+    planned = replace(full_plan, layers=tuple(p for p in full_plan.layers if p.method != "keep"))
     modules = {p.layer: model.get_submodule(p.layer) for p in planned.layers}
     rest = {n: t.clone() for n, t in _rest(model, modules).items()}
-    _originals[model] = _Original(whole, modules, rest)
+    _originals[model] = _Original(full_plan, modules, rest)
     layers = (planned.measured or Statistics()).measured(found).layers
     try:
         with asked(progress) as watch:
@@ -287,7 +287,7 @@ def swap_(
     except BaseException:
         restore_(model)
         raise
-    return whole
+    return full_plan
 
 
 def _written(

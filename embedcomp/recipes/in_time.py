@@ -64,10 +64,10 @@ def calls(
 
 
 def measure(
-    original: Sequence[Call], made: StandsAlone, features: Features | None, rows: int
+    original: Sequence[Call], compressed: StandsAlone, features: Features | None, rows: int
 ) -> Measured:
     """The original and a model that a plan was carried out in, in turns."""
-    contenders = [original, calls(made.standalone, made.held, features, rows)]
+    contenders = [original, calls(compressed.standalone, compressed.held, features, rows)]
     return Measured.of(clock.in_turns(contenders, SECONDS, FEWEST))
 
 

@@ -131,40 +131,41 @@ class Planning:
         beside = self._beside(self._within(settings, ("keep",), None, 0.0))
         for _ in range(WRITTEN):
             try:
-                made = self._within(settings, settings.goal.methods, most - beside, None)
+                planned = self._within(settings, settings.goal.methods, most - beside, None)
             except BudgetTooSmall:
                 return self._smallest(settings, most)
-            found = self._beside(made)
-            if made.bytes_after + found <= most:
+            found = self._beside(planned)
+            if planned.bytes_after + found <= most:
                 return most - beside
             beside = found
         raise LimitsTooSmall(
             f"no plan was found whose files take at most {most:,} bytes: the last one has "
-            f"{made.bytes_after:,} of tensors and {found:,} beside them; give a budget of another "
-            "size, or of what is served"
+            f"{planned.bytes_after:,} of tensors and {found:,} beside them; give a budget of "
+            "another size, or of what is served"
         )
 
     def _smallest(self, settings: CompressSettings, most: int) -> int:
         """Bytes of the smallest plan's tensors, where all its files keep to the budget."""
-        made = self._within(settings, settings.goal.methods, None, math.inf)
-        beside = self._beside(made)
-        if made.bytes_after + beside <= most:
-            return made.bytes_after
+        planned = self._within(settings, settings.goal.methods, None, math.inf)
+        beside = self._beside(planned)
+        if planned.bytes_after + beside <= most:
+            return planned.bytes_after
         raise LimitsTooSmall(
             f"the budget of {most:,} bytes on disk cannot be met: the smallest plan has "
-            f"{made.bytes_after:,} of tensors and {beside:,} of vocabularies, program and manifest "
-            f"beside them; give at least {made.bytes_after + beside:,} or allow more methods"
+            f"{planned.bytes_after:,} of tensors and {beside:,} of vocabularies, program and "
+            f"manifest beside them; give at least {planned.bytes_after + beside:,} or allow more "
+            "methods"
         )
 
     def _beside(self, plan: Plan) -> int:
         """Bytes that an artifact has beside its tensors, by writing one without its proof."""
         original = self._original
-        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        compressed = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
         self._watch(Doing("writing an artifact to see its size"))
         with TemporaryDirectory() as folder:
             written = saved(
                 Path(folder),
-                made,
+                compressed,
                 original.features,
                 original.source,
                 original.origin.training,
@@ -177,10 +178,10 @@ class Planning:
         """Carry a plan out and time it against the original."""
         original = self._original
         assert original.standalone is not None, "its time was predicted"
-        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        compressed = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
         self._watch(Doing("timing the plan"))
         before = in_time.calls(original.standalone, original.tensors(), original.features, rows)
-        alone = stand_alone_from_log(made, original.features)
+        alone = stand_alone_from_log(compressed, original.features)
         return in_time.measure(before, alone, original.features, rows)
 
     def _within(
@@ -192,7 +193,7 @@ class Planning:
         timing: Timing | None = None,
     ) -> Plan:
         tuned = settings.tune.epochs > 0
-        made = planner.plan(
+        planned = planner.plan(
             self.model,
             self.found,
             Statistics(),  # the layers have theirs
@@ -209,7 +210,7 @@ class Planning:
             watch=self._watch,
         )
         noisy = self._noisy
-        return made if noisy is None else replace(made, auc_loss=noisy.auc_loss(made.loss))
+        return planned if noisy is None else replace(planned, auc_loss=noisy.auc_loss(planned.loss))
 
     @cached_property
     def _noisy(self) -> Noisy | None:
@@ -223,10 +224,10 @@ class Planning:
     def _carried_out(self, plan: Plan) -> Plan:
         """The plan with what it does to the held-out rows."""
         assert self._held is not None
-        made = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
+        compressed = swap.apply(self.model, plan, self.found, Statistics(), self._watch)
         self._watch(Doing("scoring the held-out rows"))
-        with one_thread(), fast_tables(made):
-            return replace(plan, outcome=self._held.compared(made)[0])
+        with one_thread(), fast_tables(compressed):
+            return replace(plan, outcome=self._held.compared(compressed)[0])
 
 
 def plan(

@@ -71,9 +71,9 @@ class Counted:
         self._display.title = f"{place}{title}"
         return self._display
 
-    def end(self, told: str) -> None:
+    def end(self, result: str) -> None:
         self._done += 1
-        _print(f"[{self._done}/{self._pieces}] {told}")
+        _print(f"[{self._done}/{self._pieces}] {result}")
 
 
 class Display:
@@ -118,8 +118,8 @@ class Display:
         """What is worked on, how fast, and the last result."""
         state = self.state
         assert state is not None
-        seconds, made = self._clock() - self._began, state.done - self._first
-        speed = f"{_rounded(made / seconds)} {state.unit}/s" if made and seconds > 0 else ""
+        seconds, done = self._clock() - self._began, state.done - self._first
+        speed = f"{_rounded(done / seconds)} {state.unit}/s" if done and seconds > 0 else ""
         result = "" if self.keeps_results else self._result
         return ", ".join(filter(None, (state.note, speed, result)))
 

@@ -48,12 +48,12 @@ def on_validation(model: nn.Module, log: ClickLog, features: Features) -> Qualit
     return workers.total(found)
 
 
-def figures(made: Artifact, log: ClickLog) -> Figures | None:
+def figures(written: Artifact, log: ClickLog) -> Figures | None:
     """An artifact's quality on a proof's rows: as it recorded it of this log, or measured now."""
-    known = made.proof
+    known = written.proof
     if known is not None and known.most_rows == MOST_ROWS and known.is_of(log):
         return known.model
-    found = on_validation(made.model(), log, made.features)
+    found = on_validation(written.model(), log, written.features)
     return None if found is None else Figures.of(found)
 
 
@@ -105,22 +105,22 @@ def scratch(out: Path) -> Path:
     return out / ".checkpoints"
 
 
-def summary(made: Artifact) -> dict[str, Any]:
+def summary(written: Artifact) -> dict[str, Any]:
     """What a command prints of an artifact that it made."""
-    manifest = made.manifest
+    manifest = written.manifest
     return {
-        "path": str(made.folder),
-        "bytes": {**manifest.bytes, **made.disk_bytes},
+        "path": str(written.folder),
+        "bytes": {**manifest.bytes, **written.disk_bytes},
         "metrics": manifest.metrics,
         "needs_code": manifest.needs_code,
-        "history": made.origin.training.get("history", []),
-        "plan": made.origin.plan,
+        "history": written.origin.training.get("history", []),
+        "plan": written.origin.plan,
     }
 
 
-def summary_line(made: Artifact) -> str:
-    manifest, proof = made.manifest, made.proof
+def summary_line(written: Artifact) -> str:
+    manifest, proof = written.manifest, written.proof
     needs = f"; {ONLY_BY_CODE}: {manifest.needs_code}" if manifest.needs_code else ""
     proved = f", {proof}" if proof is not None else ""
-    tensors, disk = manifest.bytes["total"], made.disk_bytes["disk"]
-    return f"{made.folder}: {tensors:,} bytes of tensors, {disk:,} on disk{proved}{needs}"
+    tensors, disk = manifest.bytes["total"], written.disk_bytes["disk"]
+    return f"{written.folder}: {tensors:,} bytes of tensors, {disk:,} on disk{proved}{needs}"

@@ -70,14 +70,14 @@ class Verified:
                 "(its files or its schema differ), so nothing is proved; give the log that the "
                 "artifact was made with"
             )
-        told = ", ".join(
+        differences = ", ".join(
             f"{COMPARED[n]} {'-' if d is None else f'{d:+.1e}'}"
             for n, d in self.differences.items()
         )
         if self.holds:
-            return f"{self.path} scores as recorded on {where}: {told}"
+            return f"{self.path} scores as recorded on {where}: {differences}"
         return (
-            f"{self.path} does not score as recorded on {where}: {told}, more than "
+            f"{self.path} does not score as recorded on {where}: {differences}, more than "
             f"{self.tolerance:g}; it was scored by {self.scored_by}"
         )
 
