@@ -112,15 +112,15 @@ class Frontier:
     def _whole(self, name: str, progress: Progress) -> dict[str, Any]:
         """The original, or the control."""
         watch, clock = progress.begin(name), Clock()
-        made = self.original
+        artifact = self.original
         if name == CONTROL:
             settings, out = self.settings, self.control
-            made = clock.time(
-                "train", lambda: recipes.control(made, self.log, settings, out, watch=watch)
+            artifact = clock.time(
+                "train", lambda: recipes.control(artifact, self.log, settings, out, watch=watch)
             )
         watch(Doing("evaluating"))
-        figures = clock.time("evaluate", lambda: score(made, self.log, self.split))
-        point = {"method": name, "budget": "", "path": str(made.folder), **figures}
+        figures = clock.time("evaluate", lambda: score(artifact, self.log, self.split))
+        point = {"method": name, "budget": "", "path": str(artifact.folder), **figures}
         return _told(point, clock.seconds, progress)
 
     def _planned(
@@ -133,14 +133,14 @@ class Frontier:
             return _told({**point, "reason": plan}, {}, progress)
         settings, out = self._at(budget), self.out / budget.strip()
         control = Artifact.open(self.control) if settings.tune.epochs else None
-        made = clock.time(
+        compressed = clock.time(
             "compress", lambda: measured.compress(plan, settings, out, watch, control)
         )
-        if isinstance(made, str):
-            return _told({**point, **of_plan(plan), "reason": made}, clock.seconds, progress)
+        if isinstance(compressed, str):
+            return _told({**point, **of_plan(plan), "reason": compressed}, clock.seconds, progress)
         watch(Doing("evaluating"))
-        figures = clock.time("evaluate", lambda: score(made, self.log, self.split))
-        point |= {**of_plan(plan), "path": str(made.folder), **figures}
+        figures = clock.time("evaluate", lambda: score(compressed, self.log, self.split))
+        point |= {**of_plan(plan), "path": str(compressed.folder), **figures}
         return _told(point, clock.seconds, progress)
 
     def _baseline(
@@ -173,8 +173,8 @@ def picture(result: Mapping[str, Any]) -> Picture:
         if not point["budget"]:
             levels[point["method"]] = point
         elif "auc" in point:
-            told = f"budget {point['budget']}, log loss {point['logloss']:.5f}"
-            place = Point(point["bytes"]["total"], point["auc"], told=told)
+            note = f"budget {point['budget']}, log loss {point['logloss']:.5f}"
+            place = Point(point["bytes"]["total"], point["auc"], note=note)
             curves.setdefault(point["method"], []).append(place)
     title = f"{result['model']} on {result['log']['name']}, {result['split']} split"
     epochs = result["settings"]["tune"]["epochs"]
@@ -192,23 +192,30 @@ def render(result: Mapping[str, Any]) -> list[RenderableType]:
     table = Table("method", "budget", title=f"AUC on the {result['split']} split")
     for column in ("bytes", "size", "AUC", "log loss", "predicted loss", f"rows/s at {largest}"):
         table.add_column(column, justify="right")
-    whole = result["points"][0]["bytes"]["total"]
+    original_bytes = result["points"][0]["bytes"]["total"]
     missing: list[RenderableType] = []
     for point in result["points"]:
         if "reason" in point:
             missing.append(f"{point['method']} at {point['budget']}: {point['reason']}")
             table.add_row(point["method"], point["budget"], *["-"] * 6)
         else:
-            table.add_row(*_row(point, whole, largest))
+            table.add_row(*_row(point, original_bytes, largest))
     return [table, *missing]
 
 
-def _row(point: Mapping[str, Any], whole: int, batch: str) -> Sequence[str]:
+def _row(point: Mapping[str, Any], original_bytes: int, batch: str) -> Sequence[str]:
     size = point["bytes"]["total"]
     predicted = f"{point['predicted_loss']:.2e}" if "predicted_loss" in point else "-"
     quality = f"{point['auc']:.5f}", f"{point['logloss']:.5f}", predicted
     speed = f"{point['rows_per_second'][batch]:,.0f}"
-    return point["method"], point["budget"], f"{size:,}", f"1/{whole / size:.1f}", *quality, speed
+    return (
+        point["method"],
+        point["budget"],
+        f"{size:,}",
+        f"1/{original_bytes / size:.1f}",
+        *quality,
+        speed,
+    )
 
 
 def _told(point: dict[str, Any], seconds: dict[str, float], progress: Progress) -> dict[str, Any]:

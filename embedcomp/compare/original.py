@@ -33,7 +33,7 @@ class Progress(Protocol):
 
     def begin(self, title: str) -> Watch: ...
 
-    def end(self, told: str) -> None: ...
+    def end(self, result: str) -> None: ...
 
 
 class Silent:
@@ -44,7 +44,7 @@ class Silent:
     def begin(self, title: str) -> Watch:
         return quiet
 
-    def end(self, told: str) -> None: ...
+    def end(self, result: str) -> None: ...
 
 
 @dataclass
@@ -129,27 +129,27 @@ class Original:
         plan = clock.time("plan", lambda: self.plan(settings))
         if isinstance(plan, str):
             return {"reason": plan, "seconds": clock.seconds}
-        told = {**of_plan(plan), "seconds": clock.seconds}
-        folder = scratch / told["plan"]  # another plan could not go on from its checkpoints
-        made = clock.time("compress", lambda: self.compress(plan, settings, folder, watch))
-        if isinstance(made, str):
-            return {**told, "reason": made}
+        result = {**of_plan(plan), "seconds": clock.seconds}
+        folder = scratch / result["plan"]  # another plan could not go on from its checkpoints
+        compressed = clock.time("compress", lambda: self.compress(plan, settings, folder, watch))
+        if isinstance(compressed, str):
+            return {**result, "reason": compressed}
         watch(Doing("evaluating"))
-        figures = clock.time("evaluate", lambda: score(made, self.log, split))
-        return {**told, **figures}
+        figures = clock.time("evaluate", lambda: score(compressed, self.log, split))
+        return {**result, **figures}
 
 
-def score(made: Artifact, log: ClickLog, split: str) -> dict[str, Any]:
+def score(artifact: Artifact, log: ClickLog, split: str) -> dict[str, Any]:
     """Quality, bytes and speed on a split."""
-    return evaluate(made.model(), log, made.features, split, made.folder)
+    return evaluate(artifact.model(), log, artifact.features, split, artifact.folder)
 
 
 def of_plan(plan: Plan) -> dict[str, Any]:
     """What a result says of its plan."""
-    told = plan.to_dict()
+    description = plan.to_dict()
     return {
         "budget_bytes": plan.budget_bytes,
         "predicted_loss": plan.loss,
-        "plan": digest([told["layers"], told["single_valued"]]),
+        "plan": digest([description["layers"], description["single_valued"]]),
         "mix": dict(Counter(planned.method for planned in plan.layers)),
     }

@@ -29,7 +29,7 @@ class Point:
     bytes: float
     auc: float
     spread: float | None = None
-    told: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ def _draw(axes: Any, curve: Curve, colour: str, dashes: str) -> None:
     )
 
 
-def _size_axis(axes: Any, whole: float) -> None:
+def _size_axis(axes: Any, original_bytes: float) -> None:
     """How many times smaller than the original, above the picture."""
     from matplotlib.ticker import LogLocator
 
     def times(value: Any) -> Any:
-        return whole / np.maximum(value, 1e-9)  # the axis also asks about 0
+        return original_bytes / np.maximum(value, 1e-9)  # the axis also asks about 0
 
     above = axes.secondary_xaxis("top", functions=(times, times))
     above.set_xlabel("times smaller than the original")
@@ -193,7 +193,7 @@ def _figure(picture: Picture) -> Any:
 
     lowest, highest = picture.shown
     below = f" ({_below(picture)}: zoom out to see them)" if picture.hidden else ""
-    made = figure(
+    plot = figure(
         title=picture.title,
         width=1100,
         height=620,
@@ -203,19 +203,19 @@ def _figure(picture: Picture) -> Any:
         y_axis_label="AUC",
         tools="pan,wheel_zoom,box_zoom,reset,save",
     )
-    made.xaxis.formatter = NumeralTickFormatter(format="0.[0] a")
-    made.xaxis.ticker = LogTicker(mantissas=[1, 2, 5])
+    plot.xaxis.formatter = NumeralTickFormatter(format="0.[0] a")
+    plot.xaxis.ticker = LogTicker(mantissas=[1, 2, 5])
     for curve in picture.curves:
-        _add(made, picture, curve)
+        _add(plot, picture, curve)
     for number, level in enumerate(picture.levels):
         line = DASHES[1 + number % 2]
-        made.hspan(y=level.auc, line_color="grey", line_dash=line, legend_label=str(level))
-    made.add_layout(made.legend[0], "right")
-    made.legend.click_policy = "hide"
-    return made
+        plot.hspan(y=level.auc, line_color="grey", line_dash=line, legend_label=str(level))
+    plot.add_layout(plot.legend[0], "right")
+    plot.legend.click_policy = "hide"
+    return plot
 
 
-def _add(made: Any, picture: Picture, curve: Curve) -> None:
+def _add(plot: Any, picture: Picture, curve: Curve) -> None:
     from bokeh.models import ColumnDataSource, HoverTool
 
     (colour, dashes), points = picture.style(curve), curve.ordered
@@ -226,13 +226,13 @@ def _add(made: Any, picture: Picture, curve: Curve) -> None:
             "low": [p.auc - (p.spread or 0.0) for p in points],
             "high": [p.auc + (p.spread or 0.0) for p in points],
             "size": [f"{p.bytes:,.0f}, 1/{picture.whole_bytes / p.bytes:.1f}" for p in points],
-            "told": [p.told for p in points],
+            "told": [p.note for p in points],
         }
     )
     drawn = {"source": source, "color": colour, "legend_label": curve.name}
     width = 3 if curve.emphasised else 1.5
-    made.line("bytes", "auc", line_dash=dashes, line_width=width, **drawn)
-    made.segment("bytes", "low", "bytes", "high", **drawn)
-    dots = made.scatter("bytes", "auc", size=9 if curve.emphasised else 6, **drawn)
+    plot.line("bytes", "auc", line_dash=dashes, line_width=width, **drawn)
+    plot.segment("bytes", "low", "bytes", "high", **drawn)
+    dots = plot.scatter("bytes", "auc", size=9 if curve.emphasised else 6, **drawn)
     shown = [("", curve.name), ("AUC", "@auc{0.00000}"), ("bytes", "@size"), ("", "@told")]
-    made.add_tools(HoverTool(renderers=[dots], tooltips=shown, visible=False))
+    plot.add_tools(HoverTool(renderers=[dots], tooltips=shown, visible=False))

@@ -137,8 +137,8 @@ def _points(section: Section) -> dict[str, list[Point]]:
 
 def _point(budget: str, group: Group) -> Point:
     rows = _number(group.rows_per_second(LARGEST), ",.0f")
-    told = f"budget {budget}, {len(group.seeds)} seeds, log loss {group.logloss:.5f}, {rows} rows/s"
-    return Point(group.bytes, group.auc.mean, group.auc.std, told)
+    note = f"budget {budget}, {len(group.seeds)} seeds, log loss {group.logloss:.5f}, {rows} rows/s"
+    return Point(group.bytes, group.auc.mean, group.auc.std, note)
 
 
 def _section(section: Section) -> list[str]:
@@ -147,8 +147,8 @@ def _section(section: Section) -> list[str]:
     parts = [f"## {section.title} ({section.split} split)", _markdown(head, emphasised)]
     failed = {key: group.reasons for key, group in section.groups.items() if group.reasons}
     if failed:
-        told = [f"- {m} at {b}: {'; '.join(reasons)}" for (m, b), reasons in failed.items()]
-        parts.append("Not made:\n\n" + "\n".join(told))
+        lines = [f"- {m} at {b}: {'; '.join(reasons)}" for (m, b), reasons in failed.items()]
+        parts.append("Not made:\n\n" + "\n".join(lines))
     if _points(section):
         name = _file_name(section)
         parts.append(f"![AUC over bytes]({name}.png)")

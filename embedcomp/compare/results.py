@@ -79,9 +79,9 @@ def append(file: Path, record: Record) -> None:
 def _cut_torn(stream: IO[bytes]) -> None:
     stream.seek(0)
     content = stream.read()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        stream.truncate(whole)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        stream.truncate(end)
     stream.seek(0, os.SEEK_END)
 
 

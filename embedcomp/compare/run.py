@@ -101,10 +101,10 @@ class _Comparison:
     def _whole(self, trained: Trained, cell: Cell, watch: Watch) -> dict[str, Any]:
         clock = Clock()
         make = trained.original if cell.method == ORIGINAL else trained.control
-        made = clock.time("train", lambda: make(cell, watch))
+        artifact = clock.time("train", lambda: make(cell, watch))
         split = self.settings.split
         watch(Doing("evaluating"))
-        figures = clock.time("evaluate", lambda: score(made, self.log, split))
+        figures = clock.time("evaluate", lambda: score(artifact, self.log, split))
         return {**figures, "seconds": clock.seconds}
 
     @cached_property
@@ -117,11 +117,11 @@ class _Comparison:
 
     def _told(self, cell: Cell) -> dict[str, Any]:
         """The settings behind a result."""
-        told = dict(self._setups[cell.model])
-        del told["log"]
+        settings = dict(self._setups[cell.model])
+        del settings["log"]
         if cell.compressed:
-            told["methods"] = compressing(self.settings, cell).methods
-        return told
+            settings["methods"] = compressing(self.settings, cell).methods
+        return settings
 
 
 class Trained:
