@@ -82,10 +82,10 @@ def served(artifact: Path) -> Iterator[str]:
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            told = server.stdout.readline().split()
-            if not told:
+            words = server.stdout.readline().split()
+            if not words:
                 raise EmbedcompError(f"the server ended with {server.wait()}; its error is above")
-            yield told[-1]
+            yield words[-1]
         finally:
             server.terminate()
             _stopped(server)

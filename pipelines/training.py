@@ -58,13 +58,13 @@ def on_workers(make: Makes, storage: Path, *, count: int, retries: int) -> Path:
     )
     try:
         with _interruptible():
-            told: dict[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
+            result: dict[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
         raise _cause(error) from error
-    if "mistake" in told:
-        raise EmbedcompError(told["mistake"])
+    if "mistake" in result:
+        raise EmbedcompError(result["mistake"])
     remove(storage)
-    return Path(told["folder"])
+    return Path(result["folder"])
 
 
 @contextmanager
@@ -102,13 +102,13 @@ def _reporting(show: Watch) -> Watch:
     Ray Train takes in a report every second or two and a worker waits for that, so more of them
     would take longer than the training of a small log.
     """
-    told = -1
+    reported = -1
 
     def watch(report: State) -> None:
-        nonlocal told
+        nonlocal reported
         show(report)
-        if isinstance(report, Report) and report.valid is not None and report.epoch != told:
-            told = report.epoch
+        if isinstance(report, Report) and report.valid is not None and report.epoch != reported:
+            reported = report.epoch
             report_metrics({"epoch": report.epoch, **report.valid.to_dict()})
 
     return watch

@@ -89,10 +89,10 @@ def _cut(source: Iterator[Rows], batch_rows: int, limit: int | None) -> Iterator
         wanted = read.take(np.arange(min(left, len(read))))
         left -= len(wanted)
         rows = wanted if held is None else Rows.concatenate([held, wanted])
-        whole = len(rows) - len(rows) % batch_rows
-        for start in range(0, whole, batch_rows):
+        end = len(rows) - len(rows) % batch_rows
+        for start in range(0, end, batch_rows):
             yield rows.take(np.arange(start, start + batch_rows))
-        held = rows.take(np.arange(whole, len(rows)))
+        held = rows.take(np.arange(end, len(rows)))
         if not left:
             break
     if held is not None and len(held):
@@ -130,7 +130,7 @@ class Shuffled:
             skip: batches at the start that are not given out: where a resumed run goes on.
         """
 
-        def made() -> Iterator[Batch]:
+        def one_pass() -> Iterator[Batch]:
             rng = np.random.default_rng(list(seed))
             taken = 0
             for buffer in self._buffers(rng):
@@ -141,7 +141,7 @@ class Shuffled:
                         yield to_batch(rows, self._features.keys)
                     taken += 1
 
-        return prefetched(made)
+        return prefetched(one_pass)
 
     def _buffers(self, rng: np.random.Generator) -> Iterator[Rows]:
         """Buffers of whole batches; what does not fill a batch moves on to the next buffer."""
@@ -157,9 +157,9 @@ class Shuffled:
             held += len(rows)
             if held >= self._buffer_rows:
                 gathered = Rows.concatenate(parts)
-                whole = held - held % self._batch_rows
-                parts, held = [gathered.part(whole, held)], held - whole
-                yield gathered.part(0, whole)
+                end = held - held % self._batch_rows
+                parts, held = [gathered.part(end, held)], held - end
+                yield gathered.part(0, end)
         if held:  # at the end of the pass
             yield Rows.concatenate(parts)
 

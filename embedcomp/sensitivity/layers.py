@@ -62,11 +62,11 @@ def find(model: nn.Module, counts: Mapping[str, np.ndarray | Tensor]) -> Found:
     for name, module in model.named_modules():
         if any(name.startswith(f"{other}." if other else "") for other in closed):
             continue
-        whole = _whole(module)
-        if whole:
-            refused[name] = whole
+        refusal = _whole(module)
+        if refusal:
+            refused[name] = refusal
             closed.append(name)
-        if whole or not module._parameters:
+        if refusal or not module._parameters:
             continue
         reason = tied.get(id(module)) or _reason(module)
         if not name and not reason:

@@ -89,8 +89,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     each, size = _word(bits)
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % each))
     shifts = bits * torch.arange(each, dtype=torch.int32, device=codes.device)
-    whole = padded.view(len(codes), padded.shape[1] // each, each).int()
-    words = (whole << shifts).sum(2, dtype=torch.int32)
+    groups = padded.view(len(codes), padded.shape[1] // each, each).int()
+    words = (groups << shifts).sum(2, dtype=torch.int32)
     places = 8 * torch.arange(size, dtype=torch.int32, device=codes.device)
     packed = ((words[:, :, None] >> places) & 255).to(torch.uint8).flatten(1)
     return packed[:, : -(-codes.shape[1] * bits // 8)]
@@ -103,8 +103,8 @@ def unpack(stored: Tensor, bits: int, count: int) -> Tensor:
     each, size = _word(bits)
     padded = torch.nn.functional.pad(stored, (0, -stored.shape[1] % size))
     places = 8 * torch.arange(size, dtype=torch.int32, device=stored.device)
-    whole = padded.view(len(stored), padded.shape[1] // size, size).int()
-    words = (whole << places).sum(2, dtype=torch.int32)
+    groups = padded.view(len(stored), padded.shape[1] // size, size).int()
+    words = (groups << places).sum(2, dtype=torch.int32)
     shifts = bits * torch.arange(each, dtype=torch.int32, device=stored.device)
     codes = (words[:, :, None] >> shifts) & ((1 << bits) - 1)
     return codes.flatten(1)[:, :count]

@@ -35,7 +35,7 @@ def pursued(rows: Tensor, atoms: Tensor, count: int, rounded: bool) -> tuple[Ten
     lengths = atoms.double().norm(dim=1)
     unit = atoms.double() / torch.where(lengths > 0, lengths, 1.0)[:, None]
     most = LARGEST * lengths if rounded else torch.full_like(lengths, torch.inf)
-    left = whole = rows.double()
+    left = target = rows.double()
     which: list[Tensor] = []
     along: list[Tensor] = []  # orthonormal directions of the atoms so far
     across: list[list[Tensor]] = []  # how much of atom j is along direction i, by j and i
@@ -49,7 +49,7 @@ def pursued(rows: Tensor, atoms: Tensor, count: int, rounded: bool) -> tuple[Ten
         across[-1].append(length)
         along.append(direction / length.clamp_min(INDEPENDENT)[:, None])
         left = left - (left * along[-1]).sum(1, keepdim=True) * along[-1]
-    reached = [(whole * direction).sum(1) for direction in along]
+    reached = [(target * direction).sum(1) for direction in along]
     chosen = torch.stack(which, 1)
     return chosen, _solved(reached, across, lengths[chosen], rounded)
 

@@ -67,8 +67,8 @@ class StoredRows(nn.Module):
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def extra_repr(self) -> str:
-        told = "".join(f", {name} {of}" for name, of in self.kind.parameters.items())
-        return f"{self.rows}, {self.width}, {self.storage}{told}"
+        parameters = "".join(f", {name} {of}" for name, of in self.kind.parameters.items())
+        return f"{self.rows}, {self.width}, {self.storage}{parameters}"
 
     @property
     def thawed(self) -> bool:

@@ -110,7 +110,7 @@ class Tiers(Kind):
             tier.kind, tier.width, tier.padding = native.KINDS["codebook"], width, -1
             kept += self.place(tier, place, grids[place])
             at, first = at + self.tier_bytes[place], last
-        whole = native.Stored(
+        tiered = native.Stored(
             rows=native.address(stored),
             row_bytes=1,
             num_ids=rows,
@@ -120,7 +120,7 @@ class Tiers(Kind):
             last=rows - 1,
             tiers=_addressof(tiers),
         )
-        return Located(whole, None, kept)
+        return Located(tiered, None, kept)
 
     @abstractmethod
     def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:

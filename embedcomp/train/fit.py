@@ -141,13 +141,13 @@ def _with_l2(
         with torch.random.fork_rng(devices=[]), fast_tables(copied):
             torch.manual_seed(settings.seed)
             run = _Run(copied, few, data, probe.settings_of(settings, l2, rows), None, None)
-            told = f"trying an embedding_l2 of {l2:g}"
-            run.train(lambda report: watch(replace(report, step=told, valid=None)))
+            step = f"trying an embedding_l2 of {l2:g}"
+            run.train(lambda report: watch(replace(report, step=step, valid=None)))
         return run.best
 
     l2, probes = probe.chosen(trained, file)
-    told = {"embedding_l2": l2, "probes": [asdict(one) for one in probes]}
-    return replace(settings, embedding_l2=l2), told
+    history = {"embedding_l2": l2, "probes": [asdict(one) for one in probes]}
+    return replace(settings, embedding_l2=l2), history
 
 
 def _pieces(data: Data) -> tuple[list[Piece], list[Piece]]:
