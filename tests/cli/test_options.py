@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from embedcomp.cli import main
 from embedcomp.cli.options import from_fields
+from embedcomp.compare import run
 from embedcomp.errors import BadSettings
+from embedcomp.log import click_log
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, read_changes, validated
 from embedcomp.serving.settings import ServerSettings
 
@@ -53,6 +57,26 @@ def test_numbers_with_commas_between_them_are_numbers() -> None:
         CompareSettings, "models", "tune_epochs", words="--models dlrm --tune-epochs 0,2"
     )
     assert validated(CompareSettings, given, "--set").tune_epochs == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "alone"),
+    [
+        ("", None),
+        ("--alone all", None),
+        ("--alone none", ()),
+        ("--alone svd,half", ("svd", "half")),
+    ],
+)
+def test_methods_compared_alone_may_be_all_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, alone: tuple[str, ...] | None
+) -> None:
+    found: list[CompareSettings] = []
+    monkeypatch.setattr(run, "compare", lambda log, settings, *_: found.append(settings) or [])
+    monkeypatch.setattr(click_log, "ClickLog", lambda path: None)
+    command = f"compare log --out {tmp_path} --models dlrm {words}".split()
+    assert CliRunner().invoke(main.app, command, catch_exceptions=False).exit_code == 0
+    assert [settings.alone for settings in found] == [alone]
 
 
 def test_help_is_the_comment_beside_the_field_with_its_default() -> None:

@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from embedcomp.errors import BadLog, BadSettings
-from embedcomp.sensitivity.auc import Noisy
+from embedcomp.sensitivity.auc import STEPS, Noisy, _rising
 from embedcomp.support.metrics import Quality
 
 
@@ -69,3 +69,11 @@ def test_what_no_noise_brings_about_is_refused(auc_loss):
 def test_scores_of_one_kind_have_no_auc():
     with pytest.raises(BadLog, match="no AUC to lose: 0 of the 3 rows that were scored are click"):
         noisy(np.float32([1, 2, 3]), np.float32([0, 0, 0]))
+
+
+def test_a_rising_click_rate_keeps_the_clicks_of_what_it_levels():
+    rows = np.zeros((2, STEPS))
+    rows[:, 3], rows[:, 7], rows[:, 9] = (5, 5), (81, 9), (1, 3)  # rates of 0.5, 0.1 and 0.75
+    others, clicked = _rising(rows)
+    assert clicked[[3, 7, 9]] == pytest.approx([1.4, 12.6, 3])  # 14 of 100 where the rate falls
+    assert (others + clicked == rows.sum(0)).all()
