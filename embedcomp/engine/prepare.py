@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,7 +115,12 @@ def matched(inputs: Any, wanted: Sequence[Leaf]) -> list[Any]:
     Raises:
         BadRequest: they are not like the example's.
     """
-    found = dict(leaves(inputs))
+    given = list(leaves(inputs))
+    if len(given) == len(wanted) and all(
+        leaf.name == name for leaf, (name, _) in zip(wanted, given, strict=True)
+    ):
+        return [_like(value, leaf) for leaf, (_, value) in zip(wanted, given, strict=True)]
+    found = dict(given)
     names = {leaf.name: None for leaf in wanted}
     missing = [name or "a single tensor" for name in names if name not in found]
     unknown = [name or "a single tensor" for name in found if name not in names]
@@ -190,13 +196,19 @@ def _numbers(value: Any, name: str, what: str) -> Tensor:
     floats = what == "float32"
     if value.is_floating_point() != floats or value.is_complex():
         raise BadRequest("inputs", f"{name} must be {what}, but is {value.dtype}")
-    if not value.is_cpu or str(value.layout) != "torch.strided":
+    if not value.is_cpu or not _is_dense(value.layout):
         raise BadRequest(
             "inputs",
             f"{name} is {value.layout} on {value.device}; give a dense tensor on the CPU",
         )
     tensor: Tensor = (value.float() if floats else value.long()).contiguous()
     return tensor
+
+
+@cache
+def _is_dense(layout: Any) -> bool:
+    """Whether it is torch's layout of numbers at equal distances, found without importing torch."""
+    return str(layout) == "torch.strided"
 
 
 def refuse_several(inputs: Any, alone: Standalone) -> None:
