@@ -27,7 +27,7 @@ from embedcomp.log.synth import synth
 
 DRIFT = "drift"
 DEFAULTS, BEFORE = "defaults", "before"
-OLD = ("embedding_l2=6000", "evaluations_per_epoch=1", "max_fall=1.0")
+OLD = ("embedding_l2=6000", "evaluations_per_epoch=1", "max_fall=1.0", "batch_rows=4096")
 SPLITS = ("valid", "test")
 
 

@@ -136,6 +136,8 @@ RUNS = (
         minutes=60,
         tiny=DEFAULTS,
     ),
+    _on("criteo_14k", "defaults", "--model deepfm", minutes=3, tiny=DEFAULTS),
+    _on("avazu_10k", "defaults", "--model deepfm", minutes=3, tiny=DEFAULTS),
     Run(script="foreign", record="foreign", minutes=10),
     Run(script="solvers", record="solvers", minutes=2, tiny="--layers 20 --seeds 0"),
     Run(script="trellis", record="trellis", minutes=2, tiny="--seeds 0"),

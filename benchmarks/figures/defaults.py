@@ -20,7 +20,7 @@ def trained(*records: Record) -> list[str]:
     rows = [
         [
             record["data"]["name"],
-            TOLD[name],
+            _settings(name, record),
             str(len(record["seeds"])),
             *(_spread(made[figure], 5) for figure in ("valid_auc", "test_auc", "test_logloss")),
             _spread(made["seconds"], 0),
@@ -29,6 +29,11 @@ def trained(*records: Record) -> list[str]:
         for name, made in record["results"].items()
     ]
     return table([*HEAD], rows)
+
+
+def _settings(name: str, record: Record) -> str:
+    whole_batches = name == "before" and "batch_rows=4096" in record["settings"]["before"]
+    return ("batches of 4,096, " if whole_batches else "") + TOLD[name]
 
 
 def lost(record: Record) -> Iterator[float]:

@@ -25,11 +25,11 @@ class TuneSettings:
     table_learning_rate: float = 5e-5  # of the tables' codes, likewise
     embedding_l2: float = 0.0
     distil: float = 1.0  # weight of the original's scores against the labels
-    batch_rows: int = 4096
+    batch_rows: int = 0  # of a step; 0: as in TrainSettings
     seed: int = 0
 
     def __post_init__(self) -> None:
-        refuse_below(self, epochs=0, batch_rows=1)
+        refuse_below(self, epochs=0, batch_rows=0)
 
     def training(self, distil: bool) -> TrainSettings:
         """The settings of the trainer that tunes; `distil` says whether there is a teacher."""

@@ -109,6 +109,7 @@ def fit(
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
     name = RunKey.of(model, data.log, splits, data.features, settings, teacher).name
+    settings = settings.for_rows(data.log.rows(data.train) // workers.count())
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())

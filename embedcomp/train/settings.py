@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -11,6 +11,8 @@ from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
 from embedcomp.support.lazy import torch
 
+BATCH_ROWS = 4096
+STEPS = 32  # of an epoch of a small log
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of a CPU
 
 
@@ -21,7 +23,8 @@ class TrainSettings:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int = 40  # at most; the plateau usually stops the run earlier
-    batch_rows: int = 4096
+    batch_rows: int = 0  # of a step; 0: 4,096, or fewer on a log of fewer than 131,072 rows, so
+    # that an epoch has 32 steps
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
     embedding_l2: float | None = None  # half of it times the sum of the tables' squares is added to
@@ -42,8 +45,18 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         refuse_below(
-            self, epochs=0, batch_rows=1, cuts=0, evaluations_per_epoch=0, checkpoint_rows=1
+            self, epochs=0, batch_rows=0, cuts=0, evaluations_per_epoch=0, checkpoint_rows=1
         )
+
+    def for_rows(self, rows: int) -> TrainSettings:
+        """These settings with a batch size, which suits a worker that trains on `rows` rows.
+
+        In a few steps an epoch nothing is learnt yet, and the AUC that falls and rises by chance
+        would end the run.
+        """
+        if self.batch_rows:
+            return self
+        return replace(self, batch_rows=max(1, min(BATCH_ROWS, rows // STEPS)))
 
     @property
     def in_bfloat16(self) -> bool:

@@ -306,3 +306,33 @@ def test_a_lazy_adam_survives_copying():
     before = parameter.detach().clone()
     optimizer.step()
     assert (parameter != before).any(1).tolist() == [False, True, False, True, False]
+
+
+def test_an_epoch_of_a_small_log_has_32_steps(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    settings = TrainSettings(epochs=1, embedding_l2=0.0, evaluations_per_epoch=1)
+    data = Data(synth_log, synth_features)
+    fit(
+        small_model(synth_features),
+        data,
+        settings,
+        tmp_path,
+        watch=lambda r: done.append(r.rows_done),
+    )
+    assert done[:3] == [300, 600, 900] and len({*done} - {0}) == 32  # of 9,600 rows
+
+
+def test_a_batch_has_4096_rows_where_that_is_enough_steps_or_as_many_as_are_given() -> None:
+    def rows(given: int, log: int) -> int:
+        return TrainSettings(batch_rows=given).for_rows(log).batch_rows
+
+    assert [rows(0, log) for log in (10**7, 131_072, 131_071, 8_000, 3)] == [
+        4096,
+        4096,
+        4095,
+        250,
+        1,
+    ]
+    assert [rows(7, log) for log in (10**7, 3)] == [7, 7]
