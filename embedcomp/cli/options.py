@@ -53,8 +53,8 @@ def from_fields(
     Args:
         into: argument of the command that takes what was given, as `validated` takes it.
     """
-    all_of_them = [field.name for field in dataclasses.fields(settings)]
-    fields = {name.replace(".", "_"): _field(settings, name) for name in names or all_of_them}
+    every_name = [field.name for field in dataclasses.fields(settings)]
+    fields = {name.replace(".", "_"): _field(settings, name) for name in names or every_name}
     options = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.option
@@ -67,17 +67,17 @@ def from_fields(
         above = CONTEXT.name in own  # it has options of other settings already
 
         @wraps(command)
-        def run(context: typer.Context, **options: Any) -> None:
+        def run(context: typer.Context, **arguments: Any) -> None:
             values: dict[str, Any] = {}
             for name, one in fields.items():
-                value, source = options.pop(name), context.get_parameter_source(name)
+                value, source = arguments.pop(name), context.get_parameter_source(name)
                 if source is not None and source.name != "DEFAULT":
                     one.put(values, value)
             if names:
-                values = read_changes(options.pop("changes") or [], values)
+                values = read_changes(arguments.pop("changes") or [], values)
             if above:
-                options[CONTEXT.name] = context
-            command(**options, **{into: values})
+                arguments[CONTEXT.name] = context
+            command(**arguments, **{into: values})
 
         kept = [
             one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
