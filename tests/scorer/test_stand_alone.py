@@ -317,7 +317,7 @@ class Remembers(Branching):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Branching(), r"cannot follow the model at .*test_artifact\.py:\d+"),
+        (Branching(), r"cannot follow the model at .*test_stand_alone\.py:\d+"),
         (Remembers(), "fixes the number of rows|gives other scores|does not run"),
         (reads_weight().model, "reads the rows of table themselves"),
         (nn.Embedding(ROWS, 1), "an embedding module itself"),
