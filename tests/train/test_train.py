@@ -324,6 +324,26 @@ def test_an_epoch_of_a_small_log_has_32_steps(
     assert done[:3] == [300, 600, 900] and len({*done} - {0}) == 32  # of 9,600 rows
 
 
+def test_a_worker_takes_the_steps_of_its_share_of_the_rows(
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Asked(Exception):
+        """Carries the rows that a batch was asked for."""
+
+    def asked(settings: TrainSettings, rows: int) -> TrainSettings:
+        raise Asked(rows)
+
+    monkeypatch.setattr(TrainSettings, "for_rows", asked)
+    monkeypatch.setattr(fitting.workers, "count", lambda: 2)
+    monkeypatch.setattr(fitting.workers, "follow_first", lambda tensors: None)
+    model, data = small_model(synth_features), Data(synth_log, synth_features)
+    with pytest.raises(Asked, match="4800"):
+        fit(model, data, TrainSettings(epochs=1), tmp_path)
+
+
 def test_a_batch_has_4096_rows_where_that_is_enough_steps_or_as_many_as_are_given() -> None:
     def rows(given: int, log: int) -> int:
         return TrainSettings(batch_rows=given).for_rows(log).batch_rows
