@@ -6,22 +6,39 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.support.metrics import Quality, auc_fall
+from embedcomp.support.metrics import KEPT, Quality, auc_fall
 
 
-@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
-def test_quality_is_that_of_scikit_learn(spread: float) -> None:
+@pytest.mark.parametrize("spread", [0.01, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize(("rows", "error"), [(KEPT, 1e-12), (200_000, 1e-6)])
+def test_quality_is_that_of_scikit_learn(spread: float, rows: int, error: float) -> None:
+    if rows > KEPT and spread < 0.1:
+        pytest.skip("bins are for logits that spread over 0.1 or more")
     rng = np.random.default_rng(0)
-    logits = rng.normal(-1, spread, 50_000).astype(np.float32)
-    labels = (rng.random(50_000) < 1 / (1 + np.exp(-logits / 2))).astype(np.float32)
+    logits = rng.normal(-1, spread, rows).astype(np.float32)
+    labels = (rng.random(rows) < 1 / (1 + np.exp(-logits / 2))).astype(np.float32)
     found = Quality()
-    for part in np.array_split(np.arange(50_000), 7):
+    for part in np.array_split(np.arange(rows), 7):
         found.add(logits[part], labels[part])
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert found.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
+    assert found.auc == pytest.approx(roc_auc_score(labels, logits), abs=error)
     assert found.logloss == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
     assert found.calibration == pytest.approx(probabilities.sum() / labels.sum())
-    assert found.rows == 50_000
+    assert found.rows == rows
+
+
+def test_shards_of_few_rows_add_up_to_many() -> None:
+    """Each keeps its rows, and their sum does not, in whatever order they come."""
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(size=KEPT + 2), rng.integers(0, 2, KEPT + 2)
+    one, other, whole = Quality(), Quality(), Quality()
+    whole.add(logits, labels)
+    one.add(logits[: KEPT // 2], labels[: KEPT // 2])
+    other.add(logits[KEPT // 2 :], labels[KEPT // 2 :])
+    other += one
+    assert other.auc == whole.auc
+    other += Quality()  # of a shard without rows
+    assert other.auc == whole.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
 
 
 def test_quality_of_shards_adds_up_to_the_last_bit() -> None:
@@ -41,7 +58,10 @@ def test_quality_of_shards_adds_up_to_the_last_bit() -> None:
 def test_ties_count_half_and_zeros_of_both_signs_are_tied() -> None:
     found = Quality()
     found.add(np.array([0.0, -0.0, 1.0, -1.0]), np.array([1, 0, 1, 0]))
-    assert found.auc == pytest.approx((0.5 + 3) / 4)
+    assert found.auc == (0.5 + 3) / 4
+    for _ in range(KEPT // 4):
+        found.add(np.array([0.0, -0.0, 1.0, -1.0]), np.array([1, 0, 1, 0]))
+    assert found.auc == pytest.approx((0.5 + 3) / 4)  # in bins
 
 
 def test_an_auc_without_clicks_is_not_a_number() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -220,37 +219,18 @@ def test_a_proof_is_checked_again_by_what_serves(
     assert f"scores as recorded on {found.found.rows:,} rows of the valid split" in str(found)
 
 
-@pytest.mark.parametrize(
-    ("name", "shift", "said"),
-    [
-        ("auc", 3e-3, r"more than 0\.000\d+ of AUC; it was"),
-        ("logloss", 3e-5, "more than 1e-05 of log loss; it was"),
-        ("calibration", 3e-5, "more than 1e-05 of calibration; it was"),
-    ],
-)
+@pytest.mark.parametrize("name", ["auc", "logloss", "calibration"])
 def test_a_figure_that_differs_is_told(
-    original: Artifact, synth_log: ClickLog, tmp_path: Path, name: str, shift: float, said: str
+    original: Artifact, synth_log: ClickLog, tmp_path: Path, name: str
 ) -> None:
-    found = verify(shifted(original, tmp_path / "m", name, shift), synth_log)
-    assert not found.holds and found.same_rows
-    assert found.differences[name] == pytest.approx(-shift, abs=2e-6)
-    assert "does not score as recorded" in str(found) and re.search(said, str(found))
-    moved = shifted(original, tmp_path / "n", name, shift)
-    assert verify(moved, synth_log, tolerance=1e-2).holds
-
-
-def test_few_pairs_that_rounding_decides_are_no_difference_of_the_auc(
-    original: Artifact, synth_log: ClickLog, tmp_path: Path
-) -> None:
-    """Its standard error on 1,200 rows is a hundred times what is allowed, and more."""
-    assert verify(shifted(original, tmp_path / "m", "auc", 5e-5), synth_log).holds
-
-
-def shifted(original: Artifact, folder: Path, name: str, shift: float) -> Artifact:
-    """An artifact whose record of one figure is off."""
     valid = dict(original.manifest.metrics["valid"])
-    valid[name] += shift
-    return rewritten(original, folder, metrics={"valid": valid})
+    valid[name] += 3e-5
+    made = rewritten(original, tmp_path / "m", metrics={"valid": valid})
+    found = verify(made, synth_log)
+    assert not found.holds and found.same_rows
+    assert found.differences[name] == pytest.approx(-3e-5, abs=2e-6)
+    assert "does not score as recorded" in str(found) and "more than 1e-05" in str(found)
+    assert verify(made, synth_log, tolerance=1e-4).holds
 
 
 def test_another_log_proves_nothing_even_if_figures_agree(

@@ -15,10 +15,7 @@ def verify(
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            help="Of log loss, calibration and, where a hundredth of its standard error is not "
-            "more, of the AUC; not given: what engines differ by."
-        ),
+        typer.Option(help="Of AUC, log loss and calibration; not given: what engines differ by."),
     ] = None,
     json: Json = None,
 ) -> None:

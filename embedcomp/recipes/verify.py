@@ -20,7 +20,6 @@ from embedcomp.scorer.scorer import Scorer
 from embedcomp.support.metrics import Quality
 
 TOLERANCE = 1e-5  # of AUC, log loss and calibration: what engines and machines differ by
-AUC_SHARE = 0.01  # of the AUC's standard error: rounding decides ties, and on few rows a few pairs
 COMPARED = {"auc": "AUC", "logloss": "log loss", "calibration": "calibration"}
 SMALLEST, LARGEST = 1e-30, 1 - 2.0**-24  # probabilities: what float32 holds short of 0 and 1
 
@@ -31,7 +30,6 @@ class Verified:
 
     same_rows: the log has the very rows that were recorded.
     scored_by: what computed the scores.
-    tolerance: of each figure.
     """
 
     path: str
@@ -39,7 +37,7 @@ class Verified:
     found: Figures
     same_rows: bool
     scored_by: str
-    tolerance: dict[str, float]
+    tolerance: float
 
     @property
     def differences(self) -> dict[str, float | None]:
@@ -49,12 +47,8 @@ class Verified:
 
     @property
     def holds(self) -> bool:
-        return self.same_rows and not self._too_far
-
-    @property
-    def _too_far(self) -> list[str]:
-        found = self.differences.items()
-        return [n for n, d in found if d is not None and abs(d) > self.tolerance[n]]
+        near = [d is None or abs(d) <= self.tolerance for d in self.differences.values()]
+        return self.same_rows and all(near)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -82,21 +76,14 @@ class Verified:
         )
         if self.holds:
             return f"{self.path} scores as recorded on {where}: {differences}"
-        allowed = " and ".join(
-            f"{self.tolerance[name]:.2g} of {COMPARED[name]}" for name in self._too_far
-        )
         return (
             f"{self.path} does not score as recorded on {where}: {differences}, more than "
-            f"{allowed}; it was scored by {self.scored_by}"
+            f"{self.tolerance:g}; it was scored by {self.scored_by}"
         )
 
 
 def verify(artifact: Artifact, log: ClickLog, tolerance: float = TOLERANCE) -> Verified:
     """Score the rows of an artifact's proof again.
-
-    Args:
-        tolerance: of log loss and calibration, and of the AUC where a hundredth of its standard
-            error is not more.
 
     Raises:
         BadArtifact: it has no proof.
@@ -121,11 +108,7 @@ def verify(artifact: Artifact, log: ClickLog, tolerance: float = TOLERANCE) -> V
         found=Figures.of(quality),
         same_rows=proof.is_of(log),
         scored_by=scorer.engine,
-        tolerance={
-            "auc": max(tolerance, AUC_SHARE * quality.auc_error),
-            "logloss": tolerance,
-            "calibration": tolerance,
-        },
+        tolerance=tolerance,
     )
 
 
