@@ -121,7 +121,9 @@ def _field(settings: type[Any], name: str) -> _Field:
         default = ",".join(map(str, default))
     text = meanings(settings)[last] + (" (comma-separated)" if several else "")
     help_text = f"{text[:1].upper()}{text[1:]}."
-    taken: Any = kind if kind in (int, float) else str  # which of several words, `validated` tells
+    taken: Any = (
+        kind if kind in (bool, int, float) else str
+    )  # which of several words, `validated` tells
     option = typer.Option(help=help_text)
     return _Field(
         path, several, Annotated[taken | None, option], None if default in NOT_SHOWN else default

@@ -103,10 +103,8 @@ class CompareSettings:
     models: tuple[str, ...] = ()  # of embedcomp, or package.module:factory
     budgets: tuple[str, ...] = ("5x",)  # of the whole served model: 5x, 20% or 4MiB
     methods: tuple[str, ...] = ()  # of the planned mix; empty: those that pay, "all": baselines too
-    alone: tuple[str, ...] | None = (
-        None  # methods that are also compared one by one; not given: all
-    )
-    # of the mix, and all there are where the mix is not named
+    alone: tuple[str, ...] | None = None  # methods also compared one by one; not given: all of
+    # the mix, and all there are where the mix is not named
     seeds: int = 1  # how many, from 0 on
     tune_epochs: tuple[int, ...] = (0,)  # of tuning; each number has a control of its own
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,13 @@ def test_help_is_the_comment_beside_the_field_with_its_default() -> None:
 def test_a_setting_of_a_number_is_refused() -> None:
     with pytest.raises(BadSettings, match="tune is 3, which has no epochs"):
         read_changes(["tune=3", "tune.epochs=1"])
+
+
+def test_every_option_says_what_it_is() -> None:
+    """Whose help is the comment beside a field, which a formatter may have moved away from it."""
+    for command in main.app.registered_commands:
+        assert command.callback is not None
+        for name, given in inspect.signature(command.callback, eval_str=True).parameters.items():
+            for option in getattr(given.annotation, "__metadata__", ()):
+                text = option.help or ""
+                assert text and text == text.strip(), f"{command.callback.__name__} --{name}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,18 +27,9 @@ from embedcomp.storage.kmeans import nearest
 from embedcomp.storage.names import STORAGES
 from embedcomp.storage.pursuit import likest
 from embedcomp.storage.rows import StoredRows
+from tests.engine.conftest import KERNELS
 
-library = native.library()
-pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")
-KERNELS = library.embedcomp_kernels(-1) if library is not None else 1
-
-
-@pytest.fixture(params=range(KERNELS), ids=lambda i: f"kernels_{i}")
-def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernels of this CPU, and of those before it."""
-    native.needed().embedcomp_kernels(request.param)
-    yield
-    native.needed().embedcomp_kernels(0)
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
 
 def run(

@@ -5,8 +5,6 @@ Stored rows lie in the middle of others that no id may read: 1e4 wherever the en
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -28,20 +26,11 @@ from embedcomp.modules.table import CompressedBag
 from embedcomp.storage.index import Cut, Index, Map, Ranked
 from embedcomp.storage.rows import StoredRows
 
-library = native.library()
-pytestmark = pytest.mark.skipif(library is None, reason="the engine was not compiled")
-KERNELS = library.embedcomp_kernels(-1) if library is not None else 1
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
 # the last is what bags of one id have a path of their own for, with 16 columns
 STORAGES = ("float32", "row_int4", "column_mixed3", "product4x8", "column_int8")
 WIDTHS = (7, 16)
-
-
-@pytest.fixture(params=range(KERNELS), ids=lambda i: f"kernels_{i}")
-def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    native.needed().embedcomp_kernels(request.param)
-    yield
-    native.needed().embedcomp_kernels(0)
 
 
 def bag(

@@ -17,10 +17,9 @@ from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
-from tests.engine.test_engine import TORCH, kernels
+from tests.engine.test_engine import TORCH
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
-__all__ = ["kernels"]  # a fixture
 
 SPECIAL = np.array(
     [*(np.nan, -np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -1e-45, 0, -0.0, 1, -1, 30, -30)],
