@@ -38,6 +38,11 @@ def test_shards_of_few_rows_add_up_to_many() -> None:
     other.add(logits[KEPT // 2 :], labels[KEPT // 2 :])
     other += one
     assert other.auc == whole.auc
+    again = Quality()
+    for rows in (slice(KEPT // 2), slice(None)):
+        again.add(logits[rows], labels[rows])
+    one += whole  # few rows and many are many
+    assert one.auc == again.auc
     other += Quality()  # of a shard without rows
     assert other.auc == whole.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
 
