@@ -52,15 +52,24 @@ class HeldOut:
         """The rows of some batches, each its inputs and its labels, scored by the original.
 
         Raises:
-            BadModel: there is no row.
+            BadModel: there is no row, a batch is no pair, or rows are not as many as labels.
         """
         pairs = list(batches)
         if not pairs:
             raise BadModel(f"there was no {where} row to score the model on; give at least one")
+        for i, pair in enumerate(pairs):
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and torch.is_tensor(pair[1])):
+                raise BadModel(f"batch {i} is no pair of inputs and labels; give (inputs, labels)")
         inputs = [inputs for inputs, _ in pairs]
         labels = np.concatenate([labels.view(-1).float().numpy() for _, labels in pairs])
         counter = Counter(watch, "scoring the original", len(inputs), "batches")
-        return cls(where, score, inputs, labels, logits(model, score, counter.over(inputs)))
+        original = logits(model, score, counter.over(inputs))
+        if len(original) != len(labels):
+            raise BadModel(
+                f"the batches have {len(labels):,} labels, but the model gives {len(original):,} "
+                "scores; give a label a row, and a score that returns a logit a row"
+            )
+        return cls(where, score, inputs, labels, original)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -152,3 +152,17 @@ def test_an_outcome_says_both_figures():
     assert str(kept).endswith(
         "mean score kept by out.bias -0.0123 (on other rows to 0.80%, two standard errors)"
     )
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([], "there was no given row to score"),
+        ([{"a": 1, "b": 2, "c": 3}], "batch 0 is no pair of inputs and labels"),
+        ([rows()[0], torch.randn(2, 6)], "batch 1 is no pair of inputs and labels"),
+        ([(torch.randn(3, 6), torch.zeros(4))], "have 4 labels, but the model gives 3 scores"),
+    ],
+)
+def test_batches_that_are_none_are_refused_in_a_sentence(batches, sentence):
+    with pytest.raises(BadModel, match=sentence):
+        HeldOut.of(Two(linear()), batches, score, "given")
