@@ -6,17 +6,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedcomp.storage.columns import Columns
 from embedcomp.storage.decode import Affine, Decoder
 from embedcomp.storage.index import Index
 from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.training import Group, Trains
 
 Pooling = Literal["sum", "mean", "none"]  # "none": a sequence of rows, as nn.Embedding gives
 
 
-class CompressedTable(nn.Module):
+class CompressedTable(Trains):
     """What bags and sequences have in common: rows that are looked up and decoded.
 
     Args:
@@ -58,6 +59,11 @@ class CompressedTable(nn.Module):
         own, shared = self.decode.stored, other.decode.stored
         assert (own.rows, own.width, own.storage) == (shared.rows, shared.width, shared.storage)
         self.decode.stored = shared
+
+    def groups(self) -> list[Group]:
+        """The stored rows, of which a batch reads a few; they are read by nothing else."""
+        master = self.stored.master
+        return [] if master is None else [Group((master,), "rows")]
 
     def gather(self, ids: Tensor) -> Tensor:
         """Codes [n, k] of ids [n]."""

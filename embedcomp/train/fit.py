@@ -18,11 +18,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
+from embedcomp.storage.training import Moved, Progress, Stage, parts_that_train
 from embedcomp.support.metrics import Quality
 from embedcomp.support.progress import quiet
 from embedcomp.train import checkpoint, memory, probe, workers
 from embedcomp.train.key import RunKey
-from embedcomp.train.optim import OfRows, optimizers, set_learning_rate
+from embedcomp.train.optim import OfRows, begin_anew, optimizers, set_learning_rate
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings, refuse_too_many
@@ -90,6 +91,7 @@ def fit(
     teacher: nn.Module | None = None,
     watch: Watch = quiet,
     step: str = "training",
+    stage: Stage = "final",
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
@@ -101,6 +103,7 @@ def fit(
         teacher: the original model, whose scores the run also imitates.
         watch: is told a `Report` after each step and each evaluation.
         step: what the run is for, as its reports say.
+        stage: as modules that train by themselves are told (storage/training.py).
 
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
@@ -108,7 +111,7 @@ def fit(
     refuse_too_many(workers.count(), data.log.rows(data.train))
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
-    name = RunKey.of(model, data.log, splits, data.features, settings, teacher).name
+    name = RunKey.of(model, data.log, splits, data.features, settings, teacher, stage).name
     settings = settings.for_rows(data.log.rows(data.train) // workers.count())
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -117,7 +120,7 @@ def fit(
         stack.enter_context(fast_tables(model))
         if teacher is not None:
             stack.enter_context(fast_tables(teacher))
-        run = _Run(model, _pieces(data), data, settings, folder / name, teacher, step)
+        run = _Run(model, _pieces(data), data, settings, folder / name, teacher, step, stage)
         run.resume()
         run.train(watch)
         run.take_best()
@@ -174,6 +177,7 @@ class _Run:
         place: Path | None,
         teacher: nn.Module | None,
         step: str = "training",
+        stage: Stage = "final",
     ):
         self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
         self.rows, valid_rows = (sum(piece.rows for piece in split) for split in pieces)
@@ -189,13 +193,15 @@ class _Run:
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
-        self._place, self._step_name = place, step
+        self._place, self._step_name, self._stage = place, step, stage
+        self.parts = parts_that_train(model)
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
         last = self._file("last")
         if last is not None and last.exists():
             checkpoint.restore(self, last)
+            workers.keep_in_first(self._summed())
 
     def train(self, watch: Watch) -> None:
         if self.settings.schedule == "linear" and not self.plateau.history:
@@ -203,7 +209,7 @@ class _Run:
         while self.epoch < self.settings.epochs and not self.plateau.finished:
             self._train_epoch(watch)
             if self.batch == self.batches:
-                self.epoch, self.batch = self.epoch + 1, 0
+                self._end_epoch()
                 self._evaluate(watch)
 
     def take_best(self) -> None:
@@ -217,6 +223,7 @@ class _Run:
         best = self._file("best")
         if best is not None:
             checkpoint.restore_trained(self, best)
+            workers.keep_in_first(self._summed())
 
     def _train_epoch(self, watch: Watch) -> None:
         settings = self.settings
@@ -251,15 +258,38 @@ class _Run:
 
     def _step(self, batch: Batch, weight: float) -> float:
         self.model.train()
+        at = self._at()
+        for part in self.parts:
+            part.before_step(at)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
-        (loss * weight).backward()
+        penalties = [penalty for part in self.parts if (penalty := part.penalty()) is not None]
+        (sum(penalties, loss) * weight).backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 workers.sum_gradients(group["params"], sparse=isinstance(optimizer, OfRows))
             optimizer.step()
+        self._begin_anew([moved for part in self.parts for moved in part.after_step(at)])
         return float(loss.detach())
+
+    def _at(self) -> Progress:
+        steps = self.settings.epochs * self.batches
+        step = self.epoch * self.batches + self.batch
+        return Progress(self._stage, step, steps, self.batches, self.settings.seed)
+
+    def _end_epoch(self) -> None:
+        """What modules do after an epoch, with sums over all workers."""
+        workers.sum_into_all(self._summed())
+        at = self._at()
+        self._begin_anew([moved for part in self.parts for moved in part.after_epoch(at)])
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _begin_anew(self, moved: list[Moved]) -> None:
+        begin_anew(self.optimizers, moved)
+
+    def _summed(self) -> list[Tensor]:
+        return [getattr(part, name) for part in self.parts for name in part.summed]
 
     def _loss(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.in_bfloat16):
@@ -276,7 +306,8 @@ class _Run:
         speed = self._trained / max(perf_counter() - self._began, 1e-9)
         workers.follow_first(self.model.buffers())  # means of a batch norm are a worker's own
         valid = workers.total(quality(self.model, data.log, data.features, self.valid))
-        better, cut = self.plateau.see(self.epoch, valid, rows_per_second=round(speed))
+        settled = all(part.settled for part in self.parts)
+        better, cut = self.plateau.see(self.epoch, valid, settled, rows_per_second=round(speed))
         if better:
             self.best = valid
             self._save("best")
@@ -298,6 +329,7 @@ class _Run:
 
     def _save(self, kind: str) -> None:
         file = self._file(kind)
+        workers.sum_into_first(self._summed())  # its state alone is kept
         if file is not None and workers.rank() == 0:
             checkpoint.save(self, file)
         workers.wait()

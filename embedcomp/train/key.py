@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.storage.training import Stage
 from embedcomp.support.version import __version__
 from embedcomp.train import workers
 from embedcomp.train.settings import TrainSettings
@@ -34,6 +35,7 @@ class RunKey:
     features: str
     model: str
     teacher: str
+    stage: Stage
 
     @classmethod
     def of(
@@ -44,6 +46,7 @@ class RunKey:
         features: Features,
         settings: TrainSettings,
         teacher: nn.Module | None,
+        stage: Stage = "final",
     ) -> RunKey:
         return cls(
             version=__version__,
@@ -53,6 +56,7 @@ class RunKey:
             features=_of_features(features),
             model=_of_module(model),
             teacher="" if teacher is None else _of_module(teacher),
+            stage=stage,
         )
 
     @property

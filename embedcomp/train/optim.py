@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from embedcomp.modules.table import CompressedTable
+from embedcomp.storage.training import Group, Moved, parts_that_train
 from embedcomp.train.settings import TrainSettings
-from embedcomp.train.tables import FlatTables
 
 
 class OfRows(torch.optim.Optimizer):
@@ -164,7 +165,7 @@ class RowwiseAdagrad(OfRows):
 
 
 def coalesced(gradient: Tensor, seat: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct row numbers [U] of a sparse gradient and the sum of each one's gradients [U, w].
+    """Distinct row numbers [U] of a gradient and the sum of each one's gradients [U, w].
 
     `Tensor.coalesce` sorts, and so does `torch.unique`; this writes and reads one number a row
     (by scatter_ and index_select in int64: plain indexing or int32 takes four times as long).
@@ -172,6 +173,8 @@ def coalesced(gradient: Tensor, seat: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         seat: int64 [rows] of scratch: what it holds before does not matter.
     """
+    if not gradient.is_sparse:  # something beside look-ups reads the table, as a penalty does
+        return torch.arange(len(gradient)), gradient
     ids, values = gradient._indices()[0], gradient._values()
     positions = torch.arange(len(ids))
     seat.scatter_(
@@ -190,21 +193,49 @@ OF_TABLES: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
 
 
 def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[torch.optim.Optimizer]:
-    """Adam for dense parameters, and the one that the settings name for tables.
+    """What moves the parameters: one optimizer a kind of Group that there is.
 
     Args:
         rows: of the log.
     """
-    tables = table_parameters(model)
-    apart = {id(parameter) for parameter in tables}
-    dense = [p for p in model.parameters() if id(p) not in apart and p.requires_grad]
-    found: list[torch.optim.Optimizer] = []
-    if dense:
-        found.append(torch.optim.Adam(dense, lr=settings.learning_rate, fused=True))
-    if tables:
-        kind, l2 = OF_TABLES[settings.table_optimizer], settings.embedding_l2 or 0.0
-        found.append(kind(tables, settings.table_learning_rate, l2 / rows))
-    return found
+    dense: dict[str, Any] = {"lr": settings.learning_rate, "l2": 0.0}
+    table = {"lr": settings.table_learning_rate, "l2": settings.embedding_l2 or 0.0}
+    usual = {"rows": table, "dense": dense, "sgd": dense}
+    kinds: dict[str, list[dict[str, Any]]] = {"dense": [], "rows": [], "sgd": []}
+    for group in groups(model):
+        rate, l2 = group.rate * usual[group.kind]["lr"], group.l2
+        weight = (usual[group.kind]["l2"] if l2 is None else l2) / rows
+        decay = "l2" if group.kind == "rows" else "weight_decay"
+        kinds[group.kind].append({"params": [*group.parameters], "lr": rate, decay: weight})
+    made: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+        "dense": partial(torch.optim.Adam, fused=True),
+        "rows": OF_TABLES[settings.table_optimizer],
+        "sgd": torch.optim.SGD,
+    }
+    return [made[kind](found) for kind, found in kinds.items() if found]
+
+
+def groups(model: nn.Module) -> list[Group]:
+    """The parameters that train, each once: as modules ask for it, all others as dense ones."""
+    asked = [*_plain_tables(model)]
+    for part in parts_that_train(model):
+        asked += part.groups()
+    found, named = [], set[Tensor]()
+    for group in asked:
+        left = tuple(p for p in dict.fromkeys(group.parameters) if p not in named)
+        if left:
+            found.append(replace(group, parameters=left))
+        named.update(left)
+    others = tuple(p for p in model.parameters() if p not in named and p.requires_grad)
+    return [Group(others, "dense"), *found] if others else found
+
+
+def _plain_tables(model: nn.Module) -> Iterator[Group]:
+    """Tables of torch, which are set to give sparse gradients."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = True
+            yield Group((module.weight,), "rows")
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -214,15 +245,21 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
-def table_parameters(model: nn.Module) -> list[Tensor]:
-    """Parameters whose rows are ids; plain tables are set to give sparse gradients."""
-    found: list[Tensor] = []
-    for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            module.sparse = True
-            found.append(module.weight)
-        elif isinstance(module, FlatTables):
-            found.append(module.flat)
-        elif isinstance(module, CompressedTable) and module.stored.master is not None:
-            found.append(module.stored.master)
-    return found
+@torch.no_grad()
+def begin_anew(optimizers: Iterable[torch.optim.Optimizer], moved: Iterable[Moved]) -> None:
+    """Let optimizers forget what they know of numbers that were set to something else."""
+    for one in moved:
+        for optimizer in optimizers:
+            state = optimizer.state.get(one.parameter, {})
+            for name, kept in state.items():
+                if name == "last":  # there was no look-up that the present step has to make up for
+                    _fill(kept, one.rows, float(state["step"]))
+                elif kept.ndim:
+                    _fill(kept, one.rows, 0.0)
+
+
+def _fill(kept: Tensor, rows: Tensor | None, value: float) -> None:
+    if rows is None:
+        kept.fill_(value)
+    else:
+        kept.index_fill_(0, rows, value)

@@ -27,14 +27,21 @@ class Plateau:
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def see(self, epoch: int, valid: Quality, **also: float) -> tuple[bool, bool]:
+    def see(
+        self, epoch: int, valid: Quality, settled: bool = True, **also: float
+    ) -> tuple[bool, bool]:
         """Take in one evaluation; tells whether it is the best yet and whether to cut now.
 
         Args:
+            settled: whether the model has its final shape; before, nothing is the best or waited
+                for.
             also: what else the history's entry records.
         """
-        better = not valid.auc <= self.best_auc  # NaN (one kind of label only) counts as better
         self.history.append({"epoch": epoch, "auc": valid.auc, "logloss": valid.logloss, **also})
+        if not settled:
+            self.history[-1]["settled"] = False
+            return False, False
+        better = not valid.auc <= self.best_auc  # NaN (one kind of label only) counts as better
         rises = not valid.auc <= self.best_auc + self.min_rise
         self.waited = 0 if rises else self.waited + 1
         if better:

@@ -11,8 +11,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from embedcomp.storage.training import Group, Trains
 
-class FlatTables(nn.Module):
+
+class FlatTables(Trains):
     """The tables of one EmbeddingBagCollection in a single weight [rows of all, width].
 
     Takes what the collection takes and gives what it gives; the gradient of `flat` is sparse.
@@ -32,6 +34,9 @@ class FlatTables(nn.Module):
             self._features += config.feature_names
             self._first_rows += [first_row] * len(config.feature_names)
             first_row += config.num_embeddings
+
+    def groups(self) -> list[Group]:
+        return [Group((self.flat,), "rows")]
 
     def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
         ids, offsets = self._rows(sparse)

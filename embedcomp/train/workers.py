@@ -86,11 +86,32 @@ def follow_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(held.view(tensor.shape))
 
 
+def sum_into_all(tensors: Iterable[Tensor]) -> None:
+    """Make each tensor the sum over workers, in place."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def sum_into_first(tensors: Sequence[Tensor]) -> None:
+    """Make each of the first worker's tensors the sum over workers, and those of others zero."""
+    sum_into_all(tensors)
+    keep_in_first(tensors)
+
+
+def keep_in_first(tensors: Iterable[Tensor]) -> None:
+    """Set tensors to zero in place in all workers but the first."""
+    if rank():
+        for tensor in tensors:
+            tensor.zero_()
+
+
 def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
     """Make every worker's gradients the sum over workers.
 
     Args:
-        sparse: gradients hold the rows that a worker looked up, which are gathered, not filled.
+        sparse: gradients usually hold the rows that a worker looked up, which are gathered, not
+            filled.
     """
     if count() == 1:
         return
@@ -98,7 +119,7 @@ def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
         found = parameter.grad
         if found is None:  # not reached by this worker's batch, perhaps by another's
             found = torch.zeros_like(parameter, layout=torch.sparse_coo if sparse else None)
-        if sparse:
+        if found.is_sparse:
             found = _sum_of_rows(found)
         else:
             dist.all_reduce(found)

@@ -16,7 +16,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.train import fit as fitting
 from embedcomp.train.fit import Data, fit
-from embedcomp.train.optim import LazyAdam, table_parameters
+from embedcomp.train.optim import LazyAdam, groups
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 from tests.train.test_train import small_model
@@ -40,7 +40,7 @@ def backward(model: nn.Module, batch: Batch) -> None:
 
 def train_by_adam(model: nn.Module, log: ClickLog, features: Features, l2: float) -> None:
     with fast_tables(model):
-        tables = table_parameters(model)
+        tables = [p for g in groups(model) if g.kind == "rows" for p in g.parameters]
         dense = [p for p in model.parameters() if all(p is not table for table in tables)]
         adam, lazy = torch.optim.Adam(dense), LazyAdam(tables, l2=l2 / ROWS)
         for batch, factor in batches(log, features):
