@@ -20,6 +20,8 @@ from embedcomp.recipes.settings import CompressSettings, validated
     "cost_model",
     "methods",
     "solver",
+    "train.epochs",
+    "from_log",
     "tune.epochs",
 )
 def compress(

@@ -1,4 +1,7 @@
-"""Compression methods, one file each; this folder and `baselines` in it are the registry.
+"""Compression methods, one file each; this folder and those in it are the registry.
+
+`baselines` has methods that plans do without by default, `trained` those whose form is good only
+once it is trained.
 
 What a method's file holds is written in embedcomp/sensitivity/layer.py.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, cast
 
+from embedcomp.errors import BadSettings
 from embedcomp.support import registry
 
 if TYPE_CHECKING:
@@ -15,7 +19,12 @@ if TYPE_CHECKING:
 
 ALL = "all"  # said instead of names
 BASELINES = [f"{folder}/baselines" for folder in __path__]
-FOLDERS = {__name__: __path__, f"{__name__}.baselines": BASELINES}
+TRAINED = [f"{folder}/trained" for folder in __path__]
+FOLDERS = {
+    __name__: __path__,
+    f"{__name__}.baselines": BASELINES,
+    f"{__name__}.trained": TRAINED,
+}
 
 
 def names() -> list[str]:
@@ -23,16 +32,34 @@ def names() -> list[str]:
     return registry.names(__path__)
 
 
+def trained() -> list[str]:
+    """Names of the methods whose form is trained."""
+    return registry.names(TRAINED)
+
+
 def every() -> list[str]:
-    """Names of all methods, baselines too."""
+    """Names of all methods that need no training, baselines too."""
     return sorted([*names(), *registry.names(BASELINES)])
 
 
-def named(said: Collection[str]) -> tuple[str, ...]:
-    """Methods by the names that a user gave: none are the default ones, "all" is every one."""
+def named(said: Collection[str], training: bool = False) -> tuple[str, ...]:
+    """Methods by the names that a user gave: none are the default ones, "all" is every one.
+
+    Args:
+        training: whether the compressed model will be trained.
+
+    Raises:
+        BadSettings: it will not be, but a method's form is to be trained.
+    """
+    untrained = [name for name in said if name in trained() and not training]
+    if untrained:
+        raise BadSettings(
+            f"what {untrained[0]} makes is good only once it is trained; give --train-epochs too"
+        )
+    more = trained() if training else []
     if ALL in said:
-        return tuple(every())
-    return tuple(said) or tuple(names())
+        return (*every(), *more)
+    return tuple(said) or (*names(), *more)
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

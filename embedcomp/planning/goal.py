@@ -117,11 +117,13 @@ class Goal:
         methods: Collection[str] = (),
         rest: Collection[str] = (),
         solver: str = "exact",
+        training: bool = False,
     ) -> Goal:
         """Read what a user wrote; an empty string is no budget.
 
         Args:
             methods: names; none are those that pay, "all" is every one.
+            training: whether the compressed model will be trained, so that methods may need it.
 
         Raises:
             BadSettings: something cannot be read, there is no such method or solver, or what is
@@ -131,7 +133,7 @@ class Goal:
             bytes=ByteBudget.parse(budget) if budget else None,
             latency=LatencyBudget.parse(latency_budget) if latency_budget else None,
             auc_loss=max_auc_loss,
-            methods=named(methods),
+            methods=named(methods, training),
             rest=tuple(rest),
             solver=solver,
         )

@@ -26,7 +26,7 @@ from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.training import train
-from embedcomp.sensitivity.layers import Found
+from embedcomp.sensitivity.layers import Found, as_drawn
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import keeping_unrounded
 from embedcomp.support.progress import Doing, Watch, quiet
@@ -52,7 +52,7 @@ def compress(
     control: Artifact | None = None,
     watch: Watch = quiet,
 ) -> Artifact:
-    """Carry out a plan, tune the result if asked, and write it to `out` with its proof.
+    """Carry out a plan, train and tune the result if asked, and write it to `out` with its proof.
 
     The mean score on the held-out rows is brought back to the original's, and what the model loses
     there is written into its plan.
@@ -61,14 +61,16 @@ def compress(
         held: what `held_out` gives, where it is known already.
         control: the original trained on, whose quality the proof is to record.
     """
-    model = original.model()
-    tuned = settings.tune.epochs > 0
-    with keeping_unrounded() if tuned else nullcontext():  # tuning learns which way to round
-        compressed = swap.apply(model, plan, layers_of(original, model), measured, watch)
+    model, data = original.model(), Data(log, original.features)
+    trained, tuned = settings.train.epochs > 0, settings.tune.epochs > 0
+    with keeping_unrounded() if trained or tuned else nullcontext():  # learns which way to round
+        compressed = _carried_out(original, model, measured, plan, settings, watch)
     history: list[dict[str, Any]] = []
+    if trained:
+        teacher = None if settings.from_log else model
+        history += tune.train_form(compressed, teacher, data, settings.train, scratch(out), watch)
     if tuned:
-        data = Data(log, original.features)
-        history = tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
+        history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
     held = held_out(original, log, settings, watch) if held is None else held
     watch(Doing("evaluating"))
     with one_thread(), fast_tables(compressed):
@@ -80,9 +82,29 @@ def compress(
         on_validation(compressed, log, original.features),
         original=figures(original, log),
         control=None if control is None else figures(control, log),
-        seeds=seeds_of(original, {"tune": settings.tune.seed} if tuned else {}),
+        seeds=seeds_of(
+            original,
+            ({"form": settings.train.seed} if trained else {})
+            | ({"tune": settings.tune.seed} if tuned else {}),
+        ),
     )
     return saved(out, compressed, original.features, original.source, training, plan, proof)
+
+
+def _carried_out(
+    original: Artifact,
+    model: nn.Module,
+    measured: Statistics,
+    plan: Plan,
+    settings: CompressSettings,
+    watch: Watch,
+) -> nn.Module:
+    """The plan carried out on the model, or on one of its structure whose numbers are drawn."""
+    if not settings.from_log:
+        return swap.apply(model, plan, layers_of(original, model), measured, watch)
+    fresh = original.source.build(original.features, settings.train.seed)
+    found = as_drawn(layers_of(original, fresh))
+    return swap.apply(fresh, plan, found, Statistics(), watch)
 
 
 @dataclass(frozen=True)

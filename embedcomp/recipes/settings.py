@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -46,10 +47,18 @@ class CompressSettings:
     measure_rows: int = 65_536  # rows of the training split that statistics are gathered on
     held_rows: int = 262_144  # rows of the validation split that compressed models are compared on
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
+    train: TrainSettings = field(default_factory=partial(TrainSettings, epochs=0))  # of the
+    # compressed form, all of its numbers together; with epochs, methods that need it may be used
+    from_log: bool = False  # train the compressed form from the log alone: it begins with drawn
+    # numbers and learns from labels, not from the model
     tune: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
+        if self.from_log and not self.train.epochs:
+            raise BadSettings(
+                "from_log is for a compressed form that is trained; give train.epochs"
+            )
         if self.budget_of == "disk" and goal.bytes is None:
             raise BadSettings("budget_of is for a budget; give that as well")
         if self.cost_model and goal.latency is None:
@@ -65,6 +74,7 @@ class CompressSettings:
             methods=self.methods,
             rest=self.rest,
             solver=self.solver,
+            training=self.train.epochs > 0,
         )
 
 

@@ -164,6 +164,7 @@ class Layer:
     statistics: TableStatistics | LinearStatistics
     stands_for: Tensor | None = None  # float64 [rows], rows of the table that each row of a sample
     # stands for
+    drawn: bool = False  # its numbers were drawn at random, and nothing is learnt yet
     group: tuple[Layer, ...] = field(default=(), repr=False)  # the tables, with this one, that
     # share a decoder; empty: it has its own
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)

@@ -92,6 +92,12 @@ def before_tuning(found: Found) -> Found:
     return replace(found, layers=layers)
 
 
+def as_drawn(found: Found) -> Found:
+    """These layers of a model that was not trained yet."""
+    layers = {name: replace(layer, drawn=True) for name, layer in found.layers.items()}
+    return replace(found, layers=layers)
+
+
 def _linear(name: str, module: nn.Linear, activation: str | None) -> Layer:
     spec = LinearSpec(
         name=name,

@@ -1,4 +1,4 @@
-"""A short distillation of the compressed model from the original, through the stored form."""
+"""Training of a compressed model through its stored form: in full, or a short distillation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ from embedcomp.support.progress import Watch
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train.fit import Data, fit
+from embedcomp.train.settings import TrainSettings
+
+
+def train_form(
+    compressed: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    settings: TrainSettings,
+    folder: Path,
+    watch: Watch,
+    step: str = "training the compressed form",
+) -> list[dict[str, Any]]:
+    """Train `compressed` in place; its numbers are rounded as they will be served.
+
+    Args:
+        teacher: the original, whose scores are learnt beside the labels; None: labels alone are.
+
+    Returns:
+        The history of evaluations.
+    """
+    thaw(compressed)
+    history = fit(compressed, data, settings, folder, teacher=teacher, watch=watch, step=step)
+    freeze(compressed)
+    return history
 
 
 def tune(
@@ -21,16 +45,13 @@ def tune(
     folder: Path,
     watch: Watch,
 ) -> list[dict[str, Any]]:
-    """Tune `compressed` in place; what is trained is rounded as it will be served.
+    """Distil the original into `compressed`, in place.
 
     Returns:
         The history of evaluations; the first is the compressed model before tuning.
     """
-    thaw(compressed)
     how = settings.training(distil=True)
-    history = fit(compressed, data, how, folder, teacher=original, watch=watch, step="tuning")
-    freeze(compressed)
-    return history
+    return train_form(compressed, original, data, how, folder, watch, "tuning")
 
 
 def control(

@@ -1,0 +1,1 @@
+"""Methods whose form is trained, with the rest of the model, before it is served."""
