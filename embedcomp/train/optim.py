@@ -215,7 +215,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
 
 
 def table_parameters(model: nn.Module) -> list[Tensor]:
-    """Parameters whose rows are ids; plain tables are set to give sparse gradients."""
+    """Parameters whose rows are ids, each once; plain tables are set to give sparse gradients."""
     found: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -225,4 +225,4 @@ def table_parameters(model: nn.Module) -> list[Tensor]:
             found.append(module.flat)
         elif isinstance(module, CompressedTable) and module.stored.master is not None:
             found.append(module.stored.master)
-    return found
+    return list({id(parameter): parameter for parameter in found}.values())  # tables share rows
