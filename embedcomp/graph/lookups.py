@@ -79,7 +79,7 @@ class StandIn(nn.Module):
     def _code_widths(self) -> tuple[int, ...]:
         bags = self.module.embedding_bags
         return tuple(
-            bags[c.name].stored.width if getattr(bags[c.name], "folded", False) else c.embedding_dim
+            bags[c.name].code_width if getattr(bags[c.name], "folded", False) else c.embedding_dim
             for c in self.module.embedding_bag_configs()
             for _ in c.feature_names
         )

@@ -22,6 +22,19 @@ class NotBuilt(EmbedcompError):
         )
 
 
+class Probe(ctypes.Structure):
+    _fields_ = (
+        ("rows", c_int64),
+        ("start", c_int64),
+        ("divisor", c_int64),
+        ("first", c_int64),
+        ("stride", c_int64),
+        ("salt", c_int64),
+        ("kind", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 class Stored(ctypes.Structure):
     _fields_ = (
         ("rows", c_void_p),
@@ -163,6 +176,8 @@ KINDS = {
     "atoms": 13,
     "tiered": 14,
 }
+PROBES = ("digit", "hash", "permuted")
+COMBINES = ("concat", "add", "multiply")
 BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
 FORMATS = ("float32", "bfloat16", "int8")  # of the numbers that are multiplied

@@ -159,7 +159,7 @@ def can_fold(block: Block, table: nn.Module, single_valued: set[str]) -> bool:
     return (
         isinstance(table, CompressedBag)
         and table.decode is not None
-        and table.stored.width < table.dim
+        and table.code_width < table.dim
         and single_valued.issuperset(block.features)
     )
 

@@ -27,26 +27,35 @@ Layout = dict[str, Any]
 def layouts(model: nn.Module) -> dict[str, Layout]:
     """The compressed layers of a model, by name."""
     found: dict[str, Layout] = {}
-    holders: dict[int, str] = {}  # of decoders, the first table of each
+    holders: dict[int, str] = {}  # of stored rows and decoders, the first table of each
     for name, module in model.named_modules():
         if isinstance(module, Compressed):
             found[name] = _layout(module)
-            decode = getattr(module, "decode", None)
-            if isinstance(decode, Affine):
-                holder = holders.setdefault(id(decode.stored), name)
+        if isinstance(module, CompressedTable):
+            parts = [(found[name], module.stored)]
+            if isinstance(module.decode, Affine):
+                parts.append((found[name]["decode"], module.decode.stored))
+            for part, stored in parts:
+                holder = holders.setdefault(id(stored), name)
                 if holder != name:
-                    found[name]["decode"]["of"] = holder
+                    part["of"] = holder
     return found
 
 
 def share(model: nn.Module, layouts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give built tables, in their places, the decoders that they share."""
+    """Give built tables, in their places, the stored rows and the decoders that they share."""
     for name, layout in layouts.items():
-        holder = (layout.get("decode") or {}).get("of")
-        if holder is not None:
-            table, other = model.get_submodule(name), model.get_submodule(holder)
-            assert isinstance(table, CompressedTable) and isinstance(other, CompressedTable)
-            table.decode_with(other)
+        rows_of, decoder_of = layout.get("of"), (layout.get("decode") or {}).get("of")
+        if rows_of is not None:
+            _table(model, name).store_with(_table(model, rows_of))
+        if decoder_of is not None:
+            _table(model, name).decode_with(_table(model, decoder_of))
+
+
+def _table(model: nn.Module, name: str) -> CompressedTable:
+    found = model.get_submodule(name)
+    assert isinstance(found, CompressedTable)
+    return found
 
 
 def _layout(layer: Compressed) -> Layout:
@@ -105,19 +114,21 @@ def _of_decoder(decode: Decoder | None) -> Layout | None:
 
 
 def module_of(layout: Mapping[str, Any]) -> Compressed:
-    """An empty layer with this layout; a decoder that it shares is its own until `share`."""
+    """An empty layer with this layout; what it shares with others is its own until `share`."""
     values = _today(layout)
+    values.pop("of", None)
     kind = values.pop("kind")
     if kind in _LINEARS:
         bias = values.pop("bias")  # in the first formats, whether there is one, of floats
         return _LINEARS[kind](**values, bias={True: "float32", False: None}.get(bias, bias))
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
-    stored_rows = rows if index is None else index["stored"]
+    found = None if index is None else index_of(rows, index)
+    stored_rows, codes = (rows, width) if found is None else (found.stored, found.width(width))
     parts: dict[str, Any] = {
         "stored": StoredRows(stored_rows, width, values.pop("storage")),
-        "index": None if index is None else index_of(rows, index),
-        "decode": _decoder(width, dim, decode),
+        "index": found,
+        "decode": _decoder(codes, dim, decode),
     }
     if kind == "embedding":
         return CompressedEmbedding(rows, dim, **parts, **values)

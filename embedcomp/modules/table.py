@@ -22,8 +22,8 @@ class CompressedTable(Trains):
 
     Args:
         rows, dim: shape of the table that it stands for.
-        stored: its rows; k wide if there is a decoder, else `dim` wide. k may be 0: then every row
-            is the decoder's bias.
+        stored: its rows. What an id reads of them is k wide if there is a decoder, else `dim`
+            wide. k may be 0: then every row is the decoder's bias.
         index: which stored row an id reads; None: its own.
         padding_idx: row that counts for nothing: a bag skips it, a sequence gives zeros for it.
     """
@@ -39,10 +39,16 @@ class CompressedTable(Trains):
         padding_idx: int | None = None,
     ):
         super().__init__()
-        assert decode is not None or stored.width == dim
-        assert index is not None or stored.rows == rows
+        assert stored.rows == (rows if index is None else index.stored)
         self.rows, self.dim, self.padding_idx = rows, dim, padding_idx
         self.index, self.stored, self.decode = index, stored, decode
+        assert decode is not None or self.code_width == dim
+
+    @property
+    def code_width(self) -> int:
+        """k, the numbers that are looked up for an id."""
+        stored = self.stored.width
+        return stored if self.index is None else self.index.width(stored)
 
     def fill(
         self,
@@ -50,7 +56,7 @@ class CompressedTable(Trains):
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
-        """Store codes [stored rows, k], which are the rows themselves without a decoder."""
+        """Store rows [stored rows, their width]: codes, or the table's own without a decoder."""
         self.stored.fill(codes, row_weights, column_weights)
 
     def decode_with(self, other: CompressedTable) -> None:
@@ -65,16 +71,25 @@ class CompressedTable(Trains):
         master = self.stored.master
         return [] if master is None else [Group((master,), "rows")]
 
+    def store_with(self, other: CompressedTable) -> None:
+        """Read the other's stored rows from now on, by its own index."""
+        own, shared = self.stored, other.stored
+        assert (own.rows, own.width, own.kind) == (shared.rows, shared.width, shared.kind)
+        self.stored = shared
+
     def gather(self, ids: Tensor) -> Tensor:
         """Codes [n, k] of ids [n]."""
-        return self.stored.gather(ids if self.index is None else self.index(ids))
+        if self.index is None:
+            return self.stored.gather(ids)
+        return self.index.gather(ids, self.stored.gather)
 
     def codes_of_rows(self) -> Tensor:
         """The codes of every id [rows, k]."""
-        codes = self.stored.to_float()
+        stored = self.stored.to_float()
         if self.index is None:
-            return codes
-        return codes.index_select(0, self.index(torch.arange(self.rows, device=codes.device)))
+            return stored
+        ids = torch.arange(self.rows, device=stored.device)
+        return self.index.gather(ids, lambda rows: stored.index_select(0, rows))
 
     def decoded(self, codes: Tensor, constant: Tensor) -> Tensor:
         """Pooled codes [B, k] to [B, dim]; `constant` [B, 1] is how often a bag has the bias."""

@@ -56,9 +56,7 @@ class CompressSettings:
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
         if self.from_log and not self.train.epochs:
-            raise BadSettings(
-                "from_log is for a compressed form that is trained; give train.epochs"
-            )
+            raise BadSettings("from_log is for a form that is trained; give train.epochs as well")
         if self.budget_of == "disk" and goal.bytes is None:
             raise BadSettings("budget_of is for a budget; give that as well")
         if self.cost_model and goal.latency is None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add, mul
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.storage.probes import Probes
+
 # "cut": ids from some row on share one; "map": any id reads any row; "ranked": rows of a tier lie
-# in the order of their ids
-IndexForm = Literal["cut", "map", "ranked"]
+# in the order of their ids; "probed": formulas say which rows an id reads, one or several
+IndexForm = Literal["cut", "map", "ranked", "probed"]
 
 BLOCK = 256  # ids that share the counts of a Ranked index, as in engine.cpp
 WORDS = BLOCK // 64  # of 64 bits, that a bit of each of them takes
@@ -39,6 +43,18 @@ class Index(nn.Module):
     def described(self) -> dict[str, Any]:
         """What an artifact says of it."""
         return {"kind": self.form, "stored": self.stored}
+
+    def width(self, stored: int) -> int:
+        """Numbers of what an id reads, of stored rows with so many."""
+        return stored
+
+    def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ids [n] read, [n, width].
+
+        Args:
+            read: stored rows by their places.
+        """
+        return read(self(ids))
 
 
 class Cut(Index):
@@ -146,6 +162,47 @@ class Ranked(Index):
         return rows.clamp_max(self.stored - 1)
 
 
+class Probed(Index):
+    """Every id reads a stored row by each of some formulas, and they are combined.
+
+    It keeps no numbers. Where tables read the same stored rows, each has formulas of its own.
+
+    Args:
+        stored: rows that are kept.
+    """
+
+    form = "probed"
+    work = "probed"
+
+    def __init__(self, stored: int, probes: Probes):
+        super().__init__(stored)
+        assert probes.end <= stored, (probes, stored)
+        self.probes = probes
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return {**super().described, **self.probes.described}
+
+    def width(self, stored: int) -> int:
+        return self.probes.width(stored)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.probes.rows(ids)
+
+    def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        rows = self(ids)  # [n, probes]
+        values = read(rows.view(-1)).view(*rows.shape, -1)
+        if not self.probes.mixes:
+            return values.flatten(1)
+        together = reduce(_COMBINED[self.probes.combine], values.unbind(1))
+        if not self.probes.own:
+            return together
+        return torch.where((ids < self.probes.own)[:, None], values[:, 0], together)
+
+
+_COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": add, "multiply": mul}
+
+
 def _ones(words: Tensor) -> Tensor:
     """How many bits of each word int64 are 1; halves, quarters and bytes are summed in place."""
     words = words - (words >> 1 & 0x5555555555555555)
@@ -165,6 +222,8 @@ def index_of(ids: int, described: Mapping[str, Any]) -> Index:
     """An empty index of a table with these ids, as an artifact describes it."""
     values = dict(described)
     form = values.pop("kind")
+    if form == "probed":
+        return Probed(values.pop("stored"), Probes.of(values))
     if form == "cut":
         return Cut(**values)
     return Map(ids, **values) if form == "map" else Ranked(ids, **values)
