@@ -32,7 +32,7 @@ def names() -> list[str]:
     return registry.names(__path__)
 
 
-def trained() -> list[str]:
+def that_train() -> list[str]:
     """Names of the methods whose form is trained."""
     return registry.names(TRAINED)
 
@@ -51,12 +51,12 @@ def named(said: Collection[str], training: bool = False) -> tuple[str, ...]:
     Raises:
         BadSettings: it will not be, but a method's form is to be trained.
     """
-    untrained = [name for name in said if name in trained() and not training]
+    untrained = [name for name in said if name in that_train() and not training]
     if untrained:
         raise BadSettings(
             f"what {untrained[0]} makes is good only once it is trained; give --train-epochs too"
         )
-    more = trained() if training else []
+    more = that_train() if training else []
     if ALL in said:
         return (*every(), *more)
     return tuple(said) or (*names(), *more)

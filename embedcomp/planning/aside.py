@@ -79,7 +79,7 @@ def by_layer(
                 yield from _sent(asked[place:], counter, sum(sizes[:place]), sparing=sparing)
                 return
         began = time.process_time()
-        yield _found_here(layer.spec, seen_of(layer), wanted, counter, sparing)
+        yield _found_here(layer.spec, seen_of(layer, wanted), wanted, counter, sparing)
 
 
 def _parts(wanted: Wanted, number: int) -> list[Wanted]:
@@ -144,7 +144,7 @@ def _sent(
     A process that is killed, mostly for lack of memory, takes the others with it. What they had not
     found is then found here, where one layer is in memory at a time.
     """
-    tasks = [(layer.spec, seen_of(layer), wanted) for layer, wanted in asked]
+    tasks = [(layer.spec, seen_of(layer, wanted), wanted) for layer, wanted in asked]
     done = 0
     try:
         for found in _from_processes(tasks, counter, before, sparing=sparing):

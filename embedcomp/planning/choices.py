@@ -72,13 +72,26 @@ def choices(layer: Layer, names: Iterable[str], counter: Counter | None = None) 
         counter: of candidates.
     """
     add = None if counter is None else partial(counter.add, note=layer.spec.name)
-    found = found_by_method(layer.spec, seen_of(layer), every(layer.spec, names), add)
-    return menu(layer, (choice for some in found.values() for choice in some))
+    wanted = apart(every(layer.spec, names))
+    found = [found_by_method(layer.spec, seen_of(layer, some), some, add) for some in wanted]
+    return menu(layer, (choice for one in found for some in one.values() for choice in some))
 
 
-def seen_of(layer: Layer) -> Layer:
-    """The layer as its candidates are tried on it: a large table is a sample of its rows."""
-    return layer.sampled(SAMPLED_ROWS) if isinstance(layer.spec, TableSpec) else layer
+def seen_of(layer: Layer, wanted: Wanted) -> Layer:
+    """The layer as candidates are tried on it: a large table is a sample of its rows.
+
+    Where ids share rows it is the whole table: in a sample others would meet.
+    """
+    if not isinstance(layer.spec, TableSpec) or set(wanted).intersection(methods.that_train()):
+        return layer
+    return layer.sampled(SAMPLED_ROWS)
+
+
+def apart(wanted: Wanted) -> list[Wanted]:
+    """What is tried on a sample of a table and what on all of it."""
+    forms = methods.that_train()
+    parts = [{n: w for n, w in wanted.items() if (n in forms) is whole} for whole in (False, True)]
+    return [part for part in parts if part]
 
 
 @torch.no_grad()

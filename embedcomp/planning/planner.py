@@ -235,7 +235,7 @@ def _named(wanted: MethodLike) -> tuple[str, dict[str, Any]]:
             raise BadSettings(f"the settings {values} name no method")
         return str(values.pop("method")), values
     name = type(wanted).__module__.rpartition(".")[2]
-    known = *methods.every(), *methods.trained()
+    known = *methods.every(), *methods.that_train()
     if name not in known or type(wanted) is not methods.get(name).Settings:
         raise BadSettings(
             f"{wanted!r} is neither a method's name, nor a mapping with its settings, nor its "

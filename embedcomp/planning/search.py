@@ -15,11 +15,11 @@ from embedcomp.modules.table import CompressedBag
 from embedcomp.planning.aside import by_layer
 from embedcomp.planning.by_time import bytes_are_times, losses_are_times
 from embedcomp.planning.choices import (
-    SAMPLED_ROWS,
     Choice,
     Chosen,
     Menu,
     Wanted,
+    apart,
     candidates,
     empty_bytes,
     empty_on_meta,
@@ -27,6 +27,7 @@ from embedcomp.planning.choices import (
     few_of,
     front,
     menu,
+    seen_of,
     together,
     total_bytes,
     total_loss,
@@ -360,12 +361,13 @@ class Search:
         }
         layers = {one.key: one.make() for one in asked.values() if missing.get(one.key)}
         wanted = {one.key: one.wanted for one in asked.values()}
-        found = by_layer(
-            [(layer, wanted[key](layer.spec, missing[key])) for key, layer in layers.items()],
-            self.watch,
-            sparing,
-        )
-        for (key, layer), choices in zip(layers.items(), found, strict=True):
+        parts = [
+            (key, layer, part)
+            for key, layer in layers.items()
+            for part in apart(wanted[key](layer.spec, missing[key]))
+        ]
+        found = by_layer([(layer, part) for _, layer, part in parts], self.watch, sparing)
+        for (key, layer, _), choices in zip(parts, found, strict=True):
             self.known.update({(key, n, sparing): menu(layer, some) for n, some in choices.items()})
         for key, some in names.items():
             self._options[key] = together([self.known[key, name, sparing] for name in some])
@@ -473,8 +475,8 @@ class Search:
         return narrowed(self.layers[name], reader, folded)
 
     def _codes(self, table: str, choice: Choice) -> Codes:
-        """Codes of a table, on a sample of its rows."""
-        layer = self.layers[table].sampled(SAMPLED_ROWS)
+        """Codes of a table, on the rows that its choice is tried on."""
+        layer = seen_of(self.layers[table], {choice.method: (choice.settings,)})
         return layer.shared(_codes, choice.method, choice.settings)
 
 

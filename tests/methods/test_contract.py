@@ -60,7 +60,7 @@ def candidates():
     `make test-all` tries the others, which differ in sizes alone, too.
     """
     tried = set()
-    for name in methods.every():
+    for name in (*methods.every(), *methods.that_train()):
         method = methods.get(name)
         for spec in (*TABLES, *LINEARS):
             found = method.candidates(spec)
@@ -146,7 +146,7 @@ def same(a, b):
 
 
 def test_settings_are_frozen_and_by_keyword():
-    for name in methods.every():
+    for name in (*methods.every(), *methods.that_train()):
         settings = methods.get(name).Settings
         assert is_dataclass(settings) and settings.__dataclass_params__.frozen
         assert all(field.kw_only for field in fields(settings))
