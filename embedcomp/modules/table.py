@@ -83,6 +83,18 @@ class CompressedTable(Trains):
             return self.stored.gather(ids)
         return self.index.gather(ids, self.stored.gather)
 
+    def reads(self, counts: Tensor | None) -> Tensor:
+        """How often each stored row is read, float64 [stored rows].
+
+        Args:
+            counts: of look-ups of each id, [rows]; None: all are looked up alike.
+        """
+        ids = torch.arange(self.rows)
+        places = ids[:, None] if self.index is None else self.index(ids).view(self.rows, -1)
+        counts = torch.ones(self.rows) if counts is None else counts
+        each = counts.double().repeat_interleave(places.shape[1])
+        return torch.zeros(self.stored.rows).double().index_add_(0, places.reshape(-1), each)
+
     def codes_of_rows(self) -> Tensor:
         """The codes of every id [rows, k]."""
         stored = self.stored.to_float()

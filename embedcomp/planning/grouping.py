@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from embedcomp import methods
+from embedcomp.planning import pools
 from embedcomp.planning.choices import (
     Choice,
     Chosen,
@@ -29,9 +30,10 @@ from embedcomp.planning.search import (
 )
 from embedcomp.planning.sharing import (
     Group,
-    decoder_bytes,
     groups_of,
-    shares,
+    shared_bytes,
+    shares_decoders,
+    shares_pools,
 )
 from embedcomp.sensitivity.layer import Layer, TableSpec
 from embedcomp.support.progress import Counter
@@ -57,16 +59,21 @@ class _State:
 
 
 def best(search: Search, goal: Goal) -> Chosen | None:
-    """The best plan found, with or without shared decoders."""
+    """The best plan found, with or without shared decoders and pools."""
     if not isinstance(goal, LeastLoss | LeastBytes):
         return search.best(goal)
     found = _State(search, goal, search.best(goal))
-    for name in filter(shares, dict.fromkeys([*search.names, *search.rest])):
+    names = dict.fromkeys([*search.names, *search.rest])
+    for name in filter(shares_decoders, names):
         for tables in _alike(found, name):
             shared = _shared(found, name, tables)
             if shared is not None and shared.beats(found):
                 found = shared
-    return None if found.chosen is None else _with_decoders(found.chosen, search)
+    for name in filter(shares_pools, names):
+        pooled = pools.best(found.search, found.goal, found.chosen, name)
+        if pooled is not None and _State(*pooled).beats(found):
+            found = _State(*pooled)
+    return None if found.chosen is None else _with_shared(found.chosen, search)
 
 
 def _alike(before: _State, method: str) -> list[Group]:
@@ -152,7 +159,7 @@ def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
     menu = search.known[key]
     decoders = {c.settings.decoder: c.settings for c in menu}
     assert len(decoders) <= 1, "what a method offers a table is of one decoder"
-    saved = sum(decoder_bytes(layer.spec, method, settings) for settings in decoders.values())
+    saved = sum(shared_bytes(layer.spec, method, settings) for settings in decoders.values())
     found = [
         replace(c, settings=replace(c.settings, most=most), bytes=c.bytes - saved)
         for c in menu
@@ -165,20 +172,20 @@ def _bytes(search: Search, method: str, tables: Group, most: int) -> int:
     """Bytes of the decoder."""
     spec = search.layers[tables[0]].spec
     settings = methods.get(method).candidates(spec)[0]
-    return decoder_bytes(spec, method, replace(settings, most=most, rank=1))
+    return shared_bytes(spec, method, replace(settings, most=most, rank=1))
 
 
-def _with_decoders(chosen: Chosen, search: Search) -> Chosen:
-    """The choices with the bytes of the decoders, which have no more rows than are used."""
-    with_decoders = dict(chosen)
+def _with_shared(chosen: Chosen, search: Search) -> Chosen:
+    """The choices with the bytes of what they share; decoders have no more rows than are used."""
+    found = dict(chosen)
     for names in groups_of(chosen, search.layers):
-        most = max(chosen[name].settings.rank for name in names)
-        for name in names:
-            with_decoders[name] = _with_rows(chosen[name], most)
-        first, spec = with_decoders[names[0]], search.layers[names[0]].spec
-        held = decoder_bytes(spec, first.method, first.settings)
-        with_decoders[names[0]] = replace(first, bytes=first.bytes + held)
-    return with_decoders
+        if shares_decoders(chosen[names[0]].method):
+            most = max(chosen[name].settings.rank for name in names)
+            found.update({name: _with_rows(chosen[name], most) for name in names})
+        first, spec = found[names[0]], search.layers[names[0]].spec
+        held = shared_bytes(spec, first.method, first.settings)
+        found[names[0]] = replace(first, bytes=first.bytes + held)
+    return found
 
 
 def _with_rows(choice: Choice, most: int) -> Choice:

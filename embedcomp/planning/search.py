@@ -35,7 +35,7 @@ from embedcomp.planning.choices import (
 )
 from embedcomp.planning.folding import Codes, codes_of, narrowed
 from embedcomp.planning.latency import Timing
-from embedcomp.planning.sharing import shares
+from embedcomp.planning.sharing import shares_decoders, shares_pools
 from embedcomp.planning.solvers import Solver, exact, highs
 from embedcomp.sensitivity.layer import (
     Layer,
@@ -335,12 +335,16 @@ class Search:
         """A layer with nothing folded into it."""
 
         def names() -> list[str]:
-            return ["keep", *(method for method in self.able(name) if not shares(method))]
+            shared = {n for n in self.able(name) if shares_decoders(n) or shares_pools(n)}
+            return ["keep", *(method for method in self.able(name) if method not in shared)]
 
         return _Asked(name, names, lambda: self.layers[name])
 
     def able(self, name: str) -> list[str]:
-        """Methods that a layer may be given; shared decoders are planned in grouping.py."""
+        """Methods that a layer may be given.
+
+        Shared decoders are planned in grouping.py and shared pools in pools.py.
+        """
         found = self._able(name, self.names) or self._able(name, self.rest)
         if self.only is None:
             return found

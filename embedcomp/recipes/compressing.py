@@ -54,8 +54,8 @@ def compress(
 ) -> Artifact:
     """Carry out a plan, train and tune the result if asked, and write it to `out` with its proof.
 
-    The mean score on the held-out rows is brought back to the original's, and what the model loses
-    there is written into its plan.
+    The mean score on the held-out rows is brought back to the original's, if it learnt from that,
+    and what the model loses there is written into its plan.
 
     Args:
         held: what `held_out` gives, where it is known already.
@@ -74,7 +74,8 @@ def compress(
     held = held_out(original, log, settings, watch) if held is None else held
     watch(Doing("evaluating"))
     with one_thread(), fast_tables(compressed):
-        outcome, _ = held.keep_mean_(compressed)
+        kept = held.compared if settings.from_log else held.keep_mean_  # labels gave it its mean
+        outcome, _ = kept(compressed)
     plan = replace(plan, outcome=outcome)
     training = {"settings": asdict(settings), "history": history}
     proof = Proof.of(

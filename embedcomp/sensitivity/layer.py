@@ -7,7 +7,8 @@ A method is one file in `embedcomp/methods` with
     empty(spec, settings) -> Served        the served module, shapes and dtypes only
     compress(layer, settings) -> Served    the same module, filled
 
-Settings that are a SharesDecoder give several tables one decoder.
+Settings that are a SharesDecoder give several tables one decoder, those that are a SharesPool one
+pool of rows.
 """
 
 from __future__ import annotations
@@ -85,6 +86,24 @@ class SharesDecoder(ABC):
     @abstractmethod
     def decoder(self) -> Hashable:
         """What the decoder depends on but for the tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesPool(ABC):
+    """Settings of a method by which tables read one pool of stored rows.
+
+    Those of equal `pool` share it. Each table is made with a pool of its own, filled by its own
+    rows, or by those of all in its layer's `group` as if they had its settings, from which a loss
+    is predicted. What all begin with is then joined (`methods.parts.pooling.join`), and counts
+    once.
+    """
+
+    rows: int  # of the pool
+
+    @property
+    @abstractmethod
+    def pool(self) -> Hashable:
+        """What the pool's shape depends on."""
 
 
 @dataclass(frozen=True)

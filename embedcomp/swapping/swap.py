@@ -13,7 +13,7 @@ from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning.choices import empty_on_meta
 from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.plan import Plan, Planned
-from embedcomp.planning.sharing import groups, in_groups, share_decoders
+from embedcomp.planning.sharing import decoder_groups, in_groups, share_parts
 from embedcomp.sensitivity.layer import Layer, Served
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics
@@ -62,7 +62,7 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer], watch: Wat
         counter.add()
         return served
 
-    _swap(model, plan, make)
+    _swap(model, plan, make, layers)
     if plan.outcome is not None and plan.outcome.bias:
         add_to_bias(model, plan.outcome.bias, plan.outcome.shift)
 
@@ -76,7 +76,7 @@ class Compressing:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, layers: Mapping[str, Layer]):
-        self._around, self._layers = readers(model), in_groups(layers, groups(plan))
+        self._around, self._layers = readers(model), in_groups(layers, decoder_groups(plan))
         self._single = set(plan.single_valued)
         self._tables: dict[str, tuple[Layer, nn.Module]] = {}
 
@@ -112,11 +112,13 @@ def empty_like(model: nn.Module, plan: Plan) -> nn.Module:
     return copied
 
 
-def _swap(model: nn.Module, plan: Plan, make: Make) -> None:
+def _swap(
+    model: nn.Module, plan: Plan, make: Make, layers: Mapping[str, Layer] | None = None
+) -> None:
     """Tables first, then their decoders into the layers that read them, then linear layers."""
     for planned in plan.tables:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))
-    share_decoders(model, plan)
+    share_parts(model, plan, layers)
     fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
     for planned in plan.linears:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))

@@ -121,7 +121,7 @@ def fill(served: CompressedTable, layer: Layer) -> CompressedTable:
     stored = (_drawn if layer.drawn else _nearest)(
         probes, places, codes, weights, served.stored.rows
     )
-    served.fill(stored, _readers(probes, places, weights, served.stored.rows))
+    served.fill(stored, served.reads(weights))
     return served
 
 
@@ -204,12 +204,6 @@ def _drawn(probes: Probes, places: Tensor, codes: Tensor, weights: Tensor, store
             own = of // places.shape[1] < probes.own
             found = found * torch.where(own, 1.0, places.shape[1] ** -0.5)[:, None]
     return found * read[:, None]
-
-
-def _readers(probes: Probes, places: Tensor, weights: Tensor, stored: int) -> Tensor:
-    """How often each stored row is read, float64 [stored]."""
-    found = torch.zeros(stored).double()
-    return found.index_add_(0, places.view(-1), _each(weights, probes))
 
 
 def _each(weights: Tensor, probes: Probes) -> Tensor:

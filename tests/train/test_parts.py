@@ -1,0 +1,160 @@
+"""Parts of a model that have a say in how they are trained (embedcomp/storage/training.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.storage.training import Group, Moved, Progress, Trains
+from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.optim import LazyAdam, begin_anew, groups, optimizers
+from embedcomp.train.settings import TrainSettings
+from tests.train.test_train import Killed, small_model, without_seconds
+
+SETTINGS = TrainSettings(epochs=2, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0)
+PRICE = 0.01
+
+
+class Part(Trains):
+    """Uses every hook; the trace of them is in its buffers, so that a checkpoint has it."""
+
+    summed = ("rows",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.drawn: Tensor
+        self.rows: Tensor
+        self.register_buffer("drawn", torch.zeros(()))
+        self.register_buffer("rows", torch.zeros(()))
+        self.register_buffer("epochs", torch.zeros(2))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.training:
+            self.rows += len(logits)
+        return logits * self.scale.mean() + self.drawn
+
+    def groups(self) -> list[Group]:
+        return [Group((self.scale,), "sgd", rate=2.0)]
+
+    def penalty(self) -> Tensor:
+        return PRICE * self.scale.sum()
+
+    def before_step(self, at: Progress) -> None:
+        self.drawn = torch.rand((), generator=at.drawn()) * 0.1
+
+    def after_step(self, at: Progress) -> list[Moved]:
+        assert at.step == int(self.steps) and self.scale.grad is not None
+        self.steps += 1
+        return []
+
+    def after_epoch(self, at: Progress) -> list[Moved]:
+        self.epochs[(at.step - 1) // at.steps_per_epoch] = self.rows
+        self.rows.zero_()
+        return []
+
+    @property
+    def settled(self) -> bool:
+        return bool(self.epochs[0] > 0)
+
+
+class Around(nn.Module):
+    def __init__(self, features: Features):
+        super().__init__()
+        self.inside, self.part = small_model(features), Part()
+
+    def forward(self, *inputs: object) -> Tensor:
+        found: Tensor = self.part(self.inside(*inputs).view(-1))
+        return found
+
+
+def run(
+    log: ClickLog, features: Features, folder: Path, kill_after: int = -1
+) -> tuple[Around, list[dict[str, object]]]:
+    model, steps = Around(features), 0
+
+    def watch(report: Report) -> None:
+        nonlocal steps
+        steps += report.valid is None
+        if steps == kill_after:
+            raise Killed
+
+    history = fit(model, Data(log, features), SETTINGS, folder, watch=watch)
+    return model, [without_seconds(entry) for entry in history]
+
+
+def test_every_hook_is_called_and_goes_on_after_a_kill(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    whole, history = run(synth_log, synth_features, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(synth_log, synth_features, tmp_path / "killed", kill_after=25)
+    again, resumed = run(synth_log, synth_features, tmp_path / "killed")
+    assert history == resumed
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert whole.part.epochs[0] == synth_log.rows("train")
+
+
+def test_what_is_not_settled_is_never_the_best(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    whole, history = run(synth_log, synth_features, tmp_path)
+    early = [entry for entry in history if entry.get("settled") is False]
+    late = [entry for entry in history if "settled" not in entry]
+    assert early and late and {entry["epoch"] for entry in early} == {0}
+    assert whole.part.settled
+
+
+def test_groups_have_rates_and_weights_of_their_own(synth_features: Features) -> None:
+    model, rows = Around(synth_features), 1000
+    found = {id(p): group.kind for group in groups(model) for p in group.parameters}
+    assert len(found) == len(list(model.parameters()))
+    by_kind = {type(o): o.param_groups for o in optimizers(model, SETTINGS, rows)}
+    (sgd,) = by_kind[torch.optim.SGD]
+    assert sgd["lr"] == 2 * SETTINGS.learning_rate and sgd["params"] == [model.part.scale]
+    assert {g["l2"] for g in by_kind[LazyAdam]} == {50.0 / rows}
+
+
+def test_a_penalty_is_in_the_unit_of_the_mean_loss(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of plain gradient descent moves the scale by the price, beside the loss's own part."""
+    moved = []
+    for price in (0.0, 1.0):
+        monkeypatch.setattr(Part, "penalty", lambda self, price=price: price * self.scale.sum())
+        monkeypatch.setattr(Part, "before_step", lambda self, at: None)
+        model = Around(synth_features)
+        once = TrainSettings(epochs=1, batch_rows=10**6, embedding_l2=0.0, learning_rate=1e-3)
+        fit(model, Data(synth_log, synth_features), once, tmp_path / str(price))
+        moved.append(model.part.scale.detach())
+    assert torch.allclose(moved[0] - moved[1], torch.full((3,), 2e-3), atol=1e-6)
+
+
+def test_a_number_that_was_set_begins_anew() -> None:
+    rows = nn.Parameter(torch.ones(4, 2))
+    optimizer = LazyAdam([rows], lr=0.1)
+    for _ in range(3):
+        rows.grad = torch.sparse_coo_tensor([[1, 2]], torch.ones(2, 2), (4, 2))
+        optimizer.step()
+    begin_anew([optimizer], [Moved(rows, torch.tensor([1]))])
+    state = optimizer.state[rows]
+    assert not state["mean"][1].any() and not state["square"][1].any() and state["mean"][2].all()
+    assert state["last"][1] == state["step"]
+    begin_anew([optimizer], [Moved(rows)])
+    assert not state["mean"].any()
+
+
+def test_draws_differ_by_step_stage_seed_and_salt() -> None:
+    def drawn(step: int = 0, stage: str = "final", seed: int = 0, salt: int = 0) -> float:
+        at = Progress(stage, step, 10, 5, seed)  # type: ignore[arg-type]
+        return float(torch.rand((), generator=at.drawn(salt)))
+
+    every = [drawn(), drawn(1), drawn(stage="search"), drawn(seed=1), drawn(salt=1)]
+    assert len(set(every)) == 5 and drawn() == every[0]
