@@ -27,7 +27,7 @@ def tune(
         The history of evaluations; the first is the compressed model before tuning.
     """
     thaw(compressed)
-    how = settings.training(distil=True)
+    how = settings.training()
     history = fit(compressed, data, how, folder, teacher=original, watch=watch, step="tuning")
     freeze(compressed)
     return history
@@ -37,5 +37,5 @@ def control(
     original: nn.Module, data: Data, settings: TuneSettings, folder: Path, watch: Watch
 ) -> list[dict[str, Any]]:
     """Train `original` on in place for the same epochs: what tuning alone would have brought."""
-    how = settings.training(distil=False)
+    how = settings.training()
     return fit(original, data, how, folder, watch=watch, step="training the control")
