@@ -62,6 +62,10 @@ MISTAKES = [
     ("train log --model gpt --out o", "there is no model 'gpt'"),
     ("train log --model dlrm --out o --set bacht=1", "bacht"),
     ("train log --model dlrm --out o --epochs -3", "epochs is -3, but must be 0 or more"),
+    ("train log --out o", "there is no model to train; give --model, or --teacher for one like it"),
+    ("train log --teacher m --out o --min-count 3", "a student has its teacher's; omit it"),
+    ("train log --model dlrm --out o --set distil=0.5", "give --teacher as well"),
+    ("train log --teacher m --out o --set distil=1.5", "distil is 1.5, but must be between 0 and"),
     (f"{COMPRESS} --budget 5x --tune-epochs -1", "epochs is -1, but must be 0 or more"),
     (f"{COMPRESS} --budget 5x --set tune=3 --set tune.epochs=1", "tune is 3, which has no epochs"),
 ]

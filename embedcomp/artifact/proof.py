@@ -55,7 +55,7 @@ class Proof:
     """What was measured of a model, and of what it is held against, on the same rows.
 
     model: None: nothing could be measured, because of `reason`.
-    original: the model that was compressed.
+    original: the model that was compressed, or a student's teacher.
     control: the original, trained on as this model was tuned.
     seeds: of everything that was drawn on the way to the model, by step.
     log: fingerprint of the split.

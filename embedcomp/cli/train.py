@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedcomp import models
 from embedcomp.cli.options import Json, from_fields, show
+from embedcomp.errors import BadSettings
 from embedcomp.recipes.settings import read_changes, validated
 from embedcomp.support.files import refuse_unwritable
 from embedcomp.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from embedcomp.artifact.artifact import Artifact
+    from embedcomp.artifact.source import ModelSource
+
+MIN_COUNT = 2
 
 
 @from_fields(TrainSettings, "epochs", "seed")
 def train(
     log: Annotated[str, typer.Argument(help="Folder or URL with schema.toml.")],
-    model: Annotated[
-        str, typer.Option(help=f"{', '.join(models.names())} or package.module:factory.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder for the model; a new version each time.")],
     given: dict[str, Any],
-    min_count: Annotated[int, typer.Option(help="Ids seen fewer times share one row.")] = 2,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(models.names())} or package.module:factory; not given: the teacher's."
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Model or artifact whose scores and features the model is to take over."),
+    ] = None,
+    min_count: Annotated[
+        int | None,
+        typer.Option(help=f"Ids seen fewer times share one row; not given: {MIN_COUNT}."),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Weights to start from; without --epochs nothing is trained."),
@@ -33,26 +50,65 @@ def train(
     json: Json = None,
 ) -> None:
     """Train a model on a click log, or load one from a checkpoint."""
-    models.refuse_unknown([model])
+    _refuse(model, teacher, min_count, given)
     refuse_unwritable(out)
     untrained = {} if checkpoint is None else {"epochs": 0}
     settings = validated(TrainSettings, untrained | given, "--set")
 
     from embedcomp import recipes
-    from embedcomp.artifact.source import ModelSource
+    from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
     from embedcomp.log.counts import count
     from embedcomp.log.features import Features
     from embedcomp.recipes.progress import shown
     from embedcomp.support.progress import Doing
 
-    source = ModelSource(model=model, settings=read_changes(model_changes or [])).complete()
+    teaches = None if teacher is None else Artifact.open(teacher)
+    source = _source(model, model_changes or [], teaches)
     clicks = ClickLog(log)
     with shown() as watch:
-        watch(Doing("counting ids"))
-        features = Features.from_counts(clicks, count(clicks, clicks.pieces("train")), min_count)
+        if teaches is not None:
+            features = teaches.features
+        else:
+            watch(Doing("counting ids"))
+            counts = count(clicks, clicks.pieces("train"))
+            features = Features.from_counts(clicks, counts, min_count or MIN_COUNT)
         artifact = recipes.train(
-            clicks, features, source, settings, out, start=checkpoint, watch=watch
+            clicks,
+            features,
+            source,
+            settings,
+            out,
+            start=checkpoint,
+            teacher=teaches,
+            watch=watch,
         )
     result = recipes.summary(artifact)
     show(result, [recipes.summary_line(artifact)], json)
+
+
+def _refuse(
+    model: str | None, teacher: Path | None, min_count: int | None, given: dict[str, Any]
+) -> None:
+    """Raise BadSettings where options do not go together."""
+    if model is not None:
+        models.refuse_unknown([model])
+    elif teacher is None:
+        raise BadSettings("there is no model to train; give --model, or --teacher for one like it")
+    if teacher is not None and min_count is not None:
+        raise BadSettings(
+            "--min-count makes vocabularies, and a student has its teacher's; omit it"
+        )
+    if teacher is None and "distil" in given:
+        raise BadSettings("distil is the weight of a teacher's scores; give --teacher as well")
+
+
+def _source(model: str | None, changes: list[str], teacher: Artifact | None) -> ModelSource:
+    """The model named with its settings, or the teacher's with some of them changed."""
+    from embedcomp.artifact.source import ModelSource
+
+    if teacher is None or model is not None:
+        assert model is not None, "refused before"
+        return ModelSource(model=model, settings=read_changes(changes)).complete()
+    known = teacher.source
+    return ModelSource(model=known.model, settings=read_changes(changes, known.settings)).complete()

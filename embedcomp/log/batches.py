@@ -20,16 +20,21 @@ from embedcomp.log.rows import Rows
 
 T = TypeVar("T")
 
+Taught = Callable[[Piece], np.ndarray]  # a teacher's logits of a piece's rows, float16 [rows]
+
 BUFFER_BYTES = 1 << 29  # of encoded rows that are shuffled together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model reads: dense float32 [B, D], sparse ids by feature name, labels float32 [B]."""
+    """What a model reads: dense float32 [B, D], sparse ids by feature name, labels float32 [B], and
+    a teacher's logits float32 [B] where it imitates one.
+    """
 
     dense: Tensor
     sparse: KeyedJaggedTensor
     labels: Tensor
+    taught: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,16 +51,26 @@ def to_batch(rows: Rows, keys: list[str]) -> Batch:
         lengths=torch.from_numpy(np.concatenate(lengths)),
         stride=b,
     )
-    return Batch(torch.from_numpy(rows.dense), sparse, torch.from_numpy(rows.labels))
+    taught = None if rows.taught is None else torch.from_numpy(rows.taught.astype(np.float32))
+    return Batch(torch.from_numpy(rows.dense), sparse, torch.from_numpy(rows.labels), taught)
 
 
-def read_rows(log: ClickLog, features: Features, pieces: Iterable[Piece]) -> Iterator[Rows]:
-    """Encoded rows of the pieces, in order, a few ten thousand at a time."""
+def read_rows(
+    log: ClickLog, features: Features, pieces: Iterable[Piece], taught: Taught | None = None
+) -> Iterator[Rows]:
+    """Encoded rows of the pieces, in order, a few ten thousand at a time.
+
+    Args:
+        taught: gives a teacher's logits of a piece's rows.
+    """
     for piece in pieces:
+        logits, done = None if taught is None else taught(piece), 0
         for batch in log.read(piece):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             rows = features.encode(columns, batch.num_rows)
-            yield replace(rows, labels=columns[log.schema.label].to_numpy())
+            known = None if logits is None else logits[done : done + len(rows)]
+            done += len(rows)
+            yield replace(rows, labels=columns[log.schema.label].to_numpy(), taught=known)
 
 
 def in_order(
@@ -107,6 +122,7 @@ class Shuffled:
 
     Args:
         buffer_rows: rows that are shuffled together; None: as many as BUFFER_BYTES hold.
+        taught: gives a teacher's logits of a piece's rows, which then come with the batches.
     """
 
     def __init__(
@@ -116,8 +132,9 @@ class Shuffled:
         pieces: Sequence[Piece],
         batch_rows: int,
         buffer_rows: int | None = None,
+        taught: Taught | None = None,
     ):
-        self._log, self._features = log, features
+        self._log, self._features, self._taught = log, features, taught
         self._pieces, self._batch_rows = pieces, batch_rows
         self._buffer_rows = buffer_rows or self._rows_that_fit()
         self._whole: Rows | None = None
@@ -164,7 +181,7 @@ class Shuffled:
             yield Rows.concatenate(parts)
 
     def _read(self, pieces: Iterable[Piece]) -> Iterator[Rows]:
-        return read_rows(self._log, self._features, pieces)
+        return read_rows(self._log, self._features, pieces, self._taught)
 
     def _rows_that_fit(self) -> int:
         """By the size of the first rows read, which a resumed run sees too."""

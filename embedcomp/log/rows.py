@@ -48,13 +48,14 @@ class Rows:
     """Encoded rows of a log.
 
     labels: float32 [R]; dense: float32 [R, D]; single: int32 [R, S], the single-valued features'
-    table rows; bags: the multi-valued features'.
+    table rows; bags: the multi-valued features'; taught: float16 [R], a teacher's logits, or None.
     """
 
     labels: np.ndarray
     dense: np.ndarray
     single: np.ndarray
     bags: tuple[Bag, ...]
+    taught: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,18 +63,21 @@ class Rows:
     def take(self, rows: np.ndarray) -> Rows:
         """The rows with these numbers, int64 [n], in that order."""
         bags = tuple(bag.take(rows) for bag in self.bags)
-        return Rows(self.labels[rows], self.dense[rows], self.single[rows], bags)
+        taught = None if self.taught is None else self.taught[rows]
+        return Rows(self.labels[rows], self.dense[rows], self.single[rows], bags, taught)
 
     def part(self, start: int, end: int) -> Rows:
         """Rows start to end, not copied."""
         bags = tuple(bag.part(start, end) for bag in self.bags)
         cut = slice(start, end)
-        return Rows(self.labels[cut], self.dense[cut], self.single[cut], bags)
+        taught = None if self.taught is None else self.taught[cut]
+        return Rows(self.labels[cut], self.dense[cut], self.single[cut], bags, taught)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         arrays = [self.labels, self.dense, self.single]
+        arrays += [] if self.taught is None else [self.taught]
         arrays += [array for bag in self.bags for array in (bag.offsets, bag.values)]
         return sum(array.nbytes for array in arrays)
 
@@ -81,9 +85,12 @@ class Rows:
     def concatenate(parts: Sequence[Rows]) -> Rows:
         if len(parts) == 1:
             return parts[0]
+        taught = [p.taught for p in parts if p.taught is not None]
+        assert len(taught) in (0, len(parts)), "some rows have a teacher's logits, others have none"
         return Rows(
             np.concatenate([p.labels for p in parts]),
             np.concatenate([p.dense for p in parts]),
             np.concatenate([p.single for p in parts]),
             tuple(Bag.concatenate(bags) for bags in zip(*(p.bags for p in parts), strict=True)),
+            np.concatenate(taught) if taught else None,
         )

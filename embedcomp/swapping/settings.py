@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import TrainSettings, refuse_no_share
 
 CLEAR = 2.0  # standard errors by which an increase differs from none
 FEWEST_RANKED = 3  # options, below which a rank correlation says nothing
@@ -24,15 +24,17 @@ class TuneSettings:
     learning_rate: float = 1e-3  # at the start; falls linearly to zero
     table_learning_rate: float = 5e-5  # of the tables' codes, likewise
     embedding_l2: float = 0.0
-    distil: float = 1.0  # weight of the original's scores against the labels
+    distil: float | None = None  # weight of the original's scores against the labels: 0 is the
+    # labels alone, 1 the scores alone; None: chosen by short probes
     batch_rows: int = 0  # of a step; 0: as in TrainSettings
     seed: int = 0
 
     def __post_init__(self) -> None:
         refuse_below(self, epochs=0, batch_rows=0)
+        refuse_no_share("distil", self.distil)
 
-    def training(self, distil: bool) -> TrainSettings:
-        """The settings of the trainer that tunes; `distil` says whether there is a teacher."""
+    def training(self) -> TrainSettings:
+        """The settings of the trainer that tunes."""
         return TrainSettings(
             epochs=self.epochs,
             batch_rows=self.batch_rows,
@@ -41,7 +43,7 @@ class TuneSettings:
             embedding_l2=self.embedding_l2,
             schedule="linear",
             evaluations_per_epoch=1,
-            distil=self.distil if distil else 0.0,
+            distil=self.distil,
             precision="float32",  # the differences to be learnt are smaller than bfloat16's steps
             seed=self.seed,
         )

@@ -50,7 +50,7 @@ def tune(
     Returns:
         The history of evaluations; the first is the compressed model before tuning.
     """
-    how = settings.training(distil=True)
+    how = settings.training()
     return train_form(compressed, original, data, how, folder, watch, "tuning")
 
 
@@ -58,5 +58,5 @@ def control(
     original: nn.Module, data: Data, settings: TuneSettings, folder: Path, watch: Watch
 ) -> list[dict[str, Any]]:
     """Train `original` on in place for the same epochs: what tuning alone would have brought."""
-    how = settings.training(distil=False)
+    how = settings.training()
     return fit(original, data, how, folder, watch=watch, step="training the control")

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from embedcomp.log.batches import Batch, Shuffled
+from embedcomp.log.batches import Batch, Shuffled, Taught
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Moved, Progress, Stage, parts_that_train
 from embedcomp.support.metrics import Quality
-from embedcomp.support.progress import quiet
+from embedcomp.support.progress import State, quiet
 from embedcomp.train import checkpoint, memory, probe, workers
 from embedcomp.train.key import RunKey
 from embedcomp.train.optim import OfRows, begin_anew, optimizers, set_learning_rate
@@ -28,6 +28,7 @@ from embedcomp.train.plateau import Plateau
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings, refuse_too_many
 from embedcomp.train.tables import fast_tables
+from embedcomp.train.teacher import TeacherScores
 
 EVALUATION_SHARE = 0.1  # of the time of training that evaluations may take
 SCORING_COST = 1 / 4  # of a row, where training on it costs 1
@@ -100,7 +101,8 @@ def fit(
 
     Args:
         folder: where checkpoints are kept; the caller removes it once the model is saved.
-        teacher: the original model, whose scores the run also imitates.
+        teacher: a model whose scores the run also imitates; it scores each row once, into a file
+            in `folder`, and reads what the model reads.
         watch: is told a `Report` after each step and each evaluation.
         step: what the run is for, as its reports say.
         stage: as modules that train by themselves are told (storage/training.py).
@@ -116,42 +118,80 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
-        settings, probes = _with_l2(model, data, settings, folder / f"{name}.probes.json", watch)
+        taught = None
+        if teacher is not None and settings.epochs:
+            taught = _taught(teacher, data, folder, watch)
+        file = folder / f"{name}.probes.json"
+        settings, chosen = _with_weights(model, data, settings, taught, file, watch)
         stack.enter_context(fast_tables(model))
-        if teacher is not None:
-            stack.enter_context(fast_tables(teacher))
-        run = _Run(model, _pieces(data), data, settings, folder / name, teacher, step, stage)
+        run = _Run(model, _pieces(data), data, settings, folder / name, taught, step, stage)
         run.resume()
         run.train(watch)
         run.take_best()
     history = run.plateau.history
-    return [history[0] | probes, *history[1:]] if history else []
+    return [history[0] | chosen, *history[1:]] if history else []
 
 
-def _with_l2(
-    model: nn.Module, data: Data, settings: TrainSettings, file: Path, watch: Watch
+def _taught(teacher: nn.Module, data: Data, folder: Path, watch: Watch) -> TeacherScores:
+    """The teacher's scores of the training split."""
+
+    def told(state: State) -> None:
+        watch(Report(0, state.done, state.total or 0, math.nan, 1.0, step=state.step))
+
+    return TeacherScores.of(teacher, data.log, data.train, data.features, folder, told)
+
+
+def _with_weights(
+    model: nn.Module,
+    data: Data,
+    settings: TrainSettings,
+    taught: Taught | None,
+    file: Path,
+    watch: Watch,
 ) -> tuple[TrainSettings, dict[str, Any]]:
-    """Settings with a weight of the L2, and what the history tells of how it was chosen."""
-    if settings.embedding_l2 is not None or not settings.epochs:
-        return settings, {}
+    """Settings with the weights that were left to probes, and what the history tells of those.
+
+    Args:
+        file: keeps the probes that are done.
+    """
+    history: dict[str, Any] = {}
+    for weight in probe.left_open(settings, taught is not None):
+        found, probes = _weight(weight, model, data, settings, taught, file, watch)
+        settings = weight.set(settings, found)
+        history |= {weight.setting: found}
+        if probes:
+            history["probes"] = history.get("probes", []) + [asdict(one) for one in probes]
+    return settings, history
+
+
+def _weight(
+    weight: probe.Weight,
+    model: nn.Module,
+    data: Data,
+    settings: TrainSettings,
+    taught: Taught | None,
+    file: Path,
+    watch: Watch,
+) -> tuple[float, list[probe.Probe]]:
+    """The value of one weight, and the probes that chose it: none where they would not tell."""
     train, valid = _pieces(data)
-    rows = probe.rows_of(sum(piece.rows for piece in train))
-    if rows < max(probe.FEWEST, workers.count()):
-        return replace(settings, embedding_l2=probe.USUAL_L2), {"embedding_l2": probe.USUAL_L2}
+    rows = weight.rows_of(sum(piece.rows for piece in train))
+    if rows < max(weight.fewest, workers.count()):
+        return weight.usual, []
     few = probe.sample(train, rows), probe.sample(valid, -(-rows // 2))
 
-    def trained(l2: float) -> Quality:
+    def trained(value: float) -> Quality:
+        how = weight.set(weight.probing(settings, rows), value)
         copied = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), fast_tables(copied):
             torch.manual_seed(settings.seed)
-            run = _Run(copied, few, data, probe.settings_of(settings, l2, rows), None, None)
-            step = f"trying an embedding_l2 of {l2:g}"
+            run = _Run(copied, few, data, how, None, taught)
+            step = f"trying {weight.setting} of {value:g}"
             run.train(lambda report: watch(replace(report, step=step, valid=None)))
-        return run.best
+        return run.last if how.schedule == "linear" else run.best
 
-    l2, probes = probe.chosen(trained, file)
-    history = {"embedding_l2": l2, "probes": [asdict(one) for one in probes]}
-    return replace(settings, embedding_l2=l2), history
+    probes = probe.Probes(weight.setting, trained, file)
+    return weight.choose(probes), probes.done
 
 
 def _pieces(data: Data) -> tuple[list[Piece], list[Piece]]:
@@ -165,6 +205,7 @@ class _Run:
     Args:
         pieces: to train and to validate on.
         place: of its checkpoints, but for their suffixes; None: it keeps none.
+        taught: gives the logits of the teacher that it imitates.
         step: what the run is for.
     """
 
@@ -175,20 +216,22 @@ class _Run:
         data: Data,
         settings: TrainSettings,
         place: Path | None,
-        teacher: nn.Module | None,
+        taught: Taught | None,
         step: str = "training",
         stage: Stage = "final",
     ):
-        self.model, self.data, self.settings, self.teacher = model, data, settings, teacher
+        self.model, self.data, self.settings = model, data, settings
         self.rows, valid_rows = (sum(piece.rows for piece in split) for split in pieces)
         self.pieces, self.valid = (workers.share(split) for split in pieces)
         self.batches = -(-self.rows // (workers.count() * settings.batch_rows))  # an epoch
-        self.shuffled = Shuffled(data.log, data.features, self.pieces, settings.batch_rows)
+        self.shuffled = Shuffled(
+            data.log, data.features, self.pieces, settings.batch_rows, taught=taught
+        )
         self.evaluations = min(
             settings.evaluations_per_epoch or evaluations(self.rows, valid_rows), self.batches
         )
         self.plateau = _plateau(settings, self.evaluations)
-        self.best = Quality()
+        self.best = self.last = Quality()  # of the evaluations
         self.optimizers = optimizers(model, settings, self.rows)
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
@@ -294,12 +337,7 @@ class _Run:
     def _loss(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.in_bfloat16):
             logits = self.model(batch.dense, batch.sparse).view(-1).float()
-        target = batch.labels
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher.eval()(batch.dense, batch.sparse).view(-1).sigmoid()
-            target = torch.lerp(target, taught, self.settings.distil)
-        return binary_cross_entropy_with_logits(logits, target)
+        return binary_cross_entropy_with_logits(logits, target(batch, self.settings.distil))
 
     def _evaluate(self, watch: Watch) -> None:
         data = self.data
@@ -308,6 +346,7 @@ class _Run:
         valid = workers.total(quality(self.model, data.log, data.features, self.valid))
         settled = all(part.settled for part in self.parts)
         better, cut = self.plateau.see(self.epoch, valid, settled, rows_per_second=round(speed))
+        self.last = valid
         if better:
             self.best = valid
             self._save("best")
@@ -340,6 +379,14 @@ class _Run:
     def _report(self) -> Report:
         done = min(self.rows, self.batch * self.settings.batch_rows * workers.count())
         return Report(self.epoch, done, self.rows, self.loss, self._factor(), step=self._step_name)
+
+
+def target(batch: Batch, distil: float | None) -> Tensor:
+    """What a student's scores are held against: labels, and with weight `distil` a teacher's."""
+    if batch.taught is None:
+        return batch.labels
+    assert distil is not None, "a run with a teacher has a weight"
+    return torch.lerp(batch.labels, batch.taught.sigmoid(), distil)
 
 
 def evaluations(train_rows: int, valid_rows: int) -> int:

@@ -53,9 +53,9 @@ class RunKey:
             settings=settings,
             workers=workers.count(),
             log=log.stamp(list(splits)),
-            features=_of_features(features),
-            model=_of_module(model),
-            teacher="" if teacher is None else _of_module(teacher),
+            features=of_features(features),
+            model=of_module(model),
+            teacher="" if teacher is None else of_module(teacher),
             stage=stage,
         )
 
@@ -64,7 +64,7 @@ class RunKey:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
-def _of_module(module: nn.Module) -> str:
+def of_module(module: nn.Module) -> str:
     found = hashlib.sha256()
     for name, part in module.named_modules():
         found.update(f"{name} {type(part).__module__}.{type(part).__qualname__}\n".encode())
@@ -78,7 +78,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _of_features(features: Features) -> str:
+def of_features(features: Features) -> str:
     found = hashlib.sha256(repr(features.dense).encode())
     for feature in features.ids:
         ids = feature.vocabulary

@@ -1,10 +1,13 @@
-"""The weight of the tables' L2, chosen by short runs on a share of the log.
+"""Settings chosen by short runs on a share of the log: the tables' L2 and the teacher's weight.
 
-A probe trains a copy of the model on runs of rows spread over the log and ends when its validation
-AUC falls. Without enough L2, rows learn the clicks by heart, which shows after a few passes over so
-few rows. Too much L2 does not show: the less there is of it, the faster a model learns at first.
-Probes of movielens_1m liked a sixteenth of the usual weight best, by 0.011 of AUC, and whole runs
-with it ended 0.004 below those with the usual one. So probes only tell when more is needed.
+A probe trains a copy of the model on runs of rows spread over the log and is scored on validation
+rows.
+
+One of the L2 ends when its validation AUC falls. Without enough L2, rows learn the clicks by heart,
+which shows after a few passes over so few rows. Too much L2 does not show: the less there is of it,
+the faster a model learns at first. Probes of movielens_1m liked a sixteenth of the usual weight
+best, by 0.011 of AUC, and whole runs with it ended 0.004 below those with the usual one. So probes
+only tell when more is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from embedcomp.log.click_log import Piece
 from embedcomp.support.files import replacing
@@ -29,73 +33,159 @@ SHARE = 8  # a probe reads at most one row in this many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
+USUAL_DISTIL = 0.7
+DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
 STEPS = 128  # of a pass, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What one weight brought: the AUC of its best pass, and how far off that may be."""
+    """What one value of a setting brought: an AUC, and how far off that may be."""
 
-    embedding_l2: float
+    setting: str
+    value: float
     auc: float
     error: float
     seconds: float
 
 
-Trained = Callable[[float], Quality]  # the best validation quality of a probe with this weight
+Trained = Callable[[float], Quality]  # the validation quality of a probe with this value
 
 
-def chosen(train: Trained, file: Path) -> tuple[float, list[Probe]]:
-    """The weight that probes are best with, and all probes.
+class Probes:
+    """Probes of one setting, each run once.
+
+    Args:
+        file: keeps the probes that are done, for a run that is killed and started again; it may
+            hold those of other settings too.
+    """
+
+    def __init__(self, setting: str, train: Trained, file: Path):
+        self._setting, self._train, self._file = setting, train, file
+
+    def __call__(self, value: float) -> Probe:
+        """The probe of a value, which is run if it is not done yet."""
+        every = _read(self._file)
+        for probe in every:
+            if (probe.setting, probe.value) == (self._setting, value):
+                return probe
+        began = perf_counter()
+        found = self._train(value)
+        probe = Probe(
+            setting=self._setting,
+            value=value,
+            auc=found.auc,
+            error=found.auc_error,
+            seconds=round(perf_counter() - began, 1),
+        )
+        _write(self._file, [*every, probe])
+        return probe
+
+    @property
+    def done(self) -> list[Probe]:
+        """Those that are done, in the order of their values."""
+        found = [probe for probe in _read(self._file) if probe.setting == self._setting]
+        return sorted(found, key=lambda probe: probe.value)
+
+
+def chosen_l2(probe: Callable[[float], Probe]) -> float:
+    """The weight of the L2 that probes are best with.
 
     Goes from the usual weight on to larger ones while the AUC clearly rises, so that what makes no
     difference leaves the weight as it is.
-
-    Args:
-        file: keeps the probes that are done, for a run that is killed and started again.
     """
-    done = {probe.embedding_l2: probe for probe in _read(file)}
-
-    def probe(place: int) -> Probe:
-        l2 = USUAL_L2 * FACTOR**place
-        if l2 not in done:
-            done[l2] = _probe(train, l2)
-            _write(file, [*done.values()])
-        return done[l2]
-
-    best = probe(0)
+    best = probe(USUAL_L2)
     for place in range(1, FURTHEST + 1):
-        found = probe(place)
+        found = probe(USUAL_L2 * FACTOR**place)
         if not found.auc > best.auc + best.error:
             break
         best = found
-    return best.embedding_l2, sorted(done.values(), key=lambda probe: probe.embedding_l2)
+    return best.value
 
 
-def _probe(train: Trained, l2: float) -> Probe:
-    began = perf_counter()
-    found = train(l2)
-    seconds = round(perf_counter() - began, 1)
-    return Probe(embedding_l2=l2, auc=found.auc, error=found.auc_error, seconds=seconds)
+def chosen_distil(probe: Callable[[float], Probe]) -> float:
+    """The teacher's weight that probes are best with."""
+    return max((probe(value) for value in DISTILS), key=lambda one: one.auc).value
 
 
-def settings_of(settings: TrainSettings, l2: float, rows: int) -> TrainSettings:
-    """A run's settings as those of one of its probes, which trains on `rows` rows."""
+def short(settings: TrainSettings, rows: int) -> TrainSettings:
+    """A run's settings as those of one on `rows` rows that ends when its validation AUC falls."""
     return replace(
         settings,
-        embedding_l2=l2,
         epochs=PASSES,
         batch_rows=max(1, min(settings.batch_rows, rows // STEPS)),
         schedule="plateau",
         evaluations_per_epoch=1,
         patience=1,
         cuts=0,
+        distil=USUAL_DISTIL if settings.distil is None else settings.distil,
     )
 
 
-def rows_of(train: int) -> int:
-    """Rows of a probe, by those of the training split."""
-    return max(1, min(ROWS, train // SHARE))
+def small(settings: TrainSettings, rows: int) -> TrainSettings:
+    """A run's settings as those of one on `rows` rows that is like it in all else."""
+    if settings.schedule != "linear":
+        return short(settings, rows)
+    return replace(settings, batch_rows=max(1, min(settings.batch_rows, rows // STEPS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A setting that probes choose a value of where it is left open.
+
+    most, part: a probe trains on at most so many rows, and on at most one in so many of the log's.
+    fewest: rows that tell values apart; with fewer none is tried.
+    usual: the value then.
+    choose: finds the value by the probes that it asks for.
+    probing: a run's settings as those of a probe on so many rows.
+    """
+
+    setting: str  # of TrainSettings
+    most: int
+    part: int
+    fewest: int
+    usual: float
+    choose: Callable[[Callable[[float], Probe]], float]
+    probing: Callable[[TrainSettings, int], TrainSettings]
+
+    def rows_of(self, train: int) -> int:
+        """Rows of a probe, by those of the training split."""
+        return max(1, min(self.most, train // self.part))
+
+    def set(self, settings: TrainSettings, value: float) -> TrainSettings:
+        """The settings with this value."""
+        changes: dict[str, Any] = {self.setting: value}
+        return replace(settings, **changes)
+
+
+L2 = Weight(
+    setting="embedding_l2",
+    most=ROWS,
+    part=SHARE,
+    fewest=FEWEST,
+    usual=USUAL_L2,
+    choose=chosen_l2,
+    probing=short,
+)
+DISTIL = Weight(
+    setting="distil",
+    most=ROWS,
+    part=SHARE,
+    fewest=FEWEST,
+    usual=USUAL_DISTIL,
+    choose=chosen_distil,
+    probing=small,
+)
+
+
+def left_open(settings: TrainSettings, taught: bool) -> list[Weight]:
+    """Weights that the settings of a run leave to probes, in the order in which they are chosen.
+
+    Args:
+        taught: whether there is a teacher.
+    """
+    weights = [L2, DISTIL] if taught else [L2]
+    return [w for w in weights if settings.epochs and getattr(settings, w.setting) is None]
 
 
 def sample(pieces: Sequence[Piece], rows: int) -> list[Piece]:

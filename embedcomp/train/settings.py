@@ -38,7 +38,8 @@ class TrainSettings:
     cuts: int = 2  # times that the learning rate is cut by ten before the run stops
     evaluations_per_epoch: int = 0  # 0: as many as take about a tenth of the time, at least one
     checkpoint_rows: int = 2_000_000  # rows trained between two checkpoints, at most
-    distil: float = 1.0  # weight of the original's scores against the labels, where there is one
+    distil: float | None = None  # weight of a teacher's scores against the labels, where there is
+    # one: 0 is the labels alone, 1 the scores alone; None: chosen by short probes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products while training; auto:
     # bfloat16 where the CPU multiplies it natively. Weights, tables and evaluations are float32
     seed: int = 0  # equal seeds give equal runs
@@ -47,6 +48,7 @@ class TrainSettings:
         refuse_below(
             self, epochs=0, batch_rows=0, cuts=0, evaluations_per_epoch=0, checkpoint_rows=1
         )
+        refuse_no_share("distil", self.distil)
 
     def for_rows(self, rows: int) -> TrainSettings:
         """These settings with a batch size, which suits a worker that trains on `rows` rows.
@@ -65,6 +67,12 @@ class TrainSettings:
             found = torch.cpu.get_capabilities()
             return any(found.get(name) for name in NATIVE_BFLOAT16)
         return self.precision == "bfloat16"
+
+
+def refuse_no_share(name: str, value: float | None) -> None:
+    """Raise BadSettings where a setting is given and is not between 0 and 1."""
+    if value is not None and not 0 <= value <= 1:
+        raise BadSettings(f"{name} is {value:g}, but must be between 0 and 1")
 
 
 def refuse_too_many(workers: int, rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.cli import main
 from embedcomp.kernels import native
 from embedcomp.log.features import Features
@@ -107,6 +109,39 @@ def test_json_on_standard_output_is_alone_there(
         for layer in found["plan"]["layers"]:
             predicted, counted = layer["bytes_resident"], found["resident"][layer["layer"]]
             assert predicted == counted or layer["method"] == "frequency_tiers"
+
+
+@pytest.mark.parametrize("teacher", ["model", "small"])
+def test_a_student_is_like_its_teacher_but_for_what_is_changed(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, teacher: str
+) -> None:
+    """Of a trained model, and of a compressed one."""
+    monkeypatch.chdir(made)
+    command = ["train", "log", "--teacher", teacher, "--out", tmp_path / "student", "--epochs", 1]
+    changes = ["--model-set", "hidden=[8]", "--set", "distil=0.6", "--seed", 7, *QUICK]
+    assert run(monkeypatch, *command, *changes) == 0
+    taught, student = Artifact.open(teacher), Artifact.open(tmp_path / "student")
+    assert student.source.model == "deepfm"
+    assert student.source.settings == {**taught.source.settings, "hidden": [8]}
+    assert student.features.keys == taught.features.keys
+    told = student.origin.training
+    digest = hashlib.sha256((taught.folder / "manifest.json").read_bytes()).hexdigest()
+    assert told["teacher"] == {"folder": str(taught.folder), "digest": digest}
+    assert told["settings"]["distil"] == 0.6
+    assert student.proof is not None and taught.proof is not None
+    assert student.proof.original == taught.proof.model
+    assert student.proof.seeds == {"train": 7, "teacher.train": 0}
+
+
+def test_a_student_may_be_another_model(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(made)
+    command = ["train", "log", "--teacher", "model", "--model", "dlrm", "--out", tmp_path / "other"]
+    assert run(monkeypatch, *command, "--epochs", 1, *QUICK) == 0
+    student = Artifact.open(tmp_path / "other")
+    assert student.source.model == "dlrm"
+    assert 0 <= student.origin.training["history"][0]["distil"] <= 1
 
 
 def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
@@ -238,6 +273,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         (["train", "log", "--model", "no.such:model", "--out", "o"], "cannot be imported"),
         (["train", "log", "--model", "dlrm", "--out", "o", "--set", "bacht=1"], "bacht"),
         (["train", "log", "--model", "dlrm", "--out", "o", "--model-set", "widht=1"], "widht"),
+        (["train", "log", "--teacher", "model", "--out", "o", "--model-set", "widht=1"], "widht"),
+        (["train", "log", "--teacher", "nothing", "--out", "o"], "is not a model or artifact"),
+        (["train", "log", "--teacher", "model", "--out", "o", "--epochs", 0], "teaches nothing"),
         (["log", "synth", "log", "--rows", 5000], "holds a log already"),
         (["log", "synth", "tiny", "--rows", 10], "too small"),
         (["measure", "small", "--log", "log"], "has no layer that the methods would change"),

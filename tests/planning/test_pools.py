@@ -26,14 +26,15 @@ from tests.train.test_train import Killed
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [8], "cross_layers": 1})
 ONCE = TrainSettings(epochs=1, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0)
+FASTER = replace(ONCE, batch_rows=256, learning_rate=3e-3, table_learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
 def original(
     synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
-    folder = tmp_path_factory.mktemp("pools")
-    return recipes.train(synth_log, synth_features, SOURCE.complete(), ONCE, folder)
+    folder, well = tmp_path_factory.mktemp("pools"), replace(FASTER, epochs=3)
+    return recipes.train(synth_log, synth_features, SOURCE.complete(), well, folder)
 
 
 def asked(original: Artifact, ratio: float, **settings: Any) -> CompressSettings:
@@ -134,7 +135,7 @@ def test_from_the_log_nothing_is_taken_from_the_model(
 def test_a_form_learns_the_scores_of_its_model(
     synth_log: ClickLog, original: Artifact, plan: Plan, tmp_path: Path
 ) -> None:
-    longer = replace(ONCE, epochs=4, distil=1.0, learning_rate=3e-3, table_learning_rate=3e-3)
+    longer = replace(FASTER, epochs=4, distil=1.0)
     untrained = replace(ONCE, epochs=0)
     batches = recipes.rows_of(original, synth_log, "valid", 2000)
 
