@@ -60,6 +60,13 @@ class Stored(ctypes.Structure):
         ("tiers", c_void_p),
         ("firsts", c_void_p),
         ("index_tiers", c_int32),
+        ("probe_count", c_int32),
+        ("probes", c_void_p),
+        ("own", c_int64),
+        ("own_start", c_int64),
+        ("combine", c_int32),
+        ("reserved", c_int32),
+        ("grid", c_void_p),
     )
 
 
