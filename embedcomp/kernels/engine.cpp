@@ -105,14 +105,15 @@ inline uint64_t splitmix64(uint64_t x) {
 // Which of `number` parts of equal length, of all that 32 bits can be, a number of them is in.
 inline uint64_t share(uint64_t half, uint64_t number) { return half * number >> 32; }
 
-// Quotient and remainder; most numbers are small, and those take half as long.
-inline uint64_t divided(uint64_t x, uint64_t by, uint64_t* rest) {
-  if ((x | by) >> 32 == 0) {
-    *rest = uint32_t(x) % uint32_t(by);
-    return uint32_t(x) / uint32_t(by);
-  }
-  *rest = x % by;
-  return x / by;
+// Quotient and remainder by a number whose share of 2^64 - 1 is known, which a multiplication finds
+// up to 2 too low (Granlund and Montgomery, PLDI 1994).
+inline uint64_t divided(uint64_t x, uint64_t by, uint64_t part, uint64_t* rest) {
+  __extension__ typedef unsigned __int128 Wide;
+  uint64_t quotient = uint64_t(Wide(x) * part >> 64);
+  uint64_t left = x - quotient * by;
+  for (; left >= by; left -= by) ++quotient;
+  *rest = left;
+  return quotient;
 }
 
 // Which of a probe's rows a number of the table's ids reads.
@@ -121,16 +122,16 @@ inline uint64_t place_of(const Probe& p, uint64_t id) {
   if (p.kind == kHash) return share(splitmix64(id + salt) >> 32, rows);
   uint64_t place;
   if (p.kind == kDigit) {
-    if (p.divisor > 1) id = divided(id, p.divisor, &place);
+    if (p.divisor > 1) id = divided(id, p.divisor, p.per_divisor, &place);
     if (id < rows) return id;
-    divided(id, rows, &place);
+    divided(id, rows, p.per_row, &place);
     return place;
   }
-  const uint64_t partition = divided(p.first + p.stride * id, rows, &place);
+  const uint64_t partition = divided(p.first + p.stride * id, rows, p.per_row, &place);
   if (partition == 0) return place;
   const uint64_t drawn = splitmix64(partition + salt);
   const uint64_t times = 1 + share(drawn >> 32, rows - 1), more = share(uint32_t(drawn), rows);
-  divided(times * place + more, rows, &place);
+  divided(times * place + more, rows, p.per_row, &place);
   return place;
 }
 

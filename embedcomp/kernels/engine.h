@@ -69,6 +69,8 @@ struct Probe {
   int64_t first;    // kPermuted: number of id 0 in the pool,
   int64_t stride;   // and how far the next id's is
   int64_t salt;     // kHash, kPermuted
+  uint64_t per_row;      // (2^64 - 1) / rows,
+  uint64_t per_divisor;  // and the same of the divisor
   int32_t kind;
   int32_t reserved;
 };

@@ -29,8 +29,8 @@ from embedcomp.planning.search import (
 )
 from embedcomp.planning.sharing import (
     Group,
-    decoder_bytes,
     groups_of,
+    shared_bytes,
     shares,
 )
 from embedcomp.sensitivity.layer import Layer, TableSpec
@@ -152,7 +152,7 @@ def _menu(search: Search, method: str, layer: Layer, most: int) -> Menu:
     menu = search.known[key]
     decoders = {c.settings.decoder: c.settings for c in menu}
     assert len(decoders) <= 1, "what a method offers a table is of one decoder"
-    saved = sum(decoder_bytes(layer.spec, method, settings) for settings in decoders.values())
+    saved = sum(shared_bytes(layer.spec, method, settings) for settings in decoders.values())
     found = [
         replace(c, settings=replace(c.settings, most=most), bytes=c.bytes - saved)
         for c in menu
@@ -165,18 +165,20 @@ def _bytes(search: Search, method: str, tables: Group, most: int) -> int:
     """Bytes of the decoder."""
     spec = search.layers[tables[0]].spec
     settings = methods.get(method).candidates(spec)[0]
-    return decoder_bytes(spec, method, replace(settings, most=most, rank=1))
+    return shared_bytes(spec, method, replace(settings, most=most, rank=1))
 
 
 def _with_decoders(chosen: Chosen, search: Search) -> Chosen:
     """The choices with the bytes of the decoders, which have no more rows than are used."""
     with_decoders = dict(chosen)
     for names in groups_of(chosen, search.layers):
+        if not shares(chosen[names[0]].method):
+            continue
         most = max(chosen[name].settings.rank for name in names)
         for name in names:
             with_decoders[name] = _with_rows(chosen[name], most)
         first, spec = with_decoders[names[0]], search.layers[names[0]].spec
-        held = decoder_bytes(spec, first.method, first.settings)
+        held = shared_bytes(spec, first.method, first.settings)
         with_decoders[names[0]] = replace(first, bytes=first.bytes + held)
     return with_decoders
 

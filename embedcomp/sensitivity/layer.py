@@ -7,7 +7,8 @@ A method is one file in `embedcomp/methods` with
     empty(spec, settings) -> Served        the served module, shapes and dtypes only
     compress(layer, settings) -> Served    the same module, filled
 
-Settings that are a SharesDecoder give several tables one decoder.
+Settings that are a SharesDecoder give several tables one decoder, and those that are a SharesRows
+let them read the same stored rows.
 """
 
 from __future__ import annotations
@@ -85,6 +86,20 @@ class SharesDecoder(ABC):
     @abstractmethod
     def decoder(self) -> Hashable:
         """What the decoder depends on but for the tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesRows(ABC):
+    """Settings of a method by which tables read the same stored rows, each by its own formulas.
+
+    Those of equal `pool` do. Every one of them finds them all in its layer's `group`, and makes the
+    same rows of them; the copies are then made one, whose bytes count once.
+    """
+
+    @property
+    @abstractmethod
+    def pool(self) -> Hashable:
+        """What the stored rows depend on but for the tables."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class Probed(Index):
 
     def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         rows = self(ids)  # [n, probes]
-        values = read(rows.view(-1)).view(*rows.shape, -1)
+        values = read(rows.view(-1)).unflatten(0, rows.shape)  # [n, probes, width]
         if not self.probes.mixes:
             return values.flatten(1)
         together = reduce(_COMBINED[self.probes.combine], values.unbind(1))

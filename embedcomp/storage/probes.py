@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Combine = Literal["concat", "add", "multiply"]  # beside each other, summed, or multiplied
 
+MOST_BITS = (1 << 64) - 1
 MOST_ROWS = 1 << 31  # a hash's half is a share of fewer, so that 64 bits hold the product
 
 
@@ -53,8 +54,11 @@ class Probe(ABC):
 
     @property
     def told(self) -> native.Probe:
-        """What the engine is told of it."""
-        return native.Probe(kind=native.PROBES.index(self.kind), **asdict(self))
+        """What the engine is told of it; it multiplies by what it would divide by."""
+        found = native.Probe(kind=native.PROBES.index(self.kind), **asdict(self))
+        found.per_row = MOST_BITS // self.rows
+        found.per_divisor = MOST_BITS // max(found.divisor, 1)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from embedcomp.modules.sizes import module_bytes
 from embedcomp.planning.choices import empty_on_meta
 from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.plan import Plan, Planned
-from embedcomp.planning.sharing import groups, in_groups, share_decoders
+from embedcomp.planning.sharing import groups, in_groups, share
 from embedcomp.sensitivity.layer import Layer, Served
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics
@@ -116,7 +116,7 @@ def _swap(model: nn.Module, plan: Plan, make: Make) -> None:
     """Tables first, then their decoders into the layers that read them, then linear layers."""
     for planned in plan.tables:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))
-    share_decoders(model, plan)
+    share(model, plan)
     fold(model, set(plan.single_valued), {planned.layer for planned in plan.linears})
     for planned in plan.linears:
         model.set_submodule(planned.layer, make(planned, model).train(model.training))
