@@ -34,8 +34,9 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import clock, native
 from embedcomp.kernels.native import address
 from embedcomp.storage import kinds
-from embedcomp.storage.index import Index, Map, Ranked
+from embedcomp.storage.index import Index, Map, Probed, Ranked, probes_of
 from embedcomp.storage.kind import Kind
+from embedcomp.storage.probes import Combine, Hash, Probes
 from embedcomp.storage.rows import StoredRows
 from embedcomp.support.files import cache_folder, sha256
 
@@ -165,6 +166,9 @@ def _cases() -> Iterator[_Case]:
 def _cases_of_tables() -> Iterator[_Case]:
     for index in _indexes():
         yield _Case(*_tables(kinds.named("float32"), WIDTHS[2], index), TYPICAL)
+    for width in WIDTHS[1:]:
+        for combine in ("concat", "multiply"):
+            yield _Case(*_tables(kinds.named("float32"), width, _two_hashes(combine)), TYPICAL)
     for width in WIDTHS:
         for kind in kinds.examples(TABLE_ROWS, width):
             if width == WIDTHS[2]:
@@ -203,8 +207,13 @@ def _indexes() -> Iterator[Index]:
     return iter((mapped, ranked))
 
 
+def _two_hashes(combine: Combine) -> Probed:
+    both = tuple(Hash(rows=TABLE_ROWS, salt=salt) for salt in range(2))
+    return Probed(TABLE_ROWS, Probes(probes=both, combine=combine))
+
+
 def _tables(kind: Kind, width: int, index: Index | None = None) -> tuple[Graph, Tensors]:
-    """Tables of a kind of stored rows."""
+    """Tables of a kind of stored rows of this width."""
     torch.manual_seed(0)
     values = torch.randn(TABLE_ROWS, width)
     rows = StoredRows(TABLE_ROWS, width, kind)
@@ -212,6 +221,7 @@ def _tables(kind: Kind, width: int, index: Index | None = None) -> tuple[Graph, 
     matrix = StoredMatrix(kind=kind, rows=TABLE_ROWS, width=width)
     held: dict[str, np.ndarray] = {}
     stored, tables, nodes, features = {}, {}, [], []
+    dim = width if index is None else index.width(width)
     for place in range(FEATURES):
         name = f"t{place}"
         for part, tensor in rows.state_dict().items():
@@ -220,9 +230,11 @@ def _tables(kind: Kind, width: int, index: Index | None = None) -> tuple[Graph, 
             for part, tensor in index.state_dict().items():
                 held[f"{name}.index.{part}"] = as_array(tensor)
         stored[f"{name}.stored"] = matrix
-        tables[name] = Table(rows=TABLE_ROWS, dim=width, pooling="mean", stored=True)
+        tables[name] = Table(
+            rows=TABLE_ROWS, dim=dim, pooling="mean", stored=True, probes=probes_of(index)
+        )
         features.append(Feature(table=name, leaf=0, key=name))
-        nodes.append(Node(op="look_up", at=place * width, width=width, which=place, form="rows"))
+        nodes.append(Node(op="look_up", at=place * dim, width=dim, which=place, form="rows"))
     return _summed(nodes, features), Tensors(held, stored, tables)
 
 

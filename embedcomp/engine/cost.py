@@ -123,12 +123,16 @@ def linear(
 def look_up(rows: int, reads: Reads, ids: float = 1) -> Counts:
     """Work of a lookup whose bags have `ids` ids on average."""
     found = blocks(rows) + {"bags": rows}
-    found[f"{reads.kind} rows"] += rows * ids
-    found[f"{reads.kind} numbers"] += rows * ids * reads.numbers
-    found[f"{reads.kind} vectors"] += rows * ids * reads.vectors
+    read = rows * ids * reads.rows
+    found[f"{reads.kind} rows"] += read
+    found[f"{reads.kind} numbers"] += read * reads.numbers
+    found[f"{reads.kind} vectors"] += read * reads.vectors
     if reads.index:
-        found[reads.index] += rows * ids
-    lines = rows * ids * (1 + (reads.row_bytes - 1) / LINE)
+        found[reads.index] += read
+    if reads.mixed:
+        found["mixed rows"] += read
+        found["mixed numbers"] += read * reads.numbers
+    lines = read * (1 + (reads.row_bytes - 1) / LINE)
     if reads.stored_bytes > FAR:
         found["far lines"] += lines
     if reads.stored_bytes > DISTANT:

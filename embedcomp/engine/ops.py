@@ -70,6 +70,7 @@ class LookUp(Op):
     """Rows of a table, pooled.
 
     feature: its number.
+    width: numbers that are looked up for an id.
     ids: of a bag in a matrix.
     row: the work of one.
     counted: the last column is how often a bag has the decoder's bias.
@@ -79,6 +80,7 @@ class LookUp(Op):
     kind = native.LOOK_UP
 
     feature: int
+    width: int
     table: native.Stored
     row: Reads
     ids: int

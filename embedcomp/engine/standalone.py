@@ -62,7 +62,7 @@ class Standalone:
             "graph": self.graph.to_dict() if self.graph is not None else None,
             "reason": self.reason,
             "stored": {name: matrix.to_dict() for name, matrix in self.stored.items()},
-            "tables": {name: asdict(table) for name, table in self.tables.items()},
+            "tables": {name: _saved(table) for name, table in self.tables.items()},
             "layers": self.layers,
             "user": self.user,
             "user_columns": {str(i): columns for i, columns in self.user_columns.items()},
@@ -110,6 +110,12 @@ def _nonzeros(layers: Mapping[str, Any], stored: str) -> int | None:
     """Number of elements that a layer's sparse rows store, in artifacts of format 2."""
     found: int | None = layers.get(stored.removesuffix(".stored"), {}).get("nonzeros")
     return found
+
+
+def _saved(table: Table) -> dict[str, Any]:
+    """A table as `_table` reads it; without probes, as every version has read it."""
+    values = asdict(table)
+    return values if table.probes else {n: v for n, v in values.items() if n != "probes"}
 
 
 def _table(values: Mapping[str, Any]) -> Table:

@@ -16,6 +16,7 @@ from embedcomp.errors import BadArtifact
 from embedcomp.kernels import native
 from embedcomp.storage import kinds
 from embedcomp.storage.kind import Kind, Located, Reads
+from embedcomp.storage.probes import Probes
 
 _TYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"},
@@ -115,6 +116,7 @@ class Table:
     last_offset: bool = True  # a bag's offsets end with the number of ids
     stored: bool = False  # its rows are a StoredRows module; else a float32 weight
     decodes: str = ""  # which are codes of this kind of decoder
+    probes: Mapping[str, Any] | None = None  # formulas of the rows that an id reads, if it has them
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Tensors:
         tables: Mapping[str, Table],
     ):
         self.held, self.stored, self.tables = held, stored, tables
+        self._rows_of_tables: dict[Any, Located] = {}
 
     def weight(self, name: str) -> np.ndarray:
         """A weight of the dense part as float32; that of a compressed layer is decoded."""
@@ -192,7 +195,11 @@ class Tensors:
         return codes if found.grid is None else codes * found.grid[0] + found.grid[1]
 
     def table(self, name: str) -> TableRows:
-        """What a lookup reads of a table."""
+        """What a lookup reads of a table.
+
+        Raises:
+            BadArtifact: it would read beyond the stored rows.
+        """
         table = self.tables[name]
         padding = -1 if table.padding_idx is None else table.padding_idx
         if not table.stored:
@@ -200,13 +207,22 @@ class Tensors:
             found = floats.located({"stored": weight}, table.rows, table.dim, padding)
             reads = floats.reads(table.rows, table.dim)
             return TableRows(found.rows, table.dim, reads, found.held, None, None)
-        found, what = self._located(f"{name}.stored", padding), self.stored[f"{name}.stored"]
-        stored, grid, held = found.rows, found.grid, found.held
-        stored.num_ids = table.rows
+        found, what = self._of_tables(f"{name}.stored"), self.stored[f"{name}.stored"]
+        stored, grid = native.Stored.from_buffer_copy(found.rows), found.grid
+        stored.num_ids, stored.padding = table.rows, padding
         width, reads = what.width, what.kind.reads(what.rows, what.width)
-        index = self._index(name, stored)
-        if index is not None:
-            held, reads = (*held, *index[1]), replace(reads, index=index[0])
+        if table.probes is None:
+            work, kept = self._index(name, stored)
+            reads = replace(reads, index=work)
+        else:
+            probes = Probes.of(table.probes)
+            if probes.end > what.rows:
+                raise BadArtifact(
+                    f"{name} reads stored rows up to {probes.end - 1:,}, but has {what.rows:,}"
+                )
+            width, reads = probes.width(width), probes.reads(reads, what.kind.scaled)
+            grid, kept = probes.place(stored, grid)
+        held = (*found.held, *kept)
         codes = decoder = None
         if grid is not None:
             codes = np.concatenate([np.diag(grid[0]), grid[1:2]]).astype(np.float64)
@@ -221,11 +237,21 @@ class Tensors:
             decoder = codes
         return TableRows(stored, width, reads, held, decoder, codes)
 
-    def _index(self, name: str, at: native.Stored) -> tuple[str, tuple[np.ndarray, ...]] | None:
+    def _of_tables(self, stored: str) -> Located:
+        """Where the rows of tables are: in one place for all that read the same."""
+        what, prefix = self.stored[stored], f"{stored}."
+        own = sorted(n for n in self.held if n.startswith(prefix))
+        key = what, *(native.address(self.held[n]) for n in own)
+        if key not in self._rows_of_tables:
+            self._rows_of_tables[key] = self._located(stored, -1)
+        return self._rows_of_tables[key]
+
+    def _index(self, name: str, at: native.Stored) -> tuple[str | None, tuple[np.ndarray, ...]]:
         """Say in `at` where a table's index is, as the modules of storage/index.py hold it.
 
         Returns:
-            The kind of work that reading it is, and arrays that must be kept; None: it has none.
+            The kind of work that reading it is, None where there is none, and arrays that must be
+            kept.
         """
         places = self.held.get(f"{name}.index.places")
         if places is not None:
@@ -233,7 +259,7 @@ class Tensors:
             return "mapped", (places,)
         blocks = self.held.get(f"{name}.index.blocks")
         if blocks is None:
-            return None
+            return None, ()
         firsts = self.held[f"{name}.index.firsts"]
         at.map, at.firsts = native.address(blocks), native.address(firsts)
         at.index_tiers = len(firsts)

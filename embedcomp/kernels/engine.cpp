@@ -94,7 +94,61 @@ inline int64_t ranked_row(const Stored& t, int64_t id) {
   return std::min(t.firsts[tier] + rank, t.last);
 }
 
-// The stored row of an id, which is in range.
+// What SplitMix64 puts out first from the state x (storage/probes.py has these formulas in torch).
+inline uint64_t splitmix64(uint64_t x) {
+  x += 0x9E3779B97F4A7C15;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+  return x ^ (x >> 31);
+}
+
+// Which of `number` parts of equal length, of all that 32 bits can be, a number of them is in.
+inline uint64_t share(uint64_t half, uint64_t number) { return half * number >> 32; }
+
+// Quotient and remainder by a number whose share of 2^64 - 1 is known, which a multiplication finds
+// up to 2 too low (Granlund and Montgomery, PLDI 1994).
+inline uint64_t divided(uint64_t x, uint64_t by, uint64_t part, uint64_t* rest) {
+  __extension__ typedef unsigned __int128 Wide;
+  uint64_t quotient = uint64_t(Wide(x) * part >> 64);
+  uint64_t left = x - quotient * by;
+  for (; left >= by; left -= by) ++quotient;
+  *rest = left;
+  return quotient;
+}
+
+// Which of a probe's rows a number of the table's ids reads.
+inline uint64_t place_of(const Probe& p, uint64_t id) {
+  const uint64_t rows = p.rows, salt = uint64_t(p.salt) << 32;
+  if (p.kind == kHash) return share(splitmix64(id + salt) >> 32, rows);
+  uint64_t place;
+  if (p.kind == kDigit) {
+    if (p.divisor > 1) id = divided(id, p.divisor, p.per_divisor, &place);
+    if (id < rows) return id;
+    divided(id, rows, p.per_row, &place);
+    return place;
+  }
+  const uint64_t partition = divided(p.first + p.stride * id, rows, p.per_row, &place);
+  if (partition == 0) return place;
+  const uint64_t drawn = splitmix64(partition + salt);
+  const uint64_t times = 1 + share(drawn >> 32, rows - 1), more = share(uint32_t(drawn), rows);
+  divided(times * place + more, rows, p.per_row, &place);
+  return place;
+}
+
+// How many stored rows an id reads: one of its own, where those of others are mixed.
+inline int32_t reads_of(const Stored& t, int64_t id) {
+  return id < t.own && t.combine != kConcat ? 1 : t.probe_count;
+}
+
+// The stored row of an id, which is in range, by one of its probes.
+inline const uint8_t* probed_row(const Stored& t, int64_t id, int32_t which) {
+  const int64_t row = id < t.own ? t.own_start + id * reads_of(t, id) + which
+                                 : t.probes[which].start +
+                                       int64_t(place_of(t.probes[which], uint64_t(id - t.own)));
+  return t.rows + row * t.row_bytes;
+}
+
+// The stored row of an id, which is in range, where it reads but one.
 inline const uint8_t* row_of(const Stored& t, int64_t id) {
   int64_t row = id;
   if (t.map == nullptr) {
@@ -169,6 +223,7 @@ struct LookUp {
   bool mean, counted;
   float* out;
   int64_t out_stride;
+  float* scratch;  // two rows of numbers, where rows are mixed
 };
 
 struct Kernels {
@@ -373,23 +428,29 @@ class Run {
         if (at == group.offsets[place * group.batch + r + 1]) continue;
       }
       const int64_t id = group.ids[at];
-      if (id >= 0 && id < t.num_ids) {
-        const uint8_t* row = row_of(t, id);
-        int32_t bit;
-        const int64_t bytes = t.kind == kTiered ? tier_of(t, &row, &bit).row_bytes : t.row_bytes;
-        const uint8_t* last = row + bytes - 1;
-        for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
-        if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
-          prefetch(last);
+      if (id < 0 || id >= t.num_ids) continue;
+      if (t.probes == nullptr) {
+        prefetch_row(t, row_of(t, id));
+      } else {
+        for (int32_t i = 0; i < reads_of(t, id); ++i) prefetch_row(t, probed_row(t, id, i));
       }
     }
+  }
+
+  static void prefetch_row(const Stored& t, const uint8_t* row) {
+    int32_t bit;
+    const int64_t bytes = t.kind == kTiered ? tier_of(t, &row, &bit).row_bytes : t.row_bytes;
+    const uint8_t* last = row + bytes - 1;
+    for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
+    if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
+      prefetch(last);
   }
 
   Problem look_up(const Op& op, int64_t first, int64_t rows, int64_t* bad) {
     const Ids& group = c_.groups[c_.group[op.which]];
     const View out = view(op.out);
     const LookUp what{op.table, &group, c_.place[op.which], op.times, op.mean != 0,
-                      op.counted != 0, out.at + op.out_at, out.stride};
+                      op.counted != 0, out.at + op.out_at, out.stride, scratch_};
     const int64_t place = kernels_.look_up(what, first, rows);
     if (place < 0) return kNone;
     bad[0] = op.which;
@@ -686,8 +747,8 @@ int32_t embedcomp_kernels(int32_t which) {
 // Bytes of each structure that Python fills in, for tests.
 void embedcomp_sizes(int32_t* sizes) {
   const size_t all[] = {sizeof(Stored), sizeof(Piece), sizeof(Op),  sizeof(Buffer),
-                        sizeof(Program), sizeof(Ids),  sizeof(Call)};
-  for (int i = 0; i < 7; ++i) sizes[i] = int32_t(all[i]);
+                        sizeof(Program), sizeof(Ids),  sizeof(Call), sizeof(Probe)};
+  for (int i = 0; i < 8; ++i) sizes[i] = int32_t(all[i]);
 }
 
 }  // extern "C"

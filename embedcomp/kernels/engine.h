@@ -56,6 +56,25 @@ enum Unary : int32_t {
 
 enum Binary : int32_t { kAdd = 0, kSubtract, kMultiply, kDivide, kMaximum, kMinimum, kPower };
 
+// Formulas of the stored row that an id reads (storage/probes.py).
+enum ProbeKind : int32_t { kDigit = 0, kHash = 1, kPermuted = 2 };
+
+// What becomes of the rows that an id reads by several.
+enum Combine : int32_t { kConcat = 0, kSummed = 1, kMultiplied = 2 };
+
+struct Probe {
+  int64_t rows;     // that it reads one of,
+  int64_t start;    // and the first of them
+  int64_t divisor;  // kDigit
+  int64_t first;    // kPermuted: number of id 0 in the pool,
+  int64_t stride;   // and how far the next id's is
+  int64_t salt;     // kHash, kPermuted
+  uint64_t per_row;      // (2^64 - 1) / rows,
+  uint64_t per_divisor;  // and the same of the divisor
+  int32_t kind;
+  int32_t reserved;
+};
+
 struct Stored {
   const uint8_t* rows;
   int64_t row_bytes;
@@ -80,6 +99,13 @@ struct Stored {
   const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
   const int32_t* firsts;  // ranked index: first stored row of each tier,
   int32_t index_tiers;    // and how many there are
+  int32_t probe_count;
+  const Probe* probes;    // what an id reads, or null: one row
+  int64_t own;            // ids below have rows of their own,
+  int64_t own_start;      // from this one on
+  int32_t combine;
+  int32_t reserved;
+  const float* grid;  // where rows are mixed: [2][width], scales and offsets of codes, or null
 };
 
 // Columns [at, at + width) of a buffer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Probe(ctypes.Structure):
         ("first", c_int64),
         ("stride", c_int64),
         ("salt", c_int64),
+        ("per_row", c_uint64),
+        ("per_divisor", c_uint64),
         ("kind", c_int32),
         ("reserved", c_int32),
     )
@@ -60,6 +62,13 @@ class Stored(ctypes.Structure):
         ("tiers", c_void_p),
         ("firsts", c_void_p),
         ("index_tiers", c_int32),
+        ("probe_count", c_int32),
+        ("probes", c_void_p),
+        ("own", c_int64),
+        ("own_start", c_int64),
+        ("combine", c_int32),
+        ("reserved", c_int32),
+        ("grid", c_void_p),
     )
 
 

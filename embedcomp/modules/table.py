@@ -10,7 +10,7 @@ from torch import Tensor
 
 from embedcomp.storage.columns import Columns
 from embedcomp.storage.decode import Affine, Decoder
-from embedcomp.storage.index import Index
+from embedcomp.storage.index import Index, Probed
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Group, Trains
 
@@ -49,6 +49,12 @@ class CompressedTable(Trains):
         """k, the numbers that are looked up for an id."""
         stored = self.stored.width
         return stored if self.index is None else self.index.width(stored)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the engine looks whole numbers up, whose scales are in what decodes them."""
+        mixes = isinstance(self.index, Probed) and self.index.probes.mixes
+        return self.stored.kind.scaled and not mixes
 
     def fill(
         self,

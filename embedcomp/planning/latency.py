@@ -135,7 +135,7 @@ def reads_of(served: CompressedTable) -> Reads:
     """Work of reading a row of a table."""
     stored = served.stored
     reads = stored.kind.reads(stored.rows, stored.width)
-    return replace(reads, index=None if served.index is None else served.index.work)
+    return reads if served.index is None else served.index.reads(reads, stored.kind.scaled)
 
 
 def _nanoseconds(microseconds: float) -> int:

@@ -216,10 +216,9 @@ class LookedUp:
 
     @classmethod
     def of(cls, served: CompressedTable) -> LookedUp:
-        stored = served.stored
-        scaled = stored.kind.scaled
+        width, scaled = served.code_width, served.scaled
         counted = scaled or served.decode is not None
-        return cls(stored.width, counted, scaled, stored.width + 1 <= served.dim)
+        return cls(width, counted, scaled, width + 1 <= served.dim)
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ class _Read:
     @classmethod
     def of(cls, program: Program, layers: Collection[str], tables: Sequence[str]) -> _Read:
         looked_up = {
-            (op.out, op.out_at): (op.feature, op.table.width)
+            (op.out, op.out_at): (op.feature, op.width)
             for op in program.ops
             if isinstance(op, LookUp)
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from embedcomp.engine.arrays import as_array
 from embedcomp.engine.ops import Linear
 from embedcomp.engine.pack import packed_bytes
@@ -11,8 +13,8 @@ from embedcomp.modules.sizes import module_bytes
 from embedcomp.modules.table import CompressedTable
 from embedcomp.planning.choices import Chosen
 from embedcomp.planning.lowered import Lowered, Product
+from embedcomp.planning.sharing import pool_of
 from embedcomp.sensitivity.layer import Served
-from embedcomp.storage.rows import StoredRows
 
 
 def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
@@ -29,10 +31,15 @@ def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
         for name, choice in chosen.items()
         for reader in lowered.shape(lowered.layers[name].spec, choice).folding
     }
+    holders: dict[Hashable, str] = {}  # of stored rows
     for name, choice in chosen.items():
         served = lowered.shape(lowered.layers[name].spec, choice).served
         if isinstance(served, CompressedTable):
-            found[name] = _of_table(lowered, name, served)
+            found[name] = 0
+            if name in by_layer:  # else nobody looks anything up there
+                rows = pool_of(choice.method, choice.settings) or name
+                counted = holders.setdefault(rows, name) != name
+                found[name] = _of_table(lowered, name, served, counted)
         else:
             widths, products = lowered.inputs(name, chosen), lowered.products
             found[name] = sum(map(_packed, products(name, served, widths, name in folding)))
@@ -40,19 +47,25 @@ def resident(lowered: Lowered, chosen: Chosen) -> dict[str, int]:
     return found
 
 
-def _of_table(lowered: Lowered, name: str, served: CompressedTable) -> int:
-    if name not in lowered.program.resident:  # nobody looks anything up there
-        return 0
+def _of_table(lowered: Lowered, name: str, served: CompressedTable, counted: bool) -> int:
+    """Bytes of a table.
+
+    Args:
+        counted: its stored rows are those of another one.
+    """
     places = 0 if served.index is None else module_bytes(served.index)
     decoded = sum(map(_packed, lowered.decoders(name, served)))
-    return places + _located(served.stored) + decoded
+    return places + (0 if counted else _located(served)) + decoded
 
 
-def _located(stored: StoredRows) -> int:
+def _located(served: CompressedTable) -> int:
     """Bytes of stored rows with all that it takes to read them, found on rows without values."""
+    stored = served.stored
     empty = stored.kind.empty(stored.rows, stored.width)
     held = {name: as_array(tensor) for name, tensor in empty.items()}
-    kept = stored.kind.located(held, stored.rows, stored.width, -1).held
+    found = stored.kind.located(held, stored.rows, stored.width, -1)
+    mixed = stored.kind.scaled and not served.scaled  # by scales and offsets that lie beside
+    kept = (*found.held, found.grid) if mixed else found.held
     return sum(bytes_by_name(("", a) for a in kept if hasattr(a, "nbytes")).values())
 
 

@@ -5,7 +5,7 @@ Of the tables of a group the first is said to hold what is shared, and has its b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,14 +54,17 @@ def groups_of(chosen: Mapping[str, Choice], layers: Mapping[str, Layer]) -> list
 def _groups(tables: Iterable[tuple[str, int, str, Any]]) -> list[Group]:
     found: dict[Any, Group] = {}
     for name, dim, method, settings in tables:
-        key: Any = None
+        key = pool_of(method, settings)
         if isinstance(settings, SharesDecoder):
             key = method, dim, settings.decoder
-        elif isinstance(settings, SharesPool):
-            key = method, settings.pool
         if key is not None:
             found[key] = (*found.get(key, ()), name)
     return list(found.values())
+
+
+def pool_of(method: str, settings: Any) -> Hashable | None:
+    """What tables that read one pool have in common; None: it reads its own rows."""
+    return (method, settings.pool) if isinstance(settings, SharesPool) else None
 
 
 def in_groups(layers: Mapping[str, Layer], found: Collection[Group]) -> dict[str, Layer]:

@@ -34,6 +34,7 @@ from embedcomp.modules.layout import layouts
 from embedcomp.modules.table import CompressedBag, CompressedTable
 from embedcomp.scorer.portable import Portable
 from embedcomp.storage.decode import Decoder, Scatter
+from embedcomp.storage.index import probes_of
 from embedcomp.storage.rows import StoredRows
 
 CHECKED_ROWS = (1, 2, 7)
@@ -219,6 +220,7 @@ def _tables(model: nn.Module, look_ups: Sequence[LookUp]) -> dict[str, Table]:
             last_offset=last,
             stored=compressed,
             decodes=_decodes(module.decode) if compressed else "",
+            probes=probes_of(module.index) if compressed else None,
         )
     return tables
 

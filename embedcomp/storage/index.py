@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import add, mul
 from typing import Any, ClassVar, Literal
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcomp.storage.kind import Reads
 from embedcomp.storage.probes import Probes
 
 # "cut": ids from some row on share one; "map": any id reads any row; "ranked": rows of a tier lie
@@ -47,6 +49,14 @@ class Index(nn.Module):
     def width(self, stored: int) -> int:
         """Numbers of what an id reads, of stored rows with so many."""
         return stored
+
+    def reads(self, stored: Reads, scaled: bool) -> Reads:
+        """Work of what an id reads, given that of a stored row.
+
+        Args:
+            scaled: the engine reads whole numbers.
+        """
+        return replace(stored, index=self.work)
 
     def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """What ids [n] read, [n, width].
@@ -186,12 +196,15 @@ class Probed(Index):
     def width(self, stored: int) -> int:
         return self.probes.width(stored)
 
+    def reads(self, stored: Reads, scaled: bool) -> Reads:
+        return self.probes.reads(stored, scaled)
+
     def forward(self, ids: Tensor) -> Tensor:
         return self.probes.rows(ids)
 
     def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         rows = self(ids)  # [n, probes]
-        values = read(rows.view(-1)).unflatten(0, rows.shape)
+        values = read(rows.view(-1)).unflatten(0, rows.shape)  # [n, probes, width]
         if not self.probes.mixes:
             return values.flatten(1)
         together = reduce(_COMBINED[self.probes.combine], values.unbind(1))
@@ -216,6 +229,11 @@ def place_type(stored: int) -> torch.dtype:
     if stored <= 1 << 8:
         return torch.uint8
     return torch.int16 if stored <= 1 << 15 else torch.int32
+
+
+def probes_of(index: Index | None) -> dict[str, Any] | None:
+    """The formulas of an index, as an artifact describes them; None: it has none."""
+    return index.probes.described if isinstance(index, Probed) else None
 
 
 def index_of(ids: int, described: Mapping[str, Any]) -> Index:

@@ -58,7 +58,9 @@ class Reads:
     numbers: that a row is made of, without those that are left out as zeros.
     vectors: that they are summed in.
     stored_bytes: of all rows.
-    index: kind of work of finding the stored row of an id; None: it takes none.
+    index: kind of work of finding a stored row of an id; None: it takes none.
+    rows: stored rows that an id reads.
+    mixed: they become one row before ids are summed.
     """
 
     kind: str
@@ -67,6 +69,8 @@ class Reads:
     row_bytes: int
     stored_bytes: int
     index: str | None = None
+    rows: int = 1
+    mixed: bool = False
 
 
 def vectors(width: int) -> int:

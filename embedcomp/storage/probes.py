@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from ctypes import addressof
+from dataclasses import asdict, dataclass, replace
 from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+import numpy as np
+
 from embedcomp.kernels import native
+from embedcomp.storage.kind import Reads
 from embedcomp.support.lazy import torch
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 Combine = Literal["concat", "add", "multiply"]  # beside each other, summed, or multiplied
 
+MOST_BITS = (1 << 64) - 1
 MOST_ROWS = 1 << 31  # a hash's half is a share of fewer, so that 64 bits hold the product
 
 
@@ -49,8 +54,11 @@ class Probe(ABC):
 
     @property
     def told(self) -> native.Probe:
-        """What the engine is told of it."""
-        return native.Probe(kind=native.PROBES.index(self.kind), **asdict(self))
+        """What the engine is told of it; it multiplies by what it would divide by."""
+        found = native.Probe(kind=native.PROBES.index(self.kind), **asdict(self))
+        found.per_row = MOST_BITS // self.rows
+        found.per_divisor = MOST_BITS // max(found.divisor, 1)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +190,36 @@ class Probes:
         each = torch.arange(len(self.probes), device=ids.device) * (not self.mixes)
         own = self.own_start + ids[:, None] * self.own_rows + each
         return torch.where((ids < self.own)[:, None], own, found)
+
+    def reads(self, stored: Reads, scaled: bool) -> Reads:
+        """Work of what an id reads, given that of a stored row.
+
+        Args:
+            scaled: the engine reads whole numbers.
+        """
+        mixed = self.combine == "multiply" or (self.mixes and scaled)
+        return replace(stored, index="probed", rows=len(self.probes), mixed=mixed)
+
+    def place(
+        self, at: native.Stored, grid: np.ndarray | None
+    ) -> tuple[np.ndarray | None, tuple[Any, ...]]:
+        """Say in `at` what an id reads.
+
+        Args:
+            grid: float32 [2, width], scales and offsets of stored rows that are whole numbers.
+
+        Returns:
+            Scales and offsets of what is looked up, where that is whole numbers, and what must be
+            kept. Rows that are mixed become numbers first, since an offset counts for each.
+        """
+        probes = (native.Probe * len(self.probes))(*(probe.told for probe in self.probes))
+        at.probes, at.probe_count = addressof(probes), len(probes)
+        at.combine = native.COMBINES.index(self.combine)
+        at.own, at.own_start = self.own, self.own_start
+        if grid is None or not self.mixes:
+            return None if grid is None else np.tile(grid, len(probes)), (probes,)
+        at.grid = native.address(grid)
+        return None, (probes, grid)
 
     @property
     def described(self) -> dict[str, Any]:

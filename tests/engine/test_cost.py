@@ -19,6 +19,7 @@ from embedcomp.storage.kinds import named
 from embedcomp.storage.kinds.csr import Csr
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
+from embedcomp.storage.probes import Hash, Probes
 
 TILES, PANEL, LANES = (6, 3, 1), 64, 16  # rows, columns and numbers of a vector
 IN_A_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
@@ -94,6 +95,25 @@ def test_a_lookup_is_counted_an_id_and_a_bag(index):
         "row_int8 vectors": 2 * (BLOCK + 1) * 2,  # 20 columns are two vectors
         index: 2 * (BLOCK + 1),
     }
+
+
+@pytest.mark.parametrize("combine", ["concat", "add", "multiply"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_of_several_probes_are_counted_each(combine, scaled):
+    three = Probes(probes=(Hash(rows=9, salt=0),) * 3, combine=combine)
+    read = 3 * 2 * BLOCK
+    wanted = {
+        "operations": 1,
+        "bags": BLOCK,
+        "row_int8 rows": read,
+        "row_int8 numbers": 20 * read,
+        "row_int8 vectors": 2 * read,
+        "probed": read,
+    }
+    if combine == "multiply" or (combine == "add" and scaled):
+        wanted |= {"mixed rows": read, "mixed numbers": 20 * read}
+    stored = three.reads(named("row_int8").reads(9, 20), scaled)
+    assert cost.look_up(BLOCK, stored, ids=2) == wanted
 
 
 @pytest.mark.parametrize(

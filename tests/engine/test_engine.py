@@ -264,10 +264,10 @@ def test_floats_become_bfloat16_as_torch_rounds_them(kernels: None) -> None:
 
 
 def test_the_structures_are_as_large_as_in_c() -> None:
-    sizes = (ctypes.c_int32 * 7)()
+    sizes = (ctypes.c_int32 * 8)()
     native.needed().embedcomp_sizes(sizes)
     ours = (
         native.Stored, native.Piece, native.Op, native.Buffer, native.Program, native.Ids,
-        native.Call,
+        native.Call, native.Probe,
     )  # fmt: skip
     assert list(sizes) == [ctypes.sizeof(structure) for structure in ours]

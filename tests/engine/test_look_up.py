@@ -23,7 +23,7 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.modules.table import CompressedBag
-from embedcomp.storage.index import Cut, Index, Map, Ranked
+from embedcomp.storage.index import Cut, Index, Map, Ranked, probes_of
 from embedcomp.storage.rows import StoredRows
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
@@ -52,15 +52,17 @@ def engine(table: CompressedBag, key: str | None = "f", count: int = 1) -> Engin
     """Scores a feature of this table by a weighted sum of the columns; see `weights`."""
     held = {f"t.{n}": as_array(t) for n, t in table.state_dict().items()}
     rows = held["t.stored.stored"]
-    held["t.stored.stored"] = np.pad(rows, ((2, 500), (0, 0)), constant_values=111)[2:-500]
+    around = ((2, 500), *[(0, 0)] * (rows.ndim - 1))
+    held["t.stored.stored"] = np.pad(rows, around, constant_values=111)[2:-500]
     held["w"] = weights(table.dim)[None]
-    form = StoredMatrix(kind=table.stored.kind, rows=len(rows), width=table.dim)
+    form = StoredMatrix(kind=table.stored.kind, rows=table.stored.rows, width=table.stored.width)
     described = Table(
         rows=table.rows,
         dim=table.dim,
         pooling=table.pooling,
         padding_idx=table.padding_idx,
         stored=True,
+        probes=probes_of(table.index),
     )
     tensors = Tensors(held, {"t.stored": form}, {"t": described})
     look_up = Node(op="look_up", at=0, width=table.dim, form="rows")

@@ -520,6 +520,7 @@ def test_a_machine_is_calibrated_once(tmp_path, monkeypatch):
 def test_every_operation_of_the_engine_is_calibrated(kinds):
     assert {f"{name} numbers" for name in cost.SLOW} <= set(kinds)
     assert {f"{form} products" for form in native.FORMATS} <= set(kinds)
+    assert {"mapped", "ranked", "probed", "mixed rows", "mixed numbers"} <= set(kinds)
     every = [
         *kinds_of_rows.examples(20, 9),
         kinds_of_rows.named("product3x8"),

@@ -194,6 +194,7 @@ def test_what_an_id_reads_is_combined(own: int) -> None:
                 wanted = torch.stack(read).prod(0)
             assert torch.allclose(found[place], wanted, atol=1e-6)
         assert torch.equal(index.gather(ids.int(), stored.gather), found)
+        assert index.gather(ids[:0], stored.gather).shape == (0, index.width(4))
 
 
 @pytest.mark.parametrize("own", [0, 20])
