@@ -119,6 +119,15 @@ class StoredRows(Trains):
         keeps = _KEEPS_UNROUNDED.get() and self.kind.trainable(self.state, self.width) is None
         self.unrounded = columns.values.contiguous() if keeps else None
 
+    def fill_on(self, values: Tensor, grid: Tensor) -> None:
+        """Store values [rows, width] on a grid that was found elsewhere; thawing begins with them.
+
+        Raises:
+            CannotStore: a value is not finite in this storage.
+        """
+        self._take(self.kind.refill(values, {**self.state, "grid": grid}, None))
+        self.unrounded = values.clone()
+
     def _take(self, state: Any) -> None:
         for name, tensor in state.items():
             setattr(self, name, tensor)
