@@ -40,7 +40,8 @@ def fake_quantised(values: Tensor, scale: Tensor, offset: Tensor, levels: Tensor
     A value within the range passes its gradient on, one beyond it passes it to the offset. With
     u = (value - offset) / scale, the scale gets round(u) - u of it within the range, and beyond it
     the code, 0 or `levels`. There is no factor for the gradient of scales, since they are moved by
-    Adam, which no factor changes, in units of their own (`moved_columns`).
+    Adam, which no factor changes, in units of their own (`moved_columns`). On a grid that takes no
+    gradient values beyond the range pass theirs on too, since nothing else can come nearer.
 
     Source: LSQ+ (arXiv 2004.09576).
 
@@ -53,6 +54,8 @@ def fake_quantised(values: Tensor, scale: Tensor, offset: Tensor, levels: Tensor
         read = codes * scale + offset
         inside = (u >= 0) & (u <= levels)
         slope = codes - u.where(inside, 0.0)
+    if not scale.requires_grad:
+        return sloped(read, values)
     return sloped(read, values.where(inside, offset) + slope * scale)
 
 

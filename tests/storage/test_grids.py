@@ -56,6 +56,13 @@ def test_gradients_are_those_of_lsq_by_hand() -> None:
     assert scale.grad.item() == pytest.approx(1 * 0 + 2 * (2 - 1.6) + 3 * (2 - 2.4) + 4 * 3)
 
 
+def test_on_a_grid_that_stays_all_values_pass_their_gradient_on() -> None:
+    values = torch.tensor([[-1.3], [-0.2], [0.9]], requires_grad=True)
+    read = fake_quantised(values, torch.tensor([0.5]), torch.tensor([-1.0]), torch.tensor([3.0]))
+    read.backward(torch.tensor([[1.0], [2.0], [4.0]]))
+    assert values.grad is not None and values.grad[:, 0].tolist() == [1, 2, 4]
+
+
 def test_gradients_of_scales_are_finite_differences_where_roundings_are_held() -> None:
     torch.manual_seed(0)
     values, weights = torch.randn(50, 3).double(), torch.randn(50, 3).double()
