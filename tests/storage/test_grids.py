@@ -246,6 +246,13 @@ def test_codes_found_anew_cost_no_more_than_the_old_path() -> None:
         before = cost()
         assert stored.after_epoch(AT) == []
         assert cost() < before
+        found, values = stored.stored, stored.master.detach()
+        with torch.no_grad():
+            with_costs, without = (
+                stored.kind.refill(values, stored.state, weights)["stored"]
+                for weights in (matters, None)
+            )
+        assert torch.equal(found, with_costs) and not torch.equal(found, without)
 
 
 def test_rows_coded_by_themselves_have_nothing_to_find_anew() -> None:
