@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedcomp.storage.names import AnyStorage, Storage
-from embedcomp.storage.rows import Biased, StoredRows, straight_through
+from embedcomp.storage.rounding import straight_through
+from embedcomp.storage.rows import Biased, StoredRows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

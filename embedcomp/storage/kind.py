@@ -159,7 +159,22 @@ class Kind(ABC):
 
     @abstractmethod
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
-        """What values [n, width] of these rows would be read as, on the grid that there is."""
+        """What values [n, width] of these rows would be read as, on the grid that there is.
+
+        Gradients pass through the rounding to the values, and to the grid where it takes one.
+        """
+
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor | None:
+        """The grid after training moved it, float32, with numbers that it can be stored in.
+
+        Args:
+            by: float32 of the grid's shape, in units of what it holds; 0 leaves it as it is. What
+                must stay takes no gradient.
+
+        Returns:
+            None where there is nothing to train.
+        """
+        return None
 
     def trainable(self, state: State, width: int) -> Tensor | None:
         """Which elements can be other than zero, 0 or 1 [rows, width]; None: all of them."""
@@ -236,8 +251,12 @@ class RowByRow(Kind):
         return self.decode(stored, state.get("grid"), width)
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
+        from embedcomp.storage.rounding import sloped
+
         grid = state.get("grid")
-        return self.decode(self.encode(values, grid), grid, values.shape[1])
+        with torch.no_grad():
+            stored = self.encode(values, grid)
+        return sloped(self.decode(stored, grid, values.shape[1]), values)
 
     def located(
         self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int

@@ -62,12 +62,6 @@ def _read_codes(stored: Tensor, grid: Tensor, byte: Tensor, shift: Tensor) -> Te
     return codes
 
 
-def rounded(values: Tensor, scale: Tensor, offset: Tensor, bits: Tensor) -> Tensor:
-    """Values after rounding to codes of `bits` bits; all of one shape, or to be broadcast."""
-    codes = ((values - offset) / scale).round_().clamp_min_(0)
-    return torch.minimum(codes, levels(bits)) * scale + offset
-
-
 def _places(bits: Tensor) -> tuple[Tensor, Tensor]:
     """Where each column's code begins in a row: the byte, int64, and the bit in it, int16."""
     starts = (bits.cumsum(0) - bits).long()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -13,20 +13,27 @@ from torch import Tensor, nn
 
 from embedcomp.storage import kinds
 from embedcomp.storage.columns import Columns, columns_of
+from embedcomp.storage.kind import State, refuse_beyond
 from embedcomp.storage.names import AnyStorage, Storage
+from embedcomp.storage.training import Group, Moved, Progress, Trains
+
+LOOKED_UP = 4096  # rows that a read is taken to look up, of which many are worth encoding anew
+GRID_RATE = 1.0  # of a grid in units of its own, times the dense rate; 0.03 hardly moves it
 
 
-class StoredRows(nn.Module):
+class StoredRows(Trains):
     """A matrix [rows, width] in some kind of storage.
 
     Frozen, it holds the kind's tensors: `stored`, a `grid` where the kind has one, and others.
     Thawed, it holds the float32 parameter `master` [rows, width] instead of `stored`; whatever is
-    read goes through the kind's rounding, whose gradient is taken to be the identity. Scales of
-    rows are refitted with every rounding; the grid stays as it was fitted by `fill`.
+    read goes through the kind's rounding, which gradients pass through. Scales of rows are refitted
+    with every rounding. A grid moves by the parameter `moves`, which has its shape, and is read as
+    it will be stored; or it stays as it was fitted by `fill`.
 
     Where a row's bytes depend on other rows, thawed rows are read as they were encoded last: all
-    are encoded anew after as many look-ups as there are rows while the module trains, and whenever
-    it is read in evaluation. So `freeze` changes nothing that is read in evaluation.
+    are encoded anew after an epoch and, while the module trains, after as many reads of `LOOKED_UP`
+    rows as they make up, and whenever they are read in evaluation. So `freeze` changes nothing that
+    is read in evaluation.
 
     Args:
         storage: the kind, or its name where that says all.
@@ -38,11 +45,13 @@ class StoredRows(nn.Module):
     stored: Tensor | None
     grid: Tensor | None
     master: nn.Parameter | None
-    looked_up: Tensor | None  # rows, since all were encoded; while thawed
+    moves: nn.Parameter | None
+    reads: Tensor | None  # since all rows were encoded; while thawed
+    matters: Tensor | None  # errors of columns; while thawed
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
     _trainable: Tensor | None = None  # while thawed
     _matters: Tensor | None = None  # errors of columns, where they were filled in
-    _encoded_at = -1  # the version of `master` that is stored
+    _encoded_at = (-1, -1)  # the versions of `master` and `moves` that are stored
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
@@ -52,8 +61,10 @@ class StoredRows(nn.Module):
         for name in dict.fromkeys(("stored", "grid", *state)):
             self.register_buffer(name, state.get(name))
         self._parts = tuple(state)
-        self.register_buffer("looked_up", None)
-        self.register_parameter("master", None)
+        for name in ("reads", "matters"):
+            self.register_buffer(name, None)
+        for name in ("master", "moves"):
+            self.register_parameter(name, None)
 
     @property
     def storage(self) -> str:
@@ -62,8 +73,10 @@ class StoredRows(nn.Module):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The kind's tensors, as far as they are there."""
+        """The kind's tensors, as far as they are there, with the grid as training moved it."""
         found = {name: getattr(self, name) for name in self._parts}
+        if self.moves is not None:
+            found["grid"] = self.kind.moved(found["grid"], self.moves)
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def extra_repr(self) -> str:
@@ -106,6 +119,15 @@ class StoredRows(nn.Module):
         keeps = _KEEPS_UNROUNDED.get() and self.kind.trainable(self.state, self.width) is None
         self.unrounded = columns.values.contiguous() if keeps else None
 
+    def fill_on(self, values: Tensor, grid: Tensor) -> None:
+        """Store values [rows, width] on a grid that was found elsewhere; thawing begins with them.
+
+        Raises:
+            CannotStore: a value is not finite in this storage.
+        """
+        self._take(self.kind.refill(values, {**self.state, "grid": grid}, None))
+        self.unrounded = values.clone()
+
     def _take(self, state: Any) -> None:
         for name, tensor in state.items():
             setattr(self, name, tensor)
@@ -125,42 +147,71 @@ class StoredRows(nn.Module):
     def _rounded(self, values: Tensor, ids: Tensor | None) -> Tensor:
         """Rows of `master` as they will be stored."""
         if self.kind.together:
-            self._encode_anew(self.rows if ids is None else len(ids))
+            self._encode_anew()
         if self._trainable is not None:
             kept = self._trainable
             values = values * (kept if ids is None else kept.index_select(0, ids))
-        return straight_through(lambda v: self.kind.rounded(v, self.state, ids), values)
+        return self.kind.rounded(values, self.state, ids)
 
-    def _encode_anew(self, looked_up: int) -> None:
-        """Store what was trained, if it is due."""
-        assert self.master is not None and self.looked_up is not None
-        self.looked_up += looked_up
-        changed = self._encoded_at != self.master._version
-        if self.looked_up >= self.rows if self.training else changed:
-            self._encode_master()
+    def _encode_anew(self) -> None:
+        """Store what was trained, if it is due; the same in all workers, whatever they look up."""
+        assert self.reads is not None
+        self.reads += 1
+        due = self.reads * LOOKED_UP >= self.rows
+        if due if self.training else self._encoded_at != self._versions:
+            self._take(self._encoded())
 
-    def _encode_master(self) -> None:
+    @property
+    def _versions(self) -> tuple[int, int]:
+        """Of what is trained: a number changes when its parameter does."""
         assert self.master is not None
-        values = self.master.detach().contiguous()
-        self._take(self.kind.refill(values, self.state, self._matters))
-        if self.looked_up is not None:
-            self.looked_up.zero_()
-        self._encoded_at = self.master._version
+        return self.master._version, -1 if self.moves is None else self.moves._version
 
-    def thaw(self) -> None:
-        """Make it trainable, from what was not rounded yet if that is known."""
+    @torch.no_grad()
+    def _encoded(self) -> State:
+        """What is trained as it will be stored, but for the grid."""
+        assert self.master is not None
+        matters = self._matters if self.matters is None else self.matters
+        state = dict(self.kind.refill(self.master.contiguous(), self.state, matters))
+        state.pop("grid", None)
+        if self.reads is not None:
+            self.reads.zero_()
+        self._encoded_at = self._versions
+        return state
+
+    def groups(self) -> list[Group]:
+        return [] if self.moves is None else [Group((self.moves,), "dense", GRID_RATE, l2=0.0)]
+
+    def after_epoch(self, at: Progress) -> list[Moved]:
+        """Encode anew where codes depend on one another."""
+        if self.master is not None and self.kind.together:
+            self._take(self._encoded())
+        return []
+
+    def thaw(self, grid: bool = True) -> None:
+        """Make it trainable, from what was not rounded yet if that is known.
+
+        Args:
+            grid: train its scales, offsets or codewords too, where the kind has some.
+        """
         if self.master is not None:
             return
         start = self.to_float() if self.unrounded is None else self.unrounded
         self._trainable = self.kind.trainable(self.state, self.width)
         self.master = nn.Parameter(start.clone())
         self.unrounded = None
+        if grid and self.grid is not None:
+            still = torch.zeros(self.grid.shape, device=self.grid.device)
+            moves = self.kind.moved(self.grid, still) is not None
+            self.moves = nn.Parameter(still) if moves else None
         if self.kind.together:
-            self.looked_up = torch.zeros((), dtype=torch.int64)
-            self._encoded_at = self.master._version
+            self.reads = torch.zeros((), dtype=torch.int64)
+            self.matters, self._matters = self._matters, None
+            self._encoded_at = self._versions
         else:
             self.stored = None
 
+    @torch.no_grad()
     def freeze(self) -> None:
         """Store what was trained; what is read (in evaluation) does not change by a bit.
 
@@ -169,8 +220,16 @@ class StoredRows(nn.Module):
         """
         if self.master is None:
             return
-        self._encode_master()
-        self.master = self.looked_up = self._trainable = None
+        state = self._encoded()
+        if self.moves is not None:
+            assert self.grid is not None
+            moved = self.state["grid"]
+            refuse_beyond(torch.finfo(self.grid.dtype).max, moved, self.storage)
+            state = {**state, "grid": moved.to(self.grid.dtype)}
+        self._take(state)
+        if self.matters is not None:
+            self._matters = self.matters
+        self.master = self.moves = self.reads = self.matters = self._trainable = None
 
 
 _KEEPS_UNROUNDED = ContextVar("keeps unrounded", default=False)
@@ -226,21 +285,3 @@ def _renamed_bias(module: nn.Module, state: dict[str, Any], prefix: str, *rest: 
     if old is not None:
         module.stored_bias = StoredRows(1, len(old), "float32")
         state[f"{prefix}stored_bias.stored"] = old[None]
-
-
-def straight_through(rounding: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Values rounded, with the gradient of the identity."""
-    rounded: Tensor = _StraightThrough.apply(values, rounding)
-    return rounded
-
-
-class _StraightThrough(torch.autograd.Function):
-    """A rounding with the gradient of the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-        return rounding(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None

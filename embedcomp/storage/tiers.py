@@ -82,6 +82,11 @@ class Tiers(Kind):
         grid = state["grid"]
         return {"stored": self.encode(values, grid, matters), "grid": grid}
 
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_columns
+
+        return moved_columns(grid, by)
+
     @abstractmethod
     def fitted(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
         """The grid [3, width] of a tier's rows.

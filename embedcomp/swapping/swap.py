@@ -133,7 +133,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def thaw(model: nn.Module) -> None:
-    """Make every stored tensor of a compressed model trainable, in place."""
+    """Make every stored tensor of a compressed model trainable, grids too, in place."""
     for module in model.modules():
         if isinstance(module, StoredRows):
             module.thaw()

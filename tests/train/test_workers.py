@@ -22,6 +22,7 @@ from embedcomp.train import checkpoint, probe, workers
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings, refuse_too_many
 from tests.train.joined import train_joined
+from tests.train.rounded import rounded_model
 from tests.train.test_train import small_model
 
 ONE_EPOCH = TrainSettings(epochs=1, precision="float32", embedding_l2=50.0, batch_rows=350)
@@ -30,6 +31,7 @@ CASES = {
     "rowwise_adagrad": replace(ONE_EPOCH, table_optimizer="rowwise_adagrad"),
     "uneven": replace(ONE_EPOCH, batch_rows=2400),
     "probed": replace(ONE_EPOCH, embedding_l2=None),
+    "rounded": ONE_EPOCH,
 }
 
 
@@ -123,6 +125,22 @@ def test_workers_that_probe_for_the_l2_end_with_one_model(
     assert not torch.equal(first["out.weight"], trained["adam"][0]["out.weight"])
 
 
+def test_workers_train_grids_as_one_process_does(
+    synth_log: ClickLog,
+    synth_features: Features,
+    trained: dict[str, list[dict[str, Tensor]]],
+) -> None:
+    first, second = trained["rounded"]
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    wanted = rounded_model(synth_features)
+    train_joined(wanted, Data(synth_log, synth_features), CASES["rounded"], 2)
+    moves = [name for name in first if name.endswith(".moves")]
+    for name in moves:
+        assert first[name].any(), f"{name} did not move"
+        torch.testing.assert_close(first[name], wanted.state_dict()[name], rtol=1e-2, atol=1e-3)
+    assert len(moves) > 4
+
+
 def test_rows_weigh_what_they_do_in_the_joined_batch(
     trained: dict[str, list[dict[str, Tensor]]],
 ) -> None:
@@ -167,7 +185,7 @@ def _work(rank: int, port: int, path: str, folder: str) -> None:
 def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]:
     """A worker's own weights at the end; the evaluations are those of all workers."""
     features = Features.load(folder / "features")
-    model: nn.Module = small_model(features)
+    model: nn.Module = (rounded_model if case == "rounded" else small_model)(features)
     if rank:  # the first worker's weights are everyone's start
         for parameter in model.parameters():
             nn.init.zeros_(parameter)

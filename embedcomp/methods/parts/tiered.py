@@ -30,6 +30,7 @@ from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.tiers import Tiers
 
 SHARES = {  # of the rows, by tier, for each number of tiers
+    1: (1.0,),
     2: (0.25, 0.75),
     4: (0.125, 0.125, 0.25, 0.5),  # each is as long as all before it
     5: (0.125, 0.125, 0.25, 0.25, 0.25),

@@ -96,6 +96,11 @@ class Clustered(RowByRow):
         codes = unpack(stored, self.bits, width)
         return grid.float().index_select(0, codes.flatten()).view(len(stored), width)
 
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_words
+
+        return moved_words(grid, by).sort().values  # codes are found in order
+
     def decoding(self, at: native.Stored, grid: np.ndarray | None) -> tuple[None, tuple[Any, ...]]:
         assert grid is not None
         edges = np.arange(at.width + 1, dtype=np.int32)

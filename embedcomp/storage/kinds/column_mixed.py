@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from embedcomp.kernels import native
-from embedcomp.storage.columns import shared_out
-from embedcomp.storage.kind import Kind, RowByRow
+from embedcomp.storage.columns import levels, shared_out
+from embedcomp.storage.kind import Kind, RowByRow, State
 from embedcomp.storage.packing import pack_codes, place_codes, unpack_codes
 from embedcomp.support.lazy import torch
 
@@ -68,6 +68,17 @@ class ColumnMixed(RowByRow):
     def decode(self, stored: Tensor, grid: Tensor | None, width: int) -> Tensor:
         assert grid is not None
         return unpack_codes(stored, grid)
+
+    def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
+        from embedcomp.storage.rounding import fake_quantised
+
+        scale, offset, bits = state["grid"].float()
+        return fake_quantised(values, scale, offset, levels(bits))
+
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_columns
+
+        return moved_columns(grid, by)
 
     def decoding(
         self, at: native.Stored, grid: np.ndarray | None

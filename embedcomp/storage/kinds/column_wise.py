@@ -9,7 +9,7 @@ import numpy as np
 
 from embedcomp.kernels import native
 from embedcomp.storage.columns import nearest_codes, shortened
-from embedcomp.storage.kind import Kind, Reads, RowByRow
+from embedcomp.storage.kind import Kind, Reads, RowByRow, State
 from embedcomp.support.lazy import torch
 
 if TYPE_CHECKING:
@@ -72,6 +72,17 @@ class ColumnWise(RowByRow):
             stored = torch.stack([stored & 15, stored >> 4], -1).flatten(1)[:, :width]
         scale, offset = grid.float()
         return stored.float() * scale + offset
+
+    def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
+        from embedcomp.storage.rounding import fake_quantised
+
+        scale, offset = state["grid"].float()
+        return fake_quantised(values, scale, offset, scale.new_tensor(self.levels))
+
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_columns
+
+        return moved_columns(grid, by)
 
     def decoding(
         self, at: native.Stored, grid: np.ndarray | None

@@ -85,7 +85,9 @@ class Csr(Kind):
         return _dense(state, first, starts.index_select(0, ids + 1).long() - first, width)
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
-        return values.half().float()
+        from embedcomp.storage.rounding import straight_through
+
+        return straight_through(lambda v: v.half().float(), values)
 
     def trainable(self, state: State, width: int) -> Tensor:
         lengths = state["starts"].diff().long()

@@ -123,6 +123,11 @@ class Product(RowByRow):
         groups = enumerate(pairwise(edges))
         return torch.cat([words[:, a:b].index_select(0, codes[:, i]) for i, (a, b) in groups], 1)
 
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_words
+
+        return torch.cat([moved_words(grid[:-1], by[:-1]), grid[-1:].float()])
+
     def decoding(self, at: native.Stored, grid: np.ndarray | None) -> tuple[None, tuple[Any, ...]]:
         assert grid is not None
         edges = np.array(self.edges(at.width), np.int32)

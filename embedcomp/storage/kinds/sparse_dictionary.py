@@ -104,6 +104,11 @@ class SparseDictionary(RowByRow):
         which, by = stored[:, :count].long(), stored[:, count:].view(torch.int8).float()
         return summed(_steps(grid), which, by)
 
+    def moved(self, grid: Tensor, by: Tensor) -> Tensor:
+        from embedcomp.storage.rounding import moved_words
+
+        return torch.cat([moved_words(grid[:-1], by[:-1]), grid[-1:].float()])
+
     def decoding(self, at: native.Stored, grid: np.ndarray | None) -> tuple[None, tuple[Any, ...]]:
         assert grid is not None
         atoms = np.zeros((MOST_ATOMS, at.width), np.float32)  # whatever a byte names is there

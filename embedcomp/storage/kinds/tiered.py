@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from embedcomp.kernels import native
-from embedcomp.storage.columns import shared_out
+from embedcomp.storage.columns import levels, shared_out
 from embedcomp.storage.kind import Kind, State
-from embedcomp.storage.packing import pack_codes, place_codes, rounded, unpack_codes
+from embedcomp.storage.packing import pack_codes, place_codes, unpack_codes
 from embedcomp.storage.tiers import Tiers
 from embedcomp.support.lazy import torch
 
@@ -65,9 +65,12 @@ class Tiered(Tiers):
         return found
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
+        from embedcomp.storage.rounding import fake_quantised
+
         every = torch.arange(self.ends[-1], device=values.device)
         tier = self.tier_of(every if ids is None else ids)
-        return rounded(values, *state["grid"].float().index_select(0, tier).unbind(1))
+        scale, offset, bits = state["grid"].float().index_select(0, tier).unbind(1)
+        return fake_quantised(values, scale, offset, levels(bits))
 
     def _tiers(self, stored: Tensor) -> list[tuple[int, Tensor]]:
         """The first row of each tier, and its rows uint8 [n, bytes]."""

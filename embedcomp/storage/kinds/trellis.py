@@ -117,7 +117,9 @@ class Trellis(Tiers):
         return words[tier[:, None], column, window]
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
-        return self.read(state, values.shape[1], ids)  # as all rows were encoded last
+        from embedcomp.storage.rounding import sloped
+
+        return sloped(self.read(state, values.shape[1], ids), values)  # as encoded last
 
     def _places(self, device: Any) -> Tensor:
         """By tier [tiers, 3]: its first row, the bit 8 before that row, and the bits of a row."""
