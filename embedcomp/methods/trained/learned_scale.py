@@ -13,7 +13,7 @@ memory while it trains and no byte of what is served, so it is not here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -36,8 +36,6 @@ COLDEST = range(6)  # bits of a number of the last one
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    trained: ClassVar[bool] = True
-
     bits: tuple[int, ...]  # of a number, by tier, the most looked-up first; one: of every row
     rank: int | None = None  # numbers that a row is described by; None: the layer's own columns
     weighting: Weighting = "loss"
