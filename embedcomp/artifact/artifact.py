@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -247,8 +248,7 @@ def save(
     import torch
     from safetensors.torch import save_file
 
-    versions = _versions(Path(out))
-    target = Path(out) / str(versions[-1] + 1 if versions else 1)
+    target = _next_version(Path(out))
     with replacing(target) as fresh:
         fresh.mkdir()
         if features is not None:
@@ -310,7 +310,21 @@ def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     return found, others
 
 
-def _versions(out: Path) -> list[int]:
+def take_over(made: Artifact, out: Path) -> Artifact:
+    """An artifact of another folder as a new version under `out`, whole or not at all."""
+    target = _next_version(out)
+    with replacing(target) as fresh:
+        copytree(made.folder, fresh)
+    return Artifact.open(target)
+
+
+def _next_version(out: Path) -> Path:
+    found = versions(out)
+    return out / str(found[-1] + 1 if found else 1)
+
+
+def versions(out: Path) -> list[int]:
+    """Numbers of the versions in a folder, oldest first."""
     if not out.is_dir():
         return []
     return sorted(int(child.name) for child in out.iterdir() if child.name.isdecimal())
@@ -319,13 +333,13 @@ def _versions(out: Path) -> list[int]:
 def _version_folder(path: Path) -> Path:
     if (path / "manifest.json").is_file():
         return path.resolve()
-    versions = _versions(path)
-    if not versions:
+    found = versions(path)
+    if not found:
         raise BadArtifact(
             f"{path} is not a model or artifact: it has no manifest.json and no numbered version; "
             "make one with `embedcomp train` or `embedcomp compress`"
         )
-    return (path / str(versions[-1])).resolve()
+    return (path / str(found[-1])).resolve()
 
 
 def _read_manifest(folder: Path) -> Manifest:

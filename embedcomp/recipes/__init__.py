@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from embedcomp.recipes.save import on_validation as on_validation
     from embedcomp.recipes.save import summary as summary
     from embedcomp.recipes.save import summary_line as summary_line
+    from embedcomp.recipes.students import with_student as with_student
     from embedcomp.recipes.training import train as train
     from embedcomp.support.progress import quiet as quiet
 
@@ -56,6 +57,7 @@ _ROOMS = {
     "on_validation": "embedcomp.recipes.save",
     "summary": "embedcomp.recipes.save",
     "summary_line": "embedcomp.recipes.save",
+    "with_student": "embedcomp.recipes.students",
     "train": "embedcomp.recipes.training",
     "quiet": "embedcomp.support.progress",
 }

@@ -33,7 +33,7 @@ from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping import swap, tune
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.swapping.repriced import repriced
-from embedcomp.train.fit import Data
+from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
@@ -50,6 +50,7 @@ def compress(
     *,
     held: HeldOut | None = None,
     control: Artifact | None = None,
+    against: Artifact | None = None,
     watch: Watch = quiet,
 ) -> Artifact:
     """Carry out a plan, train and tune the result if asked, and write it to `out` with its proof.
@@ -60,6 +61,7 @@ def compress(
     Args:
         held: what `held_out` gives, where it is known already.
         control: the original trained on, whose quality the proof is to record.
+        against: that the proof names as the original; None: the original.
     """
     model, data = original.model(), Data(log, original.features)
     trained, tuned = settings.train.epochs > 0, settings.tune.epochs > 0
@@ -81,7 +83,7 @@ def compress(
     proof = Proof.of(
         log,
         on_validation(compressed, log, original.features),
-        original=figures(original, log),
+        original=figures(against or original, log),
         control=None if control is None else figures(control, log),
         seeds=seeds_of(
             original,
@@ -202,10 +204,18 @@ def control(
     *,
     watch: Watch = quiet,
 ) -> Artifact:
-    """Train the original on as a compressed model is tuned, and write it to `out`."""
-    model = original.model()
-    history = tune.control(model, Data(log, original.features), settings.tune, scratch(out), watch)
-    training = {"settings": asdict(settings.tune), "history": history}
+    """Train the original on for the epochs of the compressed model, and write it to `out`.
+
+    It learns from labels alone.
+    """
+    model, data = original.model(), Data(log, original.features)
+    history: list[dict[str, Any]] = []
+    if settings.train.epochs:
+        step = "training the control"
+        history += fit(model, data, settings.train, scratch(out), watch=watch, step=step)
+    if settings.tune.epochs:
+        history += tune.control(model, data, settings.tune, scratch(out), watch)
+    training = {"settings": asdict(settings), "history": history}
     watch(Doing("evaluating"))
     proof = Proof.of(
         log,

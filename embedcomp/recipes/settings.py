@@ -21,6 +21,8 @@ from embedcomp.train.settings import TrainSettings
 
 S = TypeVar("S")
 
+AUTO = "auto"  # a student of a shape that is found
+
 BESIDE_ONE = ("low_rank",)  # for the layers that a method compared by itself cannot take: many take
 # only tables, or only linear layers, and could not reach a budget alone
 
@@ -51,10 +53,17 @@ class CompressSettings:
     # compressed form, all of its numbers together; with epochs, methods that need it may be used
     from_log: bool = False  # train the compressed form from the log alone: it begins with drawn
     # numbers and learns from labels, not from the model
+    student: str = ""  # a smaller network in the original's place, trained on labels and the
+    # original's scores: settings as "hidden=64,32,cross_layers=1", or "auto" to try some; empty:
+    # the original itself
+    student_train: TrainSettings = field(default_factory=TrainSettings)  # of the student
     tune: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
+        read_student(self.student)
+        if self.student and (goal.bytes is None or self.budget_of != "served"):
+            raise BadSettings("a student is compressed to a budget of what is served; give that")
         if self.from_log and not self.train.epochs:
             raise BadSettings("from_log is for a form that is trained; give train.epochs as well")
         if self.budget_of == "disk" and goal.bytes is None:
@@ -192,6 +201,28 @@ def validated(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise BadSettings(f"{where}: {first_problem(error, kind)}") from error
+
+
+def read_student(said: str) -> dict[str, Any]:
+    """Settings of a student, as "hidden=64,32,cross_layers=1"; none for "" and "auto".
+
+    Raises:
+        BadSettings: it is not written so.
+    """
+    found: dict[str, list[Any]] = {}
+    if said in ("", AUTO):
+        return {}
+    for part in said.split(","):
+        name, equals, text = part.rpartition("=")
+        if equals:
+            found[name.strip()] = []
+        if not found or not text.strip():
+            raise BadSettings(
+                f"the student {said!r} is not {AUTO!r} or settings of its model, as "
+                "hidden=64,32,cross_layers=1"
+            )
+        found[[*found][-1]].append(_value(text.strip()))
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
