@@ -176,7 +176,7 @@ def _weight(
     """The value of one weight, and the probes that chose it: none where they would not tell."""
     train, valid = _pieces(data)
     rows = weight.rows_of(sum(piece.rows for piece in train))
-    if rows < max(weight.fewest, workers.count()):
+    if rows < max(probe.FEWEST, workers.count()):
         return weight.usual, []
     few = probe.sample(train, rows), probe.sample(valid, -(-rows // 2))
 

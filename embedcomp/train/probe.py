@@ -23,6 +23,7 @@ from embedcomp.log.click_log import Piece
 from embedcomp.support.files import replacing
 from embedcomp.support.metrics import Quality
 from embedcomp.train import workers
+from embedcomp.train.settings import STEPS as EPOCH_STEPS
 from embedcomp.train.settings import TrainSettings
 
 USUAL_L2 = 6000.0  # suits movielens_1m, kuairand and globo_clicks alike
@@ -33,19 +34,25 @@ SHARE = 8  # a probe reads at most one row in this many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
-USUAL_DISTIL = 0.7
+USUAL_DISTIL = 0.7  # in whole runs of tuning (docs/training.md) 0.0004 of AUC below the best weight
+# at most, whether that was 0 or 1; 1 was as much as 0.004 below it
 DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
+DISTIL_ROWS = 1 << 20  # of the training split in a probe of the teacher's weight, at most
+DISTIL_SHARE = 4  # an eighth of the log shows less of what its labels bring
+ALIKE = 0.1  # errors of an AUC by which two probes' may differ by chance: they score the same rows,
+# nearly alike
 STEPS = 128  # of a pass, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What one value of a setting brought: an AUC, and how far off that may be."""
+    """What one value of a setting brought: an AUC, how far off that may be, and a log loss."""
 
     setting: str
     value: float
     auc: float
     error: float
+    logloss: float
     seconds: float
 
 
@@ -76,6 +83,7 @@ class Probes:
             value=value,
             auc=found.auc,
             error=found.auc_error,
+            logloss=found.logloss,
             seconds=round(perf_counter() - began, 1),
         )
         _write(self._file, [*every, probe])
@@ -104,8 +112,30 @@ def chosen_l2(probe: Callable[[float], Probe]) -> float:
 
 
 def chosen_distil(probe: Callable[[float], Probe]) -> float:
-    """The teacher's weight that probes are best with."""
-    return max((probe(value) for value in DISTILS), key=lambda one: one.auc).value
+    """The teacher's weight that probes are best with.
+
+    Goes from the usual weight to its better neighbour and on while that is better.
+    """
+    place = DISTILS.index(USUAL_DISTIL)
+    tried = {place: probe(USUAL_DISTIL)}
+    for step in (1, -1):
+        while 0 <= place + step < len(DISTILS) and place + step not in tried:
+            tried[place + step] = probe(DISTILS[place + step])
+            if not _better(tried[place + step], tried[place]):
+                break
+            place += step
+    return DISTILS[place]
+
+
+def _better(found: Probe, than: Probe) -> bool:
+    """Whether a probe is better than another one: by its AUC, or by its log loss where that of both
+    is about the same, as under a teacher that knows nothing, whose scores pull all logits together
+    and leave their order.
+    """
+    rise = found.auc - than.auc
+    if abs(rise) > ALIKE * found.error:
+        return rise > 0
+    return found.logloss < than.logloss
 
 
 def short(settings: TrainSettings, rows: int) -> TrainSettings:
@@ -126,7 +156,8 @@ def small(settings: TrainSettings, rows: int) -> TrainSettings:
     """A run's settings as those of one on `rows` rows that is like it in all else."""
     if settings.schedule != "linear":
         return short(settings, rows)
-    return replace(settings, batch_rows=max(1, min(settings.batch_rows, rows // STEPS)))
+    batch_rows = max(1, min(settings.batch_rows, rows // EPOCH_STEPS))
+    return replace(settings, batch_rows=batch_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +165,7 @@ class Weight:
     """A setting that probes choose a value of where it is left open.
 
     most, part: a probe trains on at most so many rows, and on at most one in so many of the log's.
-    fewest: rows that tell values apart; with fewer none is tried.
-    usual: the value then.
+    usual: the value where the log is too small to tell.
     choose: finds the value by the probes that it asks for.
     probing: a run's settings as those of a probe on so many rows.
     """
@@ -143,7 +173,6 @@ class Weight:
     setting: str  # of TrainSettings
     most: int
     part: int
-    fewest: int
     usual: float
     choose: Callable[[Callable[[float], Probe]], float]
     probing: Callable[[TrainSettings, int], TrainSettings]
@@ -162,16 +191,14 @@ L2 = Weight(
     setting="embedding_l2",
     most=ROWS,
     part=SHARE,
-    fewest=FEWEST,
     usual=USUAL_L2,
     choose=chosen_l2,
     probing=short,
 )
 DISTIL = Weight(
     setting="distil",
-    most=ROWS,
-    part=SHARE,
-    fewest=FEWEST,
+    most=DISTIL_ROWS,
+    part=DISTIL_SHARE,
     usual=USUAL_DISTIL,
     choose=chosen_distil,
     probing=small,

@@ -18,7 +18,13 @@ from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 
 
-def train_joined(model: nn.Module, data: Data, settings: TrainSettings, count: int) -> None:
+def train_joined(
+    model: nn.Module,
+    data: Data,
+    settings: TrainSettings,
+    count: int,
+    teacher: nn.Module | None = None,
+) -> None:
     """One epoch in place, at the learning rate of its begin, on the joined batches of workers."""
     with fast_tables(model):
         steps = optimizers(model, settings, data.log.rows(data.train))
@@ -26,7 +32,11 @@ def train_joined(model: nn.Module, data: Data, settings: TrainSettings, count: i
             for optimizer in steps:
                 optimizer.zero_grad()
             logits = model(batch.dense, batch.sparse).view(-1)
-            binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            wanted = batch.labels
+            if teacher is not None and settings.distil is not None:
+                taught = teacher(batch.dense, batch.sparse).detach().view(-1).sigmoid()
+                wanted = (1 - settings.distil) * wanted + settings.distil * taught
+            binary_cross_entropy_with_logits(logits, wanted).backward()
             for optimizer in steps:
                 optimizer.step()
 

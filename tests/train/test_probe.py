@@ -40,7 +40,7 @@ def chosen(
         tried.append(l2)
         return of_auc(aucs[l2], clicked)
 
-    return probe.chosen(train, file)[0], tried
+    return probe.chosen_l2(probe.Probes("embedding_l2", train, file)), tried
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_error_of_a_probe_is_that_of_an_auc_without_knowledge(tmp_path: Path
     ranks = np.argsort(rng.random((300, 4000)), axis=1)[:, :400]  # of the clicked rows
     aucs = (ranks.sum(1) - 400 * 399 / 2) / (400 * 3600)
     assert aucs.mean() == pytest.approx(0.5, abs=0.005)
-    found = probe.chosen(lambda l2: of_auc(0.5, 400), tmp_path / "probes.json")[1][0]
+    found = probe.Probes("distil", lambda value: of_auc(0.5, 400), tmp_path / "probes.json")(0.5)
     assert aucs.std() == pytest.approx(found.error, rel=0.15)
 
 
@@ -86,7 +86,7 @@ def test_probes_that_are_done_are_not_run_again(tmp_path: Path) -> None:
         return of_auc(PROBES[l2])
 
     with pytest.raises(Killed):
-        probe.chosen(train, tmp_path / "probes.json")
+        probe.chosen_l2(probe.Probes("embedding_l2", train, tmp_path / "probes.json"))
     assert chosen(PROBES, tmp_path / "probes.json") == (24000, [24000, 96000])
 
 
@@ -109,7 +109,9 @@ def test_a_run_tells_its_probes_and_a_weight_that_is_given_has_none(
     monkeypatch.setattr(probe, "FEWEST", 1000)
     monkeypatch.setattr(probe, "STEPS", 4)
     _, chosen_one = trained(synth_log, synth_features, tmp_path / "a", TrainSettings(epochs=1))
-    assert 6000.0 in [one["embedding_l2"] for one in chosen_one[0]["probes"]]
+    tried = chosen_one[0]["probes"]
+    assert {one["setting"] for one in tried} == {"embedding_l2"}
+    assert 6000.0 in [one["value"] for one in tried]
     given = TrainSettings(epochs=1, embedding_l2=chosen_one[0]["embedding_l2"])
     _, same = trained(synth_log, synth_features, tmp_path / "b", given)
     assert "probes" not in same[0] and same[0]["auc"] == chosen_one[0]["auc"]

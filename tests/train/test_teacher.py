@@ -20,7 +20,9 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.batches import Batch, Shuffled
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.support.metrics import Quality
 from embedcomp.swapping.settings import TuneSettings
+from embedcomp.train import probe
 from embedcomp.train.fit import Data, Report, fit, target
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.teacher import TeacherScores
@@ -40,13 +42,6 @@ class Teacher(nn.Module):
         self.scored += len(dense)
         found: Tensor = 30 * self.inside(dense, sparse)
         return found
-
-
-class Knows(nn.Module):
-    """A teacher that tells one thing of every row."""
-
-    def forward(self, dense: Tensor, sparse: Any) -> Tensor:
-        return dense.new_zeros(len(dense))
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +191,87 @@ def plain_losses(model: nn.Module, teacher: nn.Module, batches: Iterator[Batch])
     for batch in batches:
         wanted = 0.7 * batch.labels + 0.3 * scored(teacher, batch).sigmoid()
         yield float(binary_cross_entropy_with_logits(scored(model, batch), wanted))
+
+
+class Found(Quality):
+    """A quality whose AUC and log loss are given, of 1,000 clicks: its AUC's error is 0.0091."""
+
+    def __init__(self, auc: float, logloss: float):
+        super().__init__()
+        self._auc, self._losses, self.counts[:, 0] = auc, [4000 * logloss], (3000, 1000)
+
+    @property
+    def auc(self) -> float:
+        return self._auc
+
+
+def chosen(aucs: list[float], losses: list[float], file: Path) -> tuple[float, list[float]]:
+    """The weight that probes of these AUCs and losses choose, and those tried, in their order."""
+    tried: list[float] = []
+    by_weight = dict(zip(probe.DISTILS, map(Found, aucs, losses), strict=True))
+
+    def train(weight: float) -> Quality:
+        tried.append(weight)
+        return by_weight[weight]
+
+    return probe.chosen_distil(probe.Probes("distil", train, file)), tried
+
+
+@pytest.mark.parametrize(
+    ("aucs", "wanted", "tried"),
+    [
+        ([0.60, 0.61, 0.62, 0.63, 0.64], 1.0, [0.7, 0.85, 1.0]),
+        ([0.60, 0.61, 0.62, 0.63, 0.62], 0.85, [0.7, 0.85, 1.0]),
+        ([0.60, 0.61, 0.62, 0.61, 0.70], 0.7, [0.7, 0.85, 0.5]),
+        ([0.64, 0.63, 0.62, 0.61, 0.60], 0.0, [0.7, 0.85, 0.5, 0.0]),
+        ([0.60, 0.63, 0.62, 0.61, 0.60], 0.5, [0.7, 0.85, 0.5, 0.0]),
+        ([0.60, 0.60, 0.60, 0.60, 0.60], 0.7, [0.7, 0.85, 0.5]),  # no difference: as usual
+    ],
+)
+def test_probes_go_from_the_usual_weight_as_far_as_the_auc_rises(
+    tmp_path: Path, aucs: list[float], wanted: float, tried: list[float]
+) -> None:
+    assert chosen(aucs, [0.5] * 5, tmp_path / "probes.json") == (wanted, tried)
+
+
+def test_probes_of_about_one_auc_are_told_apart_by_their_log_loss(tmp_path: Path) -> None:
+    """A tenth of the error is 0.0009; the losses speak for the labels alone."""
+    losses = [0.50, 0.51, 0.52, 0.53, 0.54]
+    alike, apart = [0.6, 0.6004, 0.6008, 0.6012, 0.6016], [0.6, 0.601, 0.602, 0.603, 0.604]
+    assert chosen(alike, losses, tmp_path / "alike")[0] == 0.0
+    assert chosen(apart, losses, tmp_path / "apart")[0] == 1.0
+
+
+class Constant(nn.Module):
+    """A teacher that knows nothing: its score of every row is 1/2."""
+
+    def forward(self, dense: Tensor, sparse: Any) -> Tensor:
+        return dense.new_zeros(len(dense))
+
+
+def weight_chosen(
+    log: ClickLog, features: Features, teacher: nn.Module, folder: Path, **settings: Any
+) -> float:
+    how = TrainSettings(embedding_l2=50.0, **settings)
+    (first, *_) = fit(small_model(features), Data(log, features), how, folder, teacher=teacher)
+    assert {one["setting"] for one in first["probes"]} == {"distil"}
+    found: float = first["distil"]
+    return found
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "linear"])
+def test_a_teachers_weight_is_large_where_the_labels_are_noise_and_none_where_it_knows_nothing(
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+) -> None:
+    monkeypatch.setattr(probe, "FEWEST", 1000)
+    teacher, data = small_model(synth_features), Data(synth_log, synth_features)
+    fit(teacher, data, TrainSettings(epochs=6, embedding_l2=50.0), tmp_path)
+    noise = (np.random.default_rng(0).random(ROWS) < 0.5).astype(np.int64)
+    log, two = with_train(synth_log, tmp_path, noise), {"epochs": 2, "schedule": schedule}
+    assert weight_chosen(log, synth_features, teacher, tmp_path / "noise", **two) >= 0.85
+    found = weight_chosen(synth_log, synth_features, Constant(), tmp_path / "constant", **two)
+    assert found == 0.0

@@ -23,6 +23,7 @@ from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings, refuse_too_many
 from tests.train.joined import train_joined
 from tests.train.rounded import rounded_model
+from tests.train.test_teacher import Teacher
 from tests.train.test_train import small_model
 
 ONE_EPOCH = TrainSettings(epochs=1, precision="float32", embedding_l2=50.0, batch_rows=350)
@@ -30,6 +31,7 @@ CASES = {
     "adam": ONE_EPOCH,
     "rowwise_adagrad": replace(ONE_EPOCH, table_optimizer="rowwise_adagrad"),
     "uneven": replace(ONE_EPOCH, batch_rows=2400),
+    "taught": replace(ONE_EPOCH, distil=0.6),
     "probed": replace(ONE_EPOCH, embedding_l2=None),
     "rounded": ONE_EPOCH,
 }
@@ -83,7 +85,7 @@ def trained(
     return {case: [told[case] for told in found] for case in found[0]}
 
 
-@pytest.mark.parametrize("case", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("case", ["adam", "rowwise_adagrad", "taught"])
 def test_workers_end_with_the_model_of_one_process_that_has_their_batches_together(
     synth_log: ClickLog,
     synth_features: Features,
@@ -92,7 +94,8 @@ def test_workers_end_with_the_model_of_one_process_that_has_their_batches_togeth
 ) -> None:
     """The log has one row group, and the last batches are short."""
     wanted = small_model(synth_features)
-    train_joined(wanted, Data(synth_log, synth_features), CASES[case], 2)
+    teacher = Teacher(synth_features) if case == "taught" else None
+    train_joined(wanted, Data(synth_log, synth_features), CASES[case], 2, teacher)
     start = small_model(synth_features).state_dict()
     for name, tensor in wanted.state_dict().items():
         assert not torch.allclose(tensor, start[name], atol=1e-3), f"{name} did not move"
@@ -189,7 +192,10 @@ def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]
     if rank:  # the first worker's weights are everyone's start
         for parameter in model.parameters():
             nn.init.zeros_(parameter)
-    history = fit(model, Data(ClickLog(path), features), CASES[case], folder / f"scratch_{case}")
+    teacher = Teacher(features) if case == "taught" else None
+    data, scratch = Data(ClickLog(path), features), folder / f"scratch_{case}"
+    history = fit(model, data, CASES[case], scratch, teacher=teacher)
+    assert teacher is None or teacher.scored == 4800, "each worker scores its own rows"
     evaluations = workers.gathered([entry["auc"] for entry in history])
     assert evaluations[0] == evaluations[1] and evaluations[0][-1] > 0.5
     return model.state_dict()
