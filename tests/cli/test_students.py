@@ -1,0 +1,102 @@
+"""Students in the place of an original, from settings to artifact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcomp import recipes
+from embedcomp.artifact.artifact import Artifact, versions
+from embedcomp.artifact.source import ModelSource
+from embedcomp.errors import BadSettings
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.modules.sizes import model_bytes, module_bytes
+from embedcomp.recipes import students
+from embedcomp.recipes.settings import CompressSettings, read_student
+from embedcomp.train.settings import TrainSettings
+
+SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16], "cross_layers": 2})
+HOW = TrainSettings(
+    epochs=2, batch_rows=256, learning_rate=3e-3, table_learning_rate=3e-3, embedding_l2=50.0
+)
+
+
+@pytest.fixture(scope="module")
+def original(
+    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    folder = tmp_path_factory.mktemp("teacher")
+    return recipes.train(synth_log, synth_features, SOURCE.complete(), HOW, folder)
+
+
+def asked(student: str, **more: Any) -> CompressSettings:
+    values = {"budget": "20x", "measure_rows": 2000, "methods": ("low_rank", "half")}
+    taught = replace(HOW, epochs=1, distil=0.7)
+    return CompressSettings(**{**values, "student": student, "student_train": taught, **more})
+
+
+def test_a_student_is_said_by_its_settings() -> None:
+    assert read_student("hidden=64,32,cross_layers=1") == {"hidden": [64, 32], "cross_layers": 1}
+    assert read_student("auto") == read_student("") == {}
+    for said in ("hidden", "64,32", "hidden=", "hidden=8,,4"):
+        with pytest.raises(BadSettings, match="as hidden=64,32,cross_layers=1"):
+            read_student(said)
+
+
+def test_shapes_that_are_tried_have_less_of_everything(original: Artifact) -> None:
+    found = students.shapes(original, "auto")
+    assert found == {
+        "16x8": {"hidden": (16, 8), "cross_layers": 1},
+        "8x4": {"hidden": (8, 4), "cross_layers": 1},
+        "4x4": {"hidden": (4, 4), "cross_layers": 1},
+    }
+    assert students.shapes(original, "hidden=8") == {"said": {"hidden": [8]}}
+
+
+def test_a_student_keeps_to_the_bytes_of_the_original(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    made = recipes.with_student(original, synth_log, asked("hidden=8,cross_layers=1"), tmp_path)
+    budget = model_bytes(original.model())["total"] // 20
+    assert module_bytes(made.model()) <= budget
+    assert made.source.settings["hidden"] == [8] and made.source.settings["cross_layers"] == 1
+    assert made.proof is not None and original.proof is not None
+    assert made.proof.original == original.proof.model
+    assert versions(tmp_path) == [1] and not (tmp_path / ".students").exists()
+
+
+def test_the_best_of_some_students_and_the_original_is_taken(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[students.Tried] = []
+    once = students._tried
+
+    def seen(*given: Any) -> students.Tried:
+        tried.append(once(*given))
+        return tried[-1]
+
+    monkeypatch.setattr(students, "_tried", seen)
+    made = recipes.with_student(original, synth_log, asked("auto"), tmp_path)
+    assert [one.name for one in tried] == ["", "16x8", "8x4", "4x4"]
+    least = min(tried, key=lambda one: one.auc_loss)
+    assert made.plan is not None and made.plan.outcome is not None
+    assert made.plan.outcome.auc_loss == least.auc_loss
+
+
+def test_what_no_student_can_be_is_refused(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSettings, match="budget of what is served"):
+        asked("auto", budget="", max_auc_loss=0.001)
+    with pytest.raises(BadSettings, match="budget of what is served"):
+        asked("auto", budget_of="disk")
+    foreign = replace(
+        original,
+        manifest=original.manifest.model_copy(update={"source": {"model": "a.package:factory"}}),
+    )
+    with pytest.raises(BadSettings, match="embedcomp train --teacher"):
+        students.shapes(foreign, "auto")
