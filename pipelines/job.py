@@ -77,7 +77,7 @@ class Job:
         statistics = self.measure(original)
         planned = self.plan(original, statistics)
         models, beside = {"original": original}, None
-        if self.settings.compress.tune.epochs:
+        if self.settings.compress.trains:
             models["control"] = beside = self.control(original)
         models["compressed"] = self.compress(original, statistics, planned, beside)
         result = self.evaluate(models)
@@ -174,7 +174,7 @@ class Job:
         def make(place: Path) -> Path:
             given = (self.log, original, statistics, planned, control)
             recipe = partial(_compress, *given, settings, place)
-            if settings.tune.epochs:
+            if settings.trains:
                 return self.trained(recipe)
             return self.once(partial(_untrained, recipe))
 
@@ -185,6 +185,7 @@ class Job:
         inputs = {
             "log": self.log.stamp([TRAIN, VALID]),
             "train": self.records.made("train"),
+            "form": asdict(settings.train),
             "tune": asdict(settings.tune),
             "workers": self.settings.workers,
         }

@@ -192,7 +192,7 @@ class Planning:
         most_loss: float | None,
         timing: Timing | None = None,
     ) -> Plan:
-        tuned = settings.tune.epochs > 0
+        tuned = settings.trains
         planned = planner.plan(
             self.model,
             self.found,

@@ -72,6 +72,11 @@ class CompressSettings:
             raise BadSettings("cost_model is for a latency_budget; give that as well")
 
     @property
+    def trains(self) -> bool:
+        """Whether the compressed model is trained, in full or for a few epochs of tuning."""
+        return self.train.epochs > 0 or self.tune.epochs > 0
+
+    @property
     def goal(self) -> Goal:
         """What a plan is asked for."""
         return Goal.parse(
@@ -106,6 +111,11 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.min_count < 1:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
+        if self.compress.student:
+            raise BadSettings(
+                "compress.student is for `embedcomp compress`; a job compresses the model that it "
+                "trains, so give it the student's model_settings"
+            )
         if self.workers < 1:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
         models.refuse_unknown([self.model])
