@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BEAM = 4  # sums that go on to the next codebook
-ROUNDS = 4  # of finding codes and fitting words in turns
-SWEEPS = 2  # over the codes of a row
+ROUNDS = 2  # of finding codes and fitting words in turns
+SWEEPS = 1  # over the codes of a row
 COMPARED = 1 << 22  # distances at a time, so that they fit
 SAMPLED = 1 << 16  # rows that words are fitted to
 
