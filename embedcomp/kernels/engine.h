@@ -34,6 +34,7 @@ enum RowKind : int32_t {
   kCodebook = 12,       // codes that name floats, of a part of the columns each
   kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
   kTiered = 14,         // a byte a row that is not read: its tier has it
+  kResidual = 15,       // of a tier: codes that name words to be added to what it begins with
 };
 
 enum OpKind : int32_t {
@@ -91,10 +92,11 @@ struct Stored {
   int32_t row_bits;     // of a tier: from one row to the next; 0: whole row_bytes
   const void* columns;  // kCsr: column of each element,
   const void* values;   // and its fp16 value
-  const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]
+  const float* words;    // kCodebook: by part, code and column; kAtoms, kResidual: [words, width]
   const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
-  const int32_t* at;     // and where the words of each part begin
-  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
+  const int32_t* at;     // and where the words of each part begin; kResidual: where what the tier
+                         // begins with is, and the words of each code
+  int32_t parts;         // kCodebook, kResidual: codes of a row; kAtoms: atoms of a row
   int32_t narrow;        // kCodebook: each part is one column
   const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
   const int32_t* firsts;  // ranked index: first stored row of each tier,

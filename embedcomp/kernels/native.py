@@ -184,6 +184,7 @@ KINDS = {
     "codebook": 12,
     "atoms": 13,
     "tiered": 14,
+    "residual": 15,
 }
 PROBES = ("digit", "hash", "permuted")
 COMBINES = ("concat", "add", "multiply")

@@ -16,9 +16,9 @@ from embedcomp.modules.linear import (
 )
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
 from embedcomp.storage import kinds
+from embedcomp.storage.assigned import stored_rows
 from embedcomp.storage.decode import Affine, Decoder, Scatter
 from embedcomp.storage.index import index_of
-from embedcomp.storage.rows import StoredRows
 
 Compressed = CompressedTable | ServedLinear
 Layout = dict[str, Any]
@@ -124,9 +124,9 @@ def module_of(layout: Mapping[str, Any]) -> Compressed:
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
     found = None if index is None else index_of(rows, index)
-    stored_rows, codes = (rows, width) if found is None else (found.stored, found.width(width))
+    held, codes = (rows, width) if found is None else (found.stored, found.width(width))
     parts: dict[str, Any] = {
-        "stored": StoredRows(stored_rows, width, values.pop("storage")),
+        "stored": stored_rows(held, width, values.pop("storage")),
         "index": found,
         "decode": _decoder(codes, dim, decode),
     }

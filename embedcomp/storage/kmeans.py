@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLED = 1 << 16  # rows or values that a codebook is fitted to
+MOST_SPREAD = 256  # words that k-means++ chooses; it takes long for more, and gains little
 STARTED = 16  # rows a word that k-means++ chooses the first words from
 TURNS = 10  # of Lloyd's algorithm; ten more lower the error by less than 0.5 %
 COMPARED_ROWS = 1 << 8  # whose distances to all words stay in a core's cache
@@ -85,11 +86,19 @@ def _different(rows: Tensor, most: int) -> Tensor | None:
 
 
 def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
-    """k-means++, by scikit-learn, and Lloyd's algorithm."""
-    from sklearn.cluster import kmeans_plusplus  # takes a second, and only fitting needs it
-
+    """k-means++, by scikit-learn, and Lloyd's algorithm; many words begin as some of the rows."""
     largest = rows.abs().max()
     rows, weights = rows / largest, weights / weights.sum()
+    words = (_spread if count <= MOST_SPREAD else _evenly)(rows, weights, count).float()
+    for _ in range(TURNS):
+        words, _ = refined(rows, weights, words)
+    return words * largest
+
+
+def _spread(rows: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Rows [count, d] that are far from one another: k-means++."""
+    from sklearn.cluster import kmeans_plusplus  # takes a second, and only fitting needs it
+
     start, w = rows, weights
     if len(rows) > STARTED * count:
         kept, stands_for = sampled(weights, STARTED * count)
@@ -98,10 +107,13 @@ def _clustered(rows: Tensor, weights: Tensor, count: int) -> Tensor:
         found, _ = kmeans_plusplus(
             start.double().numpy(), count, sample_weight=w.numpy(), random_state=0
         )
-    words = torch.from_numpy(found).float()
-    for _ in range(TURNS):
-        words, _ = refined(rows, weights, words)
-    return words * largest
+    return torch.from_numpy(found)
+
+
+def _evenly(rows: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Every so many-th of the rows in order of weight [count, d]."""
+    order = torch.argsort(weights, descending=True, stable=True)
+    return rows[order[torch.arange(count) * len(rows) // count]]
 
 
 def refined(rows: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,12 +123,12 @@ def refined(rows: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tenso
         rows: [n, d], contiguous.
         weights: float64 [n].
     """
-    codes = torch.empty(len(rows), dtype=torch.uint8)
+    codes = torch.empty(len(rows), dtype=torch.uint8 if len(words) <= 256 else torch.int16)
     nearest(rows, words, codes)
-    return _means(rows, weights, codes.long(), words), codes.long()
+    return means(rows, weights, codes.long(), words), codes.long()
 
 
-def _means(rows: Tensor, weights: Tensor, codes: Tensor, words: Tensor) -> Tensor:
+def means(rows: Tensor, weights: Tensor, codes: Tensor, words: Tensor) -> Tensor:
     """Weighted means of the rows of each code; a code without rows keeps its word."""
     mass = torch.zeros(len(words)).double().index_add_(0, codes, weights)
     sums = torch.zeros(words.shape).double().index_add_(0, codes, rows * weights[:, None])
@@ -124,8 +136,12 @@ def _means(rows: Tensor, weights: Tensor, codes: Tensor, words: Tensor) -> Tenso
 
 
 def nearest(rows: Tensor, words: Tensor, codes: Tensor) -> None:
-    """Fill codes uint8 [n] with the numbers of the words [words, d] nearest to rows [n, d]."""
-    if rows.is_cpu and native.library() is not None:
+    """Fill codes [n] with the numbers of the words [words, d] nearest to rows [n, d].
+
+    Args:
+        codes: uint8, or int16 where there are more words.
+    """
+    if rows.is_cpu and codes.dtype == torch.uint8 and native.library() is not None:
         room = -len(words) % 16  # the engine compares with whole vectors of words
         turned = torch.nn.functional.pad(words.T, (0, room), value=torch.inf).contiguous()
         native.needed().embedcomp_nearest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tiers(Kind):
+class InTiers(Kind):
     """Rows in order of count, in tiers whose rows take a number of bits each.
-
-    Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
-    and a column without bits is its mean. The grid is bfloat16 [tiers, 3, width]: scales, offsets,
-    bits.
 
     ends: row after the last one of each tier.
     """
 
-    unit: ClassVar[Literal["row_bytes", "row_bits"]]  # in which a kind takes the size of a row
+    unit: ClassVar[Literal["row_bytes", "row_bits", "stages"]]  # in which a kind takes a row's size
+    engine: ClassVar[str] = "codebook"  # kind of a tier's rows in native.KINDS
 
     ends: tuple[int, ...]
 
@@ -44,7 +41,7 @@ class Tiers(Kind):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"ends": self.ends, self.unit: getattr(self, self.unit)}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @property
     def lengths(self) -> list[int]:
@@ -55,6 +52,62 @@ class Tiers(Kind):
     def tier_bytes(self) -> list[int]:
         """Bytes that the rows of each tier take."""
         return [-(-n * b // 8) for n, b in zip(self.lengths, self.bits_of_rows, strict=True)]
+
+    def tier_of(self, ids: Tensor) -> Tensor:
+        return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
+
+    def located(
+        self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int
+    ) -> Located:
+        stored, grid = held["stored"], as_floats(held["grid"])
+        tiers = (native.Stored * len(self.ends))()
+        kept: tuple[Any, ...] = (stored, tiers)
+        at, first = native.address(stored), 0
+        for place, tier in enumerate(tiers):
+            last = self.ends[place]
+            tier.rows, tier.num_ids, tier.last = at, last - first, last
+            tier.kind, tier.width, tier.padding = native.KINDS[self.engine], width, -1
+            kept += self.place(tier, place, grid)
+            at, first = at + self.tier_bytes[place], last
+        tiered = native.Stored(
+            rows=native.address(stored),
+            row_bytes=1,
+            num_ids=rows,
+            kind=native.KINDS["tiered"],
+            width=width,
+            padding=padding,
+            last=rows - 1,
+            tiers=_addressof(tiers),
+        )
+        return Located(tiered, None, kept)
+
+    @abstractmethod
+    def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:
+        """Say what each code of a tier's rows stands for; gives what must be kept.
+
+        Args:
+            grid: float32, of all tiers.
+        """
+
+    def reads(self, rows: int, width: int) -> Reads:
+        size = -(-sum(self.tier_bytes) // max(rows, 1))  # of a mean row
+        return Reads(
+            kind="tiered",
+            numbers=width,
+            vectors=vectors(width),
+            row_bytes=size,
+            stored_bytes=rows * size,
+        )
+
+
+@dataclass(frozen=True)
+class Tiers(InTiers):
+    """Rows of codes of single columns.
+
+    Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
+    and a column without bits is its mean. The grid is bfloat16 [tiers, 3, width]: scales, offsets,
+    bits.
+    """
 
     @property
     def padding_bytes(self) -> int:
@@ -98,52 +151,6 @@ class Tiers(Kind):
     @abstractmethod
     def encode(self, values: Tensor, grid: Tensor, matters: Tensor | None) -> Tensor:
         """All rows as bytes."""
-
-    def tier_of(self, ids: Tensor) -> Tensor:
-        return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
-
-    def located(
-        self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int
-    ) -> Located:
-        stored, grids = held["stored"], as_floats(held["grid"])
-        tiers = (native.Stored * len(self.ends))()
-        kept: tuple[Any, ...] = (stored, tiers)
-        at, first = native.address(stored), 0
-        for place, tier in enumerate(tiers):
-            last = self.ends[place]
-            tier.rows, tier.num_ids, tier.last = at, last - first, last
-            tier.kind, tier.width, tier.padding = native.KINDS["codebook"], width, -1
-            kept += self.place(tier, place, grids[place])
-            at, first = at + self.tier_bytes[place], last
-        tiered = native.Stored(
-            rows=native.address(stored),
-            row_bytes=1,
-            num_ids=rows,
-            kind=native.KINDS["tiered"],
-            width=width,
-            padding=padding,
-            last=rows - 1,
-            tiers=_addressof(tiers),
-        )
-        return Located(tiered, None, kept)
-
-    @abstractmethod
-    def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:
-        """Say which float each code of a column of a tier stands for; gives what must be kept.
-
-        Args:
-            grid: float32 [3, width].
-        """
-
-    def reads(self, rows: int, width: int) -> Reads:
-        size = -(-sum(self.tier_bytes) // max(rows, 1))  # of a mean row
-        return Reads(
-            kind="tiered",
-            numbers=width,
-            vectors=vectors(width),
-            row_bytes=size,
-            stored_bytes=rows * size,
-        )
 
 
 def _addressof(tiers: ctypes.Array[native.Stored]) -> int:

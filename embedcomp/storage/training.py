@@ -7,7 +7,7 @@ at random is drawn from `Progress.drawn`, never from a running generator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,11 +19,17 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; the same on every worker.
+    """How far a run is; the same on every worker but for `rows` that are 0 and `curvature`.
 
     step: steps that were taken.
     steps: that it takes if nothing ends it earlier.
     steps_per_epoch: of them in one epoch.
+    rows: of the log in the present step, in all workers; 0 between steps, and where what this
+        worker does counts for nothing.
+    curvature: mean p (1 - p) of a worker's rows of the step over their mean squared (p - target),
+        which are the second derivative of the log loss by the logit and the square of the first
+        one. So it is what squared gradients have to be multiplied by to be Gauss-Newton curvature;
+        known after the step.
     """
 
     stage: Stage
@@ -31,6 +37,8 @@ class Progress:
     steps: int
     steps_per_epoch: int
     seed: int
+    rows: int = 0
+    curvature: float = 1.0
 
     @property
     def share(self) -> float:
@@ -83,7 +91,7 @@ class Trains(nn.Module):
         when `after_epoch` is called.
     """
 
-    summed: ClassVar[tuple[str, ...]] = ()
+    summed: tuple[str, ...] = ()
 
     def groups(self) -> list[Group]:
         """Parameters of this module, not of those within it, that are not moved as usual.

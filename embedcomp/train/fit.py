@@ -301,18 +301,19 @@ class _Run:
 
     def _step(self, batch: Batch, weight: float) -> float:
         self.model.train()
-        at = self._at()
+        at = replace(self._at(), rows=round(len(batch) / weight) if weight else 0)
         for part in self.parts:
             part.before_step(at)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
+        loss, curvature = self._loss(batch)
         penalties = [penalty for part in self.parts if (penalty := part.penalty()) is not None]
         (sum(penalties, loss) * weight).backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 workers.sum_gradients(group["params"], sparse=isinstance(optimizer, OfRows))
             optimizer.step()
+        at = replace(at, curvature=curvature)
         self._begin_anew([moved for part in self.parts for moved in part.after_step(at)])
         return float(loss.detach())
 
@@ -334,15 +335,19 @@ class _Run:
     def _summed(self) -> list[Tensor]:
         return [getattr(part, name) for part in self.parts for name in part.summed]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> tuple[Tensor, float]:
+        """The mean log loss of a batch, and what `Progress.curvature` is."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.in_bfloat16):
             logits = self.model(batch.dense, batch.sparse).view(-1).float()
-        return binary_cross_entropy_with_logits(logits, target(batch, self.settings.distil))
+        wanted = target(batch, self.settings.distil)
+        return binary_cross_entropy_with_logits(logits, wanted), _curvature(logits, wanted)
 
     def _evaluate(self, watch: Watch) -> None:
         data = self.data
         speed = self._trained / max(perf_counter() - self._began, 1e-9)
-        workers.follow_first(self.model.buffers())  # means of a batch norm are a worker's own
+        kept = {id(tensor) for tensor in self._summed()}
+        buffers = (tensor for tensor in self.model.buffers() if id(tensor) not in kept)
+        workers.follow_first(buffers)  # means of a batch norm are a worker's own
         valid = workers.total(quality(self.model, data.log, data.features, self.valid))
         settled = all(part.settled for part in self.parts)
         better, cut = self.plateau.see(self.epoch, valid, settled, rows_per_second=round(speed))
@@ -387,6 +392,14 @@ def target(batch: Batch, distil: float | None) -> Tensor:
         return batch.labels
     assert distil is not None, "a run with a teacher has a weight"
     return torch.lerp(batch.labels, batch.taught.sigmoid(), distil)
+
+
+@torch.no_grad()
+def _curvature(logits: Tensor, wanted: Tensor) -> float:
+    """Sum of p (1 - p) over that of (p - wanted)^2, p the probability of a logit."""
+    p = logits.sigmoid()
+    spread, squares = (p * (1 - p)).sum(), (p - wanted).square().sum()
+    return float(spread / squares.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def evaluations(train_rows: int, valid_rows: int) -> int:

@@ -21,6 +21,7 @@ from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.storage.kinds import named
 from embedcomp.storage.kinds.csr import Csr
+from embedcomp.storage.kinds.residual import Residual
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.storage.kmeans import nearest
@@ -196,12 +197,17 @@ CODES = (
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis", "csr"))
+@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis", "residual", "csr"))
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
     tiers = ((2, by * width), (3, -(-by * width // 2)), (20, -(-by * width // 4)), (23, 0))
-    forms = {"tiered": Tiered, "trellis": Trellis, "csr": lambda *_: Csr(9 * width)}
+    forms = {
+        "tiered": Tiered,
+        "trellis": Trellis,
+        "residual": lambda ends, _: Residual(ends, (3, 2, 1, 0), (4, 12, 5)),
+        "csr": lambda *_: Csr(9 * width),
+    }
     made = forms[storage](*zip(*tiers, strict=True)) if storage in forms else named(storage)
     rows = StoredRows(23, width, made)
     rows.fill(torch.randn(23, width))

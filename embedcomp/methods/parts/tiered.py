@@ -12,7 +12,7 @@ and an index of about 0.3 bytes an id finds them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ from embedcomp.methods.parts import build
 from embedcomp.methods.parts.factors import Weighting, fill_table, layer_moments, output_basis
 from embedcomp.modules.table import CompressedTable
 from embedcomp.sensitivity.layer import Layer, Spec, TableSpec, TableStatistics
+from embedcomp.storage.assigned import stored_rows
 from embedcomp.storage.decode import Affine
 from embedcomp.storage.index import IndexForm, Ranked
-from embedcomp.storage.rows import StoredRows
-from embedcomp.storage.tiers import Tiers
+from embedcomp.storage.tiers import InTiers
 
 SHARES = {  # of the rows, by tier, for each number of tiers
     1: (1.0,),
@@ -38,6 +38,7 @@ SHARES = {  # of the rows, by tier, for each number of tiers
 INDEXED = (4, 2)  # tiers where an index finds a row, whose bits are those of its tier's number
 FEWEST_ROWS = 64  # of a table that is worth it
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+Ranks = Literal["ranked"]  # the index by which rows in tiers are found
 MORE = (1, 2, 3)  # bits of a column in the first tier than in the last one
 
 
@@ -47,10 +48,10 @@ class TieredRows:
 
     rank: int  # numbers that a row is described by
     weighting: Weighting = "loss"
-    index: Literal["ranked"] | None = None  # None: rows lie in order of count
+    index: Ranks | None = None  # None: rows lie in order of count
 
 
-def index_for(spec: Spec) -> Literal["ranked"] | None:
+def index_for(spec: Spec) -> Ranks | None:
     """What finds the rows of a table in tiers."""
     return None if isinstance(spec, TableSpec) and spec.by_count else "ranked"
 
@@ -75,11 +76,11 @@ def worth_trying(
                         yield rank, tuple(rank * (cold + more * step) for step in falling)
 
 
-def empty(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> CompressedTable:
+def empty(spec: Spec, settings: TieredRows, kind: type[InTiers]) -> CompressedTable:
     """The table, without numbers.
 
     Args:
-        kind: how rows are stored; the settings hold the sizes of rows by the name of its unit.
+        kind: how rows are stored; the settings hold what it has beside `ends` by the same names.
 
     Raises:
         BadSettings: rows are in no number of tiers that there are shares for.
@@ -89,15 +90,11 @@ def empty(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> CompressedTabl
     return _in_tiers(spec, settings, kind, ends)
 
 
-def compress(layer: Layer, settings: TieredRows, kind: type[Tiers]) -> CompressedTable:
+def compress(layer: Layer, settings: TieredRows, kind: type[InTiers]) -> CompressedTable:
     """The table, filled. Raises BadSettings as `empty` does."""
-    shares = _shares(layer.spec, settings, kind)
-    assert isinstance(layer.spec, TableSpec)
-    tier_of = layer.shared(_tiers, settings.index, *shares)
-    ends = tier_of.bincount(minlength=len(shares)).cumsum(0).tolist()
-    served = _in_tiers(layer.spec, settings, kind, ends)
+    served = laid_out(layer, settings, kind)
     if isinstance(served.index, Ranked):
-        served.index.fill(tier_of)
+        shares = _shares(layer.spec, settings, kind)
         layer = layer.shared(_tier_by_tier, settings.index, *shares).within(layer)
     basis, mean = output_basis(layer, settings.weighting), layer_moments(layer)[0]
     assert isinstance(layer.spec, TableSpec)
@@ -106,7 +103,19 @@ def compress(layer: Layer, settings: TieredRows, kind: type[Tiers]) -> Compresse
     return served
 
 
-def _shares(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> tuple[float, ...]:
+def laid_out(layer: Layer, settings: TieredRows, kind: type[InTiers]) -> CompressedTable:
+    """The table whose index is filled, and nothing else. Raises BadSettings as `empty` does."""
+    shares = _shares(layer.spec, settings, kind)
+    assert isinstance(layer.spec, TableSpec)
+    tier_of = layer.shared(_tiers, settings.index, *shares)
+    ends = tier_of.bincount(minlength=len(shares)).cumsum(0).tolist()
+    served = _in_tiers(layer.spec, settings, kind, ends)
+    if isinstance(served.index, Ranked):
+        served.index.fill(tier_of)
+    return served
+
+
+def _shares(spec: Spec, settings: TieredRows, kind: type[InTiers]) -> tuple[float, ...]:
     number = len(getattr(settings, kind.unit))
     if number not in SHARES:
         raise BadSettings(
@@ -117,10 +126,10 @@ def _shares(spec: Spec, settings: TieredRows, kind: type[Tiers]) -> tuple[float,
 
 
 def _in_tiers(
-    spec: TableSpec, settings: TieredRows, kind: type[Tiers], ends: Sequence[int]
+    spec: TableSpec, settings: TieredRows, kind: type[InTiers], ends: Sequence[int]
 ) -> CompressedTable:
-    of_rows = kind(tuple(ends), **{kind.unit: tuple(getattr(settings, kind.unit))})
-    stored = StoredRows(spec.rows, settings.rank, of_rows)
+    said = {f.name: tuple(getattr(settings, f.name)) for f in fields(kind) if f.name != "ends"}
+    stored = stored_rows(spec.rows, settings.rank, kind(ends=tuple(ends), **said))
     decode = Affine(settings.rank, spec.dim, "float16", True)
     index = None if settings.index is None else Ranked(spec.rows, spec.rows, len(ends))
     return build.table(spec, stored, decode, index)

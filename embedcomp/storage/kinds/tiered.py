@@ -79,7 +79,8 @@ class Tiered(Tiers):
         return list(zip(firsts, (part.view(n, size) for part, n, size in parts), strict=True))
 
     def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:
-        row_bytes, bits = self.row_bytes[place], grid[2].astype(np.int32)
+        grid, row_bytes = grid[place], self.row_bytes[place]
+        bits = grid[2].astype(np.int32)
         counts = 1 << bits
         codes = np.concatenate([np.arange(count, dtype=np.float32) for count in counts])
         words = codes * np.repeat(grid[0], counts) + np.repeat(grid[1], counts)

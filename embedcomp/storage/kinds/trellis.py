@@ -133,6 +133,7 @@ class Trellis(Tiers):
         Rows are read from the byte before them on, and a byte beyond: a table has both.
         """
         count, width, row_bits = 1 << trellis_windows.BITS, tier.width, self.row_bits[place]
+        grid = grid[place]
         at = np.arange(8, dtype=np.int32)[:, None] + trellis_windows.places(grid)  # [8, width]
         starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
         masks = np.full_like(starts, count - 1)

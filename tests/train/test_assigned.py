@@ -1,0 +1,165 @@
+"""Codes that the loss assigns, in the trainer: killed, resumed, and with several workers."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.modules.table import CompressedBag
+from embedcomp.storage.assigned import AssignedRows
+from embedcomp.storage.kinds.residual import Residual
+from embedcomp.storage.training import Progress, parts_that_train
+from embedcomp.swapping.swap import freeze, thaw
+from embedcomp.train import checkpoint
+from embedcomp.train import fit as fitting
+from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.optim import optimizers
+from embedcomp.train.quality import quality
+from embedcomp.train.settings import TrainSettings
+from tests.train.joined import joined
+from tests.train.test_train import Killed, small_model, without_seconds
+
+SETTINGS = TrainSettings(
+    epochs=3,
+    batch_rows=500,
+    checkpoint_rows=1024,
+    evaluations_per_epoch=2,
+    embedding_l2=20.0,
+    precision="float32",
+)
+ONE_EPOCH = replace(SETTINGS, epochs=1)
+
+
+def coded_model(features: Features) -> nn.Module:
+    """Every table is read through codes, thawed."""
+    model = small_model(features)
+    for name, bag in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.EmbeddingBag)]:
+        rows, width = bag.weight.shape
+        kind = Residual((rows // 2, rows), (2, 1), (3, 3))
+        table = CompressedBag(rows, width, "sum", AssignedRows(rows, width, kind), decode=None)
+        table.fill(torch.randn(rows, width, generator=torch.manual_seed(rows)) / 3)
+        model.set_submodule(name, table)
+    thaw(model)
+    return model
+
+
+def coded(model: nn.Module) -> list[AssignedRows]:
+    return [module for module in model.modules() if isinstance(module, AssignedRows)]
+
+
+def trained(data: Data, folder: Path, kill_after: int = -1) -> tuple[nn.Module, list[Any]]:
+    model, steps = coded_model(data.features), 0
+
+    def watch(report: Report) -> None:
+        nonlocal steps
+        steps += report.valid is None
+        if steps == kill_after:
+            raise Killed
+
+    history = fit(model, data, SETTINGS, folder, watch=watch)
+    return model, [without_seconds(entry) for entry in history]
+
+
+def test_a_killed_run_goes_on_with_its_sums_and_serves_what_it_evaluated(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    data = Data(synth_log, synth_features)
+    start = [rows.stored.clone() for rows in coded(coded_model(synth_features))]
+    whole, history = trained(data, tmp_path / "whole")
+    assert any(
+        not torch.equal(rows.stored, codes) for rows, codes in zip(coded(whole), start, strict=True)
+    )
+    for kill_after in (7, 31):  # in the middle of an epoch
+        with pytest.raises(Killed):
+            trained(data, tmp_path / str(kill_after), kill_after)
+        resumed, again = trained(data, tmp_path / str(kill_after))
+        assert history == again
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[name]), name
+    best = max(history, key=lambda entry: entry["auc"])
+    freeze(whole)
+    assert all(not rows.summed and "words" not in rows.state_dict() for rows in coded(whole))
+    found = quality(whole, synth_log, synth_features, synth_log.pieces("valid"))
+    assert (found.auc, found.logloss) == (best["auc"], best["logloss"])
+
+
+def test_workers_assign_by_the_sums_over_all_of_them(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    """They are evaluated in the middle of the epoch, when each has sums of its own."""
+    synth_features.save(tmp_path / "features")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_work, (port, synth_log.path, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    wanted = _joined(coded_model(synth_features), Data(synth_log, synth_features))
+    for own, other, sums in zip(first, second, wanted, strict=True):
+        for name, tensor in own.items():
+            assert torch.equal(tensor, other[name]), name
+            if name in sums:
+                # a worker's curvature is by its own rows of a step
+                close = 0.05 if name == "curvature" else 2e-3
+                torch.testing.assert_close(
+                    tensor, sums[name], rtol=close, atol=close * float(sums[name].abs().max())
+                )
+
+
+def _joined(model: nn.Module, data: Data) -> list[dict[str, Tensor]]:
+    """The sums of one process that trains on the batches of two workers together."""
+    moving = optimizers(model, ONE_EPOCH, data.log.rows(data.train))
+    for batch in joined(data, ONE_EPOCH, 2):
+        at = Progress("final", 0, 1, 1, 0, rows=len(batch))
+        for part in parts_that_train(model):
+            part.before_step(at)
+        for optimizer in moving:
+            optimizer.zero_grad()
+        logits = model.train()(batch.dense, batch.sparse).view(-1)
+        binary_cross_entropy_with_logits(logits, batch.labels).backward()
+        for optimizer in moving:
+            optimizer.step()
+        at = replace(at, curvature=fitting._curvature(logits, batch.labels))
+        for part in parts_that_train(model):
+            part.after_step(at)
+    return [_sums(rows) for rows in coded(model)]
+
+
+def _sums(rows: AssignedRows) -> dict[str, Tensor]:
+    return {name: getattr(rows, name).clone() for name in rows.summed}
+
+
+def _work(rank: int, port: int, path: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    checkpoint.restore_weights = lambda run, file: None  # what training left is compared
+    features = Features.load(Path(folder, "features"))
+    model, told = coded_model(features), []
+    assign = AssignedRows.assign
+
+    def tell(rows: AssignedRows) -> None:
+        sums = _sums(rows)
+        assign(rows)
+        told.append(sums | {"codes": rows.stored.clone()})
+
+    AssignedRows.assign = tell
+    fit(model, Data(ClickLog(path), features), ONE_EPOCH, Path(folder, "scratch"))
+    torch.save(told, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_what_turns_squared_gradients_into_curvature() -> None:
+    """p = 1/2 and 3/4, targets 1 and 1/4: (1/4 + 3/16) over (1/4 + 1/4)."""
+    logits, target = torch.tensor([0.0, torch.log(torch.tensor(3.0))]), torch.tensor([1.0, 0.25])
+    assert fitting._curvature(logits, target) == pytest.approx(7 / 8)
