@@ -19,6 +19,7 @@ from embedcomp.modules.table import CompressedBag, CompressedEmbedding, Compress
 from embedcomp.storage import kinds
 from embedcomp.storage.decode import Affine, Decoder, Scatter
 from embedcomp.storage.index import index_of
+from embedcomp.storage.prefixes import Ranks, cut_layout, cut_tensors
 from embedcomp.storage.rows import StoredRows
 
 Compressed = CompressedTable | ServedLinear
@@ -51,6 +52,24 @@ def share(model: nn.Module, layouts: Mapping[str, Mapping[str, Any]]) -> None:
             _table(model, name).store_with(_table(model, rows_of))
         if decoder_of is not None:
             _table(model, name).decode_with(_table(model, decoder_of))
+
+
+def cut(layer: Compressed, rank: int) -> Compressed:
+    """A layer of ordered ranks with its first ones."""
+    layout = _layout(layer)
+    found = module_of(cut_layout(layout, rank))
+    found.load_state_dict(cut_tensors(layout, layer.state_dict(), rank), assign=True)
+    assert isinstance(layer, Ordered) and isinstance(found, Ordered)
+    found.lasso = layer.lasso
+    return found.train(layer.training)
+
+
+def cut_(model: nn.Module, ranks: Ranks) -> None:
+    """Give layers of ordered ranks their first ones alone, in place."""
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Compressed)
+        model.set_submodule(name, cut(layer, rank))
 
 
 def _table(model: nn.Module, name: str) -> CompressedTable:

@@ -1,9 +1,9 @@
 """Low-rank layers whose ranks lie in order of worth, so that any first ones are a smaller layer.
 
-Training sees to the order (Maestro, arXiv 2308.14929): in a second pass of each step one layer keeps
-a drawn number of its first ranks, and a group lasso pulls at the tails. Decoders of such tables are
-not folded into the layers that read them: a lower rank would be other columns of these layers'
-weights, in whatever form they are stored. The engine folds them once it is opened.
+Training sees to the order (Maestro, arXiv 2308.14929): in a second pass of each step one layer
+keeps a drawn number of its first ranks, and a group lasso pulls at the tails. Decoders of such
+tables are not folded into the layers that read them: a lower rank would be other columns of these
+layers' weights, in whatever form they are stored. The engine folds them when it is opened.
 """
 
 from __future__ import annotations

@@ -246,7 +246,9 @@ class RowByRow(Kind):
         """
         assert self.nested, self.name
         size = self.row_bytes(width) // state["stored"].itemsize
-        return {name: held[:, : size if name == "stored" else width] for name, held in state.items()}
+        return {
+            name: held[:, : size if name == "stored" else width] for name, held in state.items()
+        }
 
     def located(
         self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int

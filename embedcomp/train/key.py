@@ -24,8 +24,9 @@ from embedcomp.train.settings import TrainSettings
 class RunKey:
     """Everything that the weights at the end of a run depend on.
 
-    model, teacher: digests of their modules' types, of what these say of themselves and of the weights that they begin with, so a
-    plan's rounding, a stage or a checkpoint to start from is in them; an empty teacher is none.
+    model, teacher: digests of their modules' types, of what these say of themselves and of the
+        weights that they begin with, so a plan's rounding, a stage or a checkpoint to start from is
+        in them; an empty teacher is none.
     """
 
     version: str

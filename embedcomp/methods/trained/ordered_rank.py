@@ -2,7 +2,7 @@
 
 Maestro (arXiv 2308.14929): in each step one layer keeps a drawn number of its first ranks in a
 second pass, which imitates the first, and a group lasso pulls at the tails. For a linear map of
-evenly spread inputs, that is the singular value decomposition; for others it is one of what the data
+evenly spread inputs that is the singular value decomposition; for others it is one of what the data
 need. An artifact of such layers is served at many budgets, chosen when it is opened.
 """
 
@@ -50,9 +50,10 @@ def empty(spec: Spec, settings: Settings) -> Served:
     """
     most = _most(spec)
     if settings.rank >= most:
+        whole, each = _numbers(spec)
         raise BadSettings(
-            f"{spec.name} of {_numbers(spec)[0]:,} numbers saves none at rank {settings.rank}, "
-            f"whose factors have {settings.rank * _numbers(spec)[1]:,}; give a rank below {most:.4g}"
+            f"{spec.name} of {whole:,} numbers saves none at rank {settings.rank}, whose factors "
+            f"have {settings.rank * each:,}; give a rank below {most:.4g}"
         )
     served = build.low_rank(spec, settings.rank, settings.storage, ordered=True)
     assert isinstance(served, Ordered)

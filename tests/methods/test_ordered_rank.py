@@ -1,0 +1,205 @@
+"""Ranks in order of worth: how they are trained, and one artifact that is served at many budgets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedcomp import recipes
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
+from embedcomp.engine.tensors import mapped
+from embedcomp.errors import BadSettings
+from embedcomp.log.batches import in_order
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.methods.trained import ordered_rank
+from embedcomp.modules.layout import cut, layouts
+from embedcomp.modules.ordered import Ordered, OrderedBag, OrderedLinear
+from embedcomp.modules.sizes import model_bytes, module_bytes
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.sensitivity.layer import LinearSpec, TableSpec
+from embedcomp.sensitivity.layers import as_drawn, find
+from embedcomp.storage.decode import Affine
+from embedcomp.storage.prefixes import Cut, ranks_within
+from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.training import Progress
+from embedcomp.swapping.cutting import drop_dead_
+from embedcomp.swapping.swap import freeze, thaw
+from embedcomp.train.fit import Data, fit
+from embedcomp.train.settings import TrainSettings
+from tests.train.test_train import Killed, small_model
+
+STEPS = 6000
+
+
+def at(step: int) -> Progress:
+    return Progress("final", step, STEPS, STEPS, 0)
+
+
+def bag(rows: int, dim: int, rank: int, storage: str = "float32") -> OrderedBag:
+    decode = Affine(rank, dim, "float32", True)
+    table = OrderedBag(rows, dim, "sum", StoredRows(rows, rank, storage), decode=decode)
+    table.fill(torch.randn(rows, rank))
+    decode.fill(torch.randn(rank, dim), torch.zeros(dim))
+    return table
+
+
+def linear(inputs: int, outputs: int, rank: int) -> OrderedLinear:
+    layer = OrderedLinear(inputs, outputs, rank, bias=None, storage="float32")
+    layer.first.fill(torch.randn(inputs, rank))
+    layer.second.fill(torch.randn(outputs, rank))
+    return layer
+
+
+def of_singular_values(rows: int, columns: int) -> Tensor:
+    """A matrix of rank 4 with singular values 4, 2, 1 and 1/2."""
+    left, _ = torch.linalg.qr(torch.randn(rows, 4))
+    right, _ = torch.linalg.qr(torch.randn(columns, 4))
+    return left @ torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.5])) @ right.T
+
+
+@pytest.mark.parametrize("kind", ["table", "linear"])
+def test_what_is_trained_on_least_squares_is_the_singular_value_decomposition(kind: str) -> None:
+    torch.manual_seed(0)
+    rows, columns, rank = 9, 7, 3
+    wanted = of_singular_values(rows, columns)
+    layer: Ordered = bag(rows, columns, rank) if kind == "table" else linear(columns, rows, rank)
+    every = torch.arange(rows)[:, None] if kind == "table" else torch.eye(columns)
+    thaw(layer)
+    optimizer = torch.optim.Adam([p for p in layer.parameters() if p.shape != (1, columns)], lr=0.02)
+
+    def matrix() -> Tensor:
+        found: Tensor = layer(every)
+        return found if kind == "table" else found.T
+
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = 0.02 * min(1, 3 * (1 - step / STEPS)) ** 2
+        optimizer.zero_grad()
+        full = matrix()
+        loss = (full - wanted).square().sum()
+        with layer.narrowed(at(step)):
+            loss = loss + (matrix() - full.detach()).square().sum()
+        loss.backward()
+        for parameter in layer.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.to_dense()
+        optimizer.step()
+    freeze(layer)
+    left, values, right = torch.linalg.svd(wanted)
+    for r in range(1, rank + 1):
+        best = left[:, :r] @ torch.diag(values[:r]) @ right[:r]
+        smaller = cut(layer, r) if r < rank else layer
+        found = smaller(every) if kind == "table" else smaller(every).T
+        assert torch.allclose(found, best, atol=1e-3), (r, (found - best).abs().max())
+
+
+def test_the_lasso_is_the_sum_of_the_norms_of_all_tails() -> None:
+    """Codes of root mean squares 1 and 2, decoder rows of norms 5 and 1: worths 5 and 2."""
+    table = bag(2, 2, 2)
+    table.fill(torch.tensor([[1.0, 2.0], [-1.0, 2.0]]))
+    assert isinstance(table.decode, Affine)
+    table.decode.fill(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.zeros(2))
+    assert table.penalty() is None
+    table.lasso = 0.1
+    thaw(table)
+    penalty = table.penalty()
+    assert penalty is not None
+    penalty.backward()
+    assert penalty.item() == pytest.approx(0.1 * (29**0.5 + 2))
+    assert table.stored.master is not None and table.stored.master.grad is None
+    decoder = table.decode.stored.master
+    assert decoder is not None and decoder.grad is not None
+    # d/dv of sqrt(|u_0|^2 |v_0|^2 + |u_1|^2 |v_1|^2) + |u_1| |v_1|
+    wanted = torch.tensor([[3.0, 4.0], [0.0, 4.0]]) / 29**0.5 + torch.tensor([[0, 0], [0, 2.0]])
+    assert torch.allclose(decoder.grad, 0.1 * wanted)
+
+
+def test_a_tail_of_nothing_has_a_finite_gradient() -> None:
+    table = bag(3, 4, 2)
+    table.fill(torch.tensor([[1.0, 0.0]]).expand(3, 2))
+    table.lasso = 1.0
+    thaw(table)
+    penalty = table.penalty()
+    assert penalty is not None
+    penalty.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in table.parameters())
+
+
+@pytest.mark.parametrize("layer", [bag(8, 6, 4), linear(8, 6, 4)], ids=["table", "linear"])
+def test_narrowed_it_is_its_first_ranks(layer: Ordered) -> None:
+    x = torch.arange(8).view(4, 2) if isinstance(layer, OrderedBag) else torch.randn(3, 8)
+    seen = set()
+    for step in range(40):
+        with layer.narrowed(at(step)):
+            rank = layer.prefix
+            found = layer(x)
+        assert rank is not None and torch.allclose(found, cut(layer, rank)(x), atol=1e-6)
+        seen.add(rank)
+    assert seen == {1, 2, 3} and layer.prefix is None
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "column_int8", "column_int4"])
+def test_a_lower_rank_is_the_same_bytes(storage: str) -> None:
+    whole = bag(11, 8, 6, storage)
+    for rank in range(1, 6):
+        smaller = cut(whole, rank)
+        assert isinstance(smaller, OrderedBag)
+        stored, full = smaller.stored.stored, whole.stored.stored
+        assert stored is not None and full is not None
+        assert torch.equal(stored, full[:, : stored.shape[1]])
+        assert torch.equal(smaller.stored.to_float(), whole.stored.to_float()[:, :rank])
+        assert module_bytes(smaller) < module_bytes(whole)
+        assert stored.untyped_storage().nbytes() == stored.nbytes
+        assert layouts(nn.ModuleDict({"t": smaller}))["t"]["width"] == rank
+
+
+def test_last_ranks_that_are_worth_nothing_are_dropped() -> None:
+    table = bag(5, 4, 3)
+    codes = torch.ones(5, 3)
+    table.fill(codes * torch.tensor([1e-7, 1.0, 0.9e-5]))
+    assert isinstance(table.decode, Affine)
+    table.decode.fill(torch.eye(3, 4), torch.zeros(4))
+    assert table.alive() == 2  # the first one is nothing either, but it is not last
+    table.fill(codes * torch.tensor([1e-7, 1.0, 1.1e-5]))
+    assert table.alive() == 3
+    table.fill(codes * 0)
+    assert table.alive() == 1
+
+
+def test_factors_as_large_as_the_layer_are_refused() -> None:
+    table = TableSpec(name="t", rows=6, dim=3, pooling="sum")  # 18 numbers, 9 a rank
+    message = "t of 18 numbers saves none at rank 2, whose factors have 18; give a rank below 2"
+    with pytest.raises(BadSettings, match=re.escape(message)):
+        ordered_rank.empty(table, ordered_rank.Settings(rank=2))
+    assert not ordered_rank.candidates(table)
+    ranks = {c.rank for c in ordered_rank.candidates(LinearSpec(name="l", inputs=12, outputs=4, bias=False))}
+    assert ranks == {2}  # 48 numbers, 16 a rank
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_from_the_log_products_are_as_large_as_what_was_drawn(rank: int) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"l": nn.Linear(40, 30), "t": nn.EmbeddingBag(500, 16, mode="sum")})
+    for name, layer in as_drawn(find(model, {})).layers.items():
+        served = ordered_rank.compress(layer, ordered_rank.Settings(rank=rank, storage="float32"))
+        found = served.to_float()
+        product = found if name == "t" else found[0]
+        assert float(product.std() / layer.weight.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_largest_form_within_a_budget_is_taken() -> None:
+    cuts = [
+        Cut(layer=layer, rank=rank, bytes=size, loss=0.0)
+        for layer, rank, size in [("a", 3, 90), ("b", 1, 70), ("a", 1, 50)]
+    ]
+    assert ranks_within(cuts, 95) == {"a": 3} == ranks_within(cuts, 90)
+    assert ranks_within(cuts, 89) == {"a": 3, "b": 1}
+    assert ranks_within(cuts, 50) == {"a": 1, "b": 1}
+    assert ranks_within(cuts, 49) is None
