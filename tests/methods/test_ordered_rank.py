@@ -1,4 +1,4 @@
-"""Ranks in order of worth: how they are trained, and one artifact that is served at many budgets."""
+"""Ranks in order of worth: their training, and one artifact that is served at many budgets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from embedcomp.log.batches import in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.methods.trained import ordered_rank
+from embedcomp.modules.embedded import Block, can_fold
 from embedcomp.modules.layout import cut, layouts
 from embedcomp.modules.ordered import Ordered, OrderedBag, OrderedLinear
 from embedcomp.modules.sizes import model_bytes, module_bytes
+from embedcomp.modules.table import CompressedBag
+from embedcomp.planning.planner import by_name
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.sensitivity.layer import LinearSpec, TableSpec
@@ -73,7 +76,9 @@ def test_what_is_trained_on_least_squares_is_the_singular_value_decomposition(ki
     layer: Ordered = bag(rows, columns, rank) if kind == "table" else linear(columns, rows, rank)
     every = torch.arange(rows)[:, None] if kind == "table" else torch.eye(columns)
     thaw(layer)
-    optimizer = torch.optim.Adam([p for p in layer.parameters() if p.shape != (1, columns)], lr=0.02)
+    optimizer = torch.optim.Adam(
+        [p for p in layer.parameters() if p.shape != (1, columns)], lr=0.02
+    )
 
     def matrix() -> Tensor:
         found: Tensor = layer(every)
@@ -179,7 +184,10 @@ def test_factors_as_large_as_the_layer_are_refused() -> None:
     with pytest.raises(BadSettings, match=re.escape(message)):
         ordered_rank.empty(table, ordered_rank.Settings(rank=2))
     assert not ordered_rank.candidates(table)
-    ranks = {c.rank for c in ordered_rank.candidates(LinearSpec(name="l", inputs=12, outputs=4, bias=False))}
+    ranks = {
+        c.rank
+        for c in ordered_rank.candidates(LinearSpec(name="l", inputs=12, outputs=4, bias=False))
+    }
     assert ranks == {2}  # 48 numbers, 16 a rank
 
 
@@ -203,3 +211,153 @@ def test_the_largest_form_within_a_budget_is_taken() -> None:
     assert ranks_within(cuts, 89) == {"a": 3, "b": 1}
     assert ranks_within(cuts, 50) == {"a": 1, "b": 1}
     assert ranks_within(cuts, 49) is None
+
+
+SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
+
+
+@pytest.fixture(scope="module")
+def made(
+    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """Tables and linear layers by this method, where they can be."""
+    folder, train = tmp_path_factory.mktemp("ordered"), TrainSettings(epochs=1, batch_rows=512)
+    original = recipes.train(synth_log, synth_features, SOURCE, train, folder / "model")
+    settings = CompressSettings(budget="90%", train=train, measure_rows=4096)
+    measured, model = recipes.measure(original, synth_log, settings), original.model()
+    found = recipes.layers_of(original, model)
+    offered = {n: ordered_rank.candidates(layer.spec) for n, layer in found.layers.items()}
+    wanted = {
+        name: some[-1 - place % 3] for place, (name, some) in enumerate(offered.items()) if some
+    }
+    plan = by_name(model, found, wanted)
+    assert {p.kind for p in plan.layers} == {"table", "linear"} and len(plan.layers) > 6
+    assert {p.settings["storage"] for p in plan.layers} == {*ordered_rank.STORAGES}
+    return recipes.compress(original, synth_log, measured, plan, settings, folder / "small")
+
+
+def budgets(made: Artifact) -> list[int]:
+    """Four, from the model in full to the smallest form."""
+    cuts, full = made.origin.cuts, made.manifest.bytes["total"]
+    return [full, *(cuts[(len(cuts) - 1) * i // 3].bytes for i in (1, 2, 3))]
+
+
+def test_forms_are_nested_and_their_sizes_are_true(made: Artifact) -> None:
+    cuts = made.origin.cuts
+    sizes = [made.manifest.bytes["total"], *(step.bytes for step in cuts)]
+    assert sizes == sorted(sizes, reverse=True) and len(cuts) > 10
+    assert [step.loss for step in cuts] == sorted(step.loss for step in cuts)
+    ranks: dict[str, int] = {}
+    for step in cuts:
+        assert step.rank < ranks.get(step.layer, 100)
+        ranks[step.layer] = step.rank
+    assert {*ranks.values()} == {1}
+    for size in budgets(made):
+        assert model_bytes(made.within(str(size)).model())["total"] == size
+        assert made.within(str(size + 1)).ranks == made.within(str(size)).ranks
+
+
+def test_codes_of_a_smaller_form_are_the_same_bytes_of_the_file(made: Artifact) -> None:
+    whole = mapped(made.tensors_file)
+    read = []
+    for size in budgets(made):
+        within = made.within(str(size))
+        arrays = within.arrays()
+        for name, rank in within.ranks.items():
+            layer = "stored" if f"{name}.stored.stored" in arrays else "first"
+            codes = arrays[f"{name}.{layer}.stored"]
+            assert codes.flags.c_contiguous and codes.base is None
+            assert codes.tobytes() == whole[f"{name}.{layer}.stored"][:, : codes.shape[1]].tobytes()
+            assert codes.shape[1] >= rank / 2
+        read.append(sum(Scorer(within).resident.values()))
+    assert read == sorted(read, reverse=True) and read[-1] < 0.9 * read[0]
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+def test_each_form_scores_as_the_cut_model(
+    made: Artifact, synth_log: ClickLog, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "torch":
+        monkeypatch.setattr("embedcomp.kernels.native.library", lambda: None)
+    piece, every = synth_log.pieces("test")[0], []
+    rows = next(synth_log.read(piece)).slice(0, 64)
+    batch = next(iter(in_order(synth_log, made.features, [piece], 64)))
+    for size in budgets(made):
+        scorer = Scorer.open(made.folder, budget=str(size))
+        assert scorer.engine.startswith(engine)
+        with torch.no_grad():
+            wanted = made.within(str(size)).model()(batch.dense, batch.sparse).sigmoid().numpy()
+        np.testing.assert_allclose(scorer.score(rows), wanted, rtol=0, atol=1e-6)
+        every.append(wanted)
+    assert len({scores.tobytes() for scores in every}) == 4
+
+
+def test_a_budget_below_the_smallest_form_is_refused_with_what_sets_it(made: Artifact) -> None:
+    least = made.origin.cuts[-1].bytes
+    with pytest.raises(BadSettings) as refused:
+        made.within(str(least - 1))
+    sizes = {n: module_bytes(m) for n, m in made.within(str(least)).model().named_modules()}
+    found = re.search(r"(\S+) alone is ([\d,]+); give", str(refused.value))
+    assert found and f"served in {least:,} at least" in str(refused.value)
+    assert sizes[found[1]] == int(found[2].replace(",", ""))
+    assert sizes[found[1]] == max(sizes[planned.layer] for planned in made.plan.layers)
+
+
+def test_what_has_no_ordered_ranks_cannot_be_cut(made: Artifact) -> None:
+    original = Artifact.open(made.folder.parent.parent / "model")
+    assert original.within("1x").ranks == {}
+    with pytest.raises(BadSettings, match="has no layers of ordered ranks that could be cut"):
+        original.within("2x")
+
+
+def test_its_decoder_is_not_folded_into_its_reader() -> None:
+    block, table = Block("t", ("f",), 8), bag(50, 8, 3)
+    plain = CompressedBag(50, 8, "sum", table.stored, decode=table.decode)
+    assert can_fold(block, plain, {"f"}) and not can_fold(block, table, {"f"})
+
+
+def test_dead_ranks_leave_the_plan_too(made: Artifact) -> None:
+    model, plan = made.model(), made.plan
+    assert plan is not None
+    planned = next(p for p in plan.tables if p.method == "ordered_rank")
+    table = model.get_submodule(planned.layer)
+    assert isinstance(table, OrderedBag) and isinstance(table.decode, Affine)
+    decoder = table.decode.stored.to_float()
+    decoder[-1] = 0
+    table.decode.stored.fill(decoder)
+    fewer = drop_dead_(model, plan)
+    (left,) = (p for p in fewer.layers if p.layer == planned.layer)
+    assert left.settings["rank"] == planned.settings["rank"] - 1
+    assert fewer.bytes_after == module_bytes(model) < plan.bytes_after
+
+
+def test_a_run_that_narrows_goes_on_as_if_it_had_never_stopped(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=1, batch_rows=512, checkpoint_rows=1024, embedding_l2=10.0)
+
+    def trained(folder: str, kill_after: int = -1) -> nn.Module:
+        model, steps = small_model(synth_features), 0
+        for name, layer in find(model, {}).layers.items():
+            ordered = ordered_rank.candidates(layer.spec)
+            if ordered:
+                model.set_submodule(name, ordered_rank.compress(layer, ordered[0]))
+        assert sum(isinstance(m, Ordered) for m in model.modules()) > 2
+
+        def watch(report: object) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == kill_after:
+                raise Killed
+
+        thaw(model)
+        fit(model, Data(synth_log, synth_features), settings, tmp_path / folder, watch=watch)
+        freeze(model)
+        return model
+
+    whole = trained("whole")
+    with pytest.raises(Killed):
+        trained("killed", kill_after=12)
+    again = trained("killed")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
