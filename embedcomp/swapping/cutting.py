@@ -50,27 +50,35 @@ def cuts(
         model: the original.
         layers: its own, with their statistics.
     """
-    forms = {
-        name: list(_forms(layer, served))
-        for name, layer, served in _ordered(model, compressed, plan, layers)
-    }
-    size, loss, found = module_bytes(compressed), 0.0, []
-    while any(len(form) > 1 for form in forms.values()):
-        name, place = min(_steps(forms), key=lambda step: _price(forms[step[0]], step[1]))
-        before, after = forms[name][0], forms[name][place]
-        size, loss = size - before.bytes + after.bytes, loss + after.loss - before.loss
-        found.append(Cut(layer=name, rank=after.rank, bytes=size, loss=loss))
-        forms[name] = forms[name][place:]
-    return found
+    ordered = _ordered(model, compressed, plan, layers)
+    forms = {name: [*_forms(layer, served)] for name, layer, served in ordered}
+    return cheapest_first(forms, module_bytes(compressed))
 
 
 @dataclass(frozen=True)
-class _Form:
-    """A layer with some of its ranks."""
+class Form:
+    """A layer with some of its ranks; the loss is over the layer with all of them."""
 
     rank: int
     bytes: int
     loss: float
+
+
+def cheapest_first(forms: Mapping[str, list[Form]], size: int) -> list[Cut]:
+    """Steps to the smallest forms of all layers, each the one that costs least a byte.
+
+    Args:
+        forms: of each layer, ever smaller ones.
+        size: bytes of the model whose layers all have their first form.
+    """
+    left, loss, found = dict(forms), 0.0, []
+    while any(len(form) > 1 for form in left.values()):
+        name, place = min(_steps(left), key=lambda step: _price(left[step[0]], step[1]))
+        before, after = left[name][0], left[name][place]
+        size, loss = size - before.bytes + after.bytes, loss + after.loss - before.loss
+        found.append(Cut(layer=name, rank=after.rank, bytes=size, loss=loss))
+        left[name] = left[name][place:]
+    return found
 
 
 def _ordered(
@@ -96,23 +104,23 @@ def _ordered(
         yield name, Layer(layer.spec, weight, bias, layer.statistics), served
 
 
-def _forms(layer: Layer, served: Compressed) -> Iterator[_Form]:
+def _forms(layer: Layer, served: Compressed) -> Iterator[Form]:
     """A layer with all its ranks, and with ever fewer."""
     assert isinstance(served, Ordered)
-    yield _Form(served.rank, module_bytes(served), 0.0)
+    yield Form(served.rank, module_bytes(served), 0.0)
     for rank in range(served.rank - 1, 0, -1):
         smaller = cut(served, rank)
-        yield _Form(rank, module_bytes(smaller), predicted_loss(layer, smaller))
+        yield Form(rank, module_bytes(smaller), predicted_loss(layer, smaller))
 
 
-def _steps(forms: Mapping[str, list[_Form]]) -> Iterator[tuple[str, int]]:
+def _steps(forms: Mapping[str, list[Form]]) -> Iterator[tuple[str, int]]:
     """What can be next: a layer, and the place of its form from the present one on."""
     for name, form in forms.items():
         for place in range(1, len(form)):
             yield name, place
 
 
-def _price(form: list[_Form], place: int) -> tuple[float, int]:
+def _price(form: list[Form], place: int) -> tuple[float, int]:
     """Predicted loss a byte that is saved; of equal ones the shortest step."""
     before, after = form[0], form[place]
     return (after.loss - before.loss) / max(before.bytes - after.bytes, 1), place

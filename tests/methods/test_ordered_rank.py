@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadSettings
-from embedcomp.log.batches import in_order
+from embedcomp.graph.graph import Graph, Node
+from embedcomp.log.batches import Shuffled, in_order
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.methods.trained import ordered_rank
@@ -26,16 +29,20 @@ from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.modules.table import CompressedBag
 from embedcomp.planning.planner import by_name
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.scorer.portable import Portable
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.scorer.stand_alone import stand_alone_from_log
 from embedcomp.sensitivity.layer import LinearSpec, TableSpec
 from embedcomp.sensitivity.layers import as_drawn, find
 from embedcomp.storage.decode import Affine
 from embedcomp.storage.prefixes import Cut, ranks_within
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Progress
-from embedcomp.swapping.cutting import drop_dead_
+from embedcomp.swapping.cutting import Form, cheapest_first, drop_dead_
 from embedcomp.swapping.swap import freeze, thaw
+from embedcomp.train import fit as fitting
 from embedcomp.train.fit import Data, fit
+from embedcomp.train.optim import optimizers
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed, small_model
 
@@ -213,6 +220,38 @@ def test_the_largest_form_within_a_budget_is_taken() -> None:
     assert ranks_within(cuts, 49) is None
 
 
+def test_each_step_to_a_smaller_form_costs_least_a_byte() -> None:
+    """b's rank 2 costs more a byte than its rank 1, so it is passed over."""
+    forms = {
+        "a": [Form(3, 90, 0.0), Form(2, 60, 3.0), Form(1, 30, 9.0)],  # 0.1 and 0.2 a byte
+        "b": [Form(3, 300, 0.0), Form(2, 200, 30.0), Form(1, 100, 30.0)],  # 0.3, but 0.15 for both
+    }
+    assert cheapest_first(forms, 1000) == [
+        Cut(layer="a", rank=2, bytes=970, loss=3.0),
+        Cut(layer="b", rank=1, bytes=770, loss=33.0),
+        Cut(layer="a", rank=1, bytes=740, loss=39.0),
+    ]
+
+
+def test_a_graph_of_lower_rank_reads_the_first_numbers_of_each_vector() -> None:
+    """Two vectors of 3 numbers to 4 codes each, in columns 10 to 17; 2 codes are left of each."""
+    first = Node(
+        op="linear", at=10, width=8, x=((0, 6),), name="l.first", times=2, inputs=3, outputs=4
+    )
+    second = Node(
+        op="linear", at=18, width=10, x=((10, 8),), name="l.second", times=2, inputs=4, outputs=5
+    )
+    last = Node(
+        op="linear", at=28, width=1, x=((8, 1), (14, 4)), name="m.second", inputs=5, outputs=1
+    )
+    graph = Graph(features=(), nodes=(first, second, last), out=28)
+    found = graph.with_ranks({"l": 2}).nodes
+    assert found[0] == replace(first, outputs=2, width=4)
+    assert found[1] == replace(second, x=((10, 4),), inputs=2)
+    assert found[2] == replace(last, x=((8, 1), (12, 2)))
+    assert graph.with_ranks({}) == graph
+
+
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16]}).complete()
 
 
@@ -292,6 +331,22 @@ def test_each_form_scores_as_the_cut_model(
     assert len({scores.tobytes() for scores in every}) == 4
 
 
+def test_an_exported_program_takes_the_weights_of_a_smaller_form(
+    made: Artifact, synth_log: ClickLog
+) -> None:
+    whole = stand_alone_from_log(made.model(), made.features)
+    batch = next(iter(in_order(synth_log, made.features, synth_log.pieces("test"), 64)))
+    for size in budgets(made)[1:]:
+        within = made.within(str(size))
+        alone, held = whole.standalone, dict(whole.held)
+        program = Portable(
+            alone.cut(within.ranks), whole.program, alone.cut_held(held, within.ranks)
+        )
+        with torch.no_grad():
+            wanted = within.model()(batch.dense, batch.sparse).view(-1)
+        assert torch.allclose(program.logits((batch.dense, batch.sparse)), wanted, atol=1e-5)
+
+
 def test_a_budget_below_the_smallest_form_is_refused_with_what_sets_it(made: Artifact) -> None:
     least = made.origin.cuts[-1].bytes
     with pytest.raises(BadSettings) as refused:
@@ -331,18 +386,53 @@ def test_dead_ranks_leave_the_plan_too(made: Artifact) -> None:
     assert fewer.bytes_after == module_bytes(model) < plan.bytes_after
 
 
+def ordered_model(features: Features) -> nn.Module:
+    """A small model whose layers are of this method where they can be, thawed."""
+    model = small_model(features)
+    for name, layer in find(model, {}).layers.items():
+        ordered = ordered_rank.candidates(layer.spec)
+        if ordered:
+            model.set_submodule(name, ordered_rank.compress(layer, ordered[0]))
+    assert sum(isinstance(m, Ordered) for m in model.modules()) > 2
+    thaw(model)
+    return model
+
+
+def test_each_step_has_a_second_pass_that_imitates_the_first(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(epochs=1, batch_rows=600, embedding_l2=0.0, precision="float32")
+    monkeypatch.setattr(fitting._Run, "take_best", lambda run: None)
+    found, wanted = ordered_model(synth_features), ordered_model(synth_features)
+    fit(found, Data(synth_log, synth_features), settings, tmp_path)
+    parts = [m for m in wanted.modules() if isinstance(m, Ordered) and m.narrows]
+    steps = optimizers(wanted.train(), settings, synth_log.rows("train"))
+    shuffled = Shuffled(synth_log, synth_features, synth_log.pieces("train"), 600)
+    for step, batch in enumerate(shuffled.batches((0, 0))):
+        now = Progress("final", step, 16, 16, 0)
+        which = torch.randint(len(parts), (), generator=now.drawn(1))
+        for optimizer in steps:
+            optimizer.zero_grad()
+        logits = wanted(batch.dense, batch.sparse)
+        with parts[int(which)].narrowed(now):
+            narrow = wanted(batch.dense, batch.sparse)
+        loss = binary_cross_entropy_with_logits(logits, batch.labels)
+        loss = loss + binary_cross_entropy_with_logits(narrow, logits.detach().sigmoid())
+        penalties = [part.penalty() for part in parts]
+        sum(penalties, loss).backward()  # type: ignore[arg-type]
+        for optimizer in steps:
+            optimizer.step()
+    for name, tensor in wanted.state_dict().items():
+        assert torch.allclose(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6), name
+
+
 def test_a_run_that_narrows_goes_on_as_if_it_had_never_stopped(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
     settings = TrainSettings(epochs=1, batch_rows=512, checkpoint_rows=1024, embedding_l2=10.0)
 
     def trained(folder: str, kill_after: int = -1) -> nn.Module:
-        model, steps = small_model(synth_features), 0
-        for name, layer in find(model, {}).layers.items():
-            ordered = ordered_rank.candidates(layer.spec)
-            if ordered:
-                model.set_submodule(name, ordered_rank.compress(layer, ordered[0]))
-        assert sum(isinstance(m, Ordered) for m in model.modules()) > 2
+        model, steps = ordered_model(synth_features), 0
 
         def watch(report: object) -> None:
             nonlocal steps
@@ -350,7 +440,6 @@ def test_a_run_that_narrows_goes_on_as_if_it_had_never_stopped(
             if steps == kill_after:
                 raise Killed
 
-        thaw(model)
         fit(model, Data(synth_log, synth_features), settings, tmp_path / folder, watch=watch)
         freeze(model)
         return model
