@@ -17,8 +17,8 @@ no torch, which takes seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +29,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedcomp.artifact.proof import Proof
 from embedcomp.engine.standalone import FILE, OLD_FILE, PROGRAM, Standalone
-from embedcomp.engine.tensors import OTHER_NAMES, other_names
-from embedcomp.errors import BadArtifact
+from embedcomp.engine.tensors import OTHER_NAMES, bytes_by_layer, mapped, other_names
+from embedcomp.errors import BadArtifact, BadSettings
 from embedcomp.log.features import Features
 from embedcomp.log.schema import first_problem
+from embedcomp.storage.prefixes import Cut, Ranks, ranks_within
 from embedcomp.support.files import read_json, replacing, sha256, write_json
 from embedcomp.support.version import __version__
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
@@ -80,14 +82,19 @@ class Origin(BaseModel):
 
     plan: dict[str, Any] | None = None  # None: a trained model, nothing compressed
     training: dict[str, Any] = {}  # settings and history
+    cuts: tuple[Cut, ...] = ()  # that make it smaller when it is opened, one after another
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One version of a model on disk."""
+    """One version of a model on disk.
+
+    ranks: of layers that are cut, so that it is served within a budget (`within`).
+    """
 
     folder: Path  # NAME/VERSION
     manifest: Manifest
+    ranks: Ranks = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
@@ -105,6 +112,46 @@ class Artifact:
                     "copy the artifact again"
                 )
         return cls(folder, manifest)
+
+    def within(self, budget: str) -> Artifact:
+        """The largest of its forms within a budget, by the ranks of the layers that can be cut.
+
+        Args:
+            budget: bytes of the whole model, as "300kB", or a share of the original's, as "20x".
+
+        Raises:
+            BadSettings: it is no budget, or all of its forms are larger.
+        """
+        from embedcomp.planning.goal import ByteBudget
+
+        full, plan, cuts = self.manifest.bytes["total"], self.plan, self.origin.cuts
+        most = ByteBudget.parse(budget).of(full if plan is None else plan.bytes_before)
+        if full <= most:
+            return replace(self, ranks={})
+        ranks = ranks_within(cuts, most)
+        if ranks is None:
+            raise BadSettings(f"{budget} is {most:,} bytes, but {self._floor(full, cuts)}")
+        return replace(self, ranks=ranks)
+
+    def _floor(self, full: int, cuts: Sequence[Cut]) -> str:
+        """Why it is not served in fewer bytes, for a person."""
+        if not cuts:
+            return (
+                f"{self.folder} has no layers of ordered ranks that could be cut, and is served in "
+                f"its {full:,} bytes alone; compress it by ordered_rank, or at that budget"
+            )
+        ranks, alone = {cut.layer: cut.rank for cut in cuts}, self.standalone
+        held = mapped(self.tensors_file)
+        if alone is not None:
+            held = alone.cut_held(held, ranks)
+        layers = ranks if self.plan is None else [planned.layer for planned in self.plan.layers]
+        sizes = bytes_by_layer(held, layers)
+        largest = max(sizes, key=lambda name: sizes[name])
+        return (
+            f"{self.folder} is served in {cuts[-1].bytes:,} at least, the ranks of its "
+            f"{len(ranks)} layers that can be cut being as low as they go; {largest or 'the rest'} "
+            f"alone is {sizes[largest]:,}; give that budget, or compress it at a smaller one"
+        )
 
     @property
     def name(self) -> str:
@@ -179,18 +226,38 @@ class Artifact:
     @cached_property
     def standalone(self) -> Standalone | None:
         """What a scorer needs; None: only the model's own code can score."""
+        found = self._in_full
+        return found if found is None or not self.ranks else found.cut(self.ranks)
+
+    @cached_property
+    def _in_full(self) -> Standalone | None:
         return Standalone.load(self.folder)
 
     @property
     def tensors_file(self) -> Path:
         return self.folder / TENSORS
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every stored tensor.
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every tensor that is served, where it lies in the file; those that are cut are copies.
 
         Raises:
             BadArtifact: the file is not readable.
         """
+        return self._cut(mapped(self.tensors_file))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that is served.
+
+        Raises:
+            BadArtifact: the file is not readable.
+        """
+        return self._cut(self._stored())
+
+    def _cut(self, held: dict[str, Any]) -> dict[str, Any]:
+        alone = self._in_full
+        return held if alone is None or not self.ranks else alone.cut_held(held, self.ranks)
+
+    def _stored(self) -> dict[str, Tensor]:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -211,18 +278,20 @@ class Artifact:
         Raises:
             BadArtifact: the tensors do not fit the manifest's model.
         """
+        from embedcomp.modules.layout import cut_
         from embedcomp.swapping.swap import empty_like
 
         model = self.source.build_empty(self.features)
         if self.plan is not None:
             model = empty_like(model, self.plan)
-        tensors = self.tensors() if like is None else like.state_dict()
+        tensors = self._stored() if like is None else like.state_dict()
         extra = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
         try:
             state = {name: t for name, t in tensors.items() if name not in extra}
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise BadArtifact(f"{self.folder} does not hold its model: {error}") from error
+        cut_(model, self.ranks)
         return model.eval()
 
 
@@ -238,12 +307,14 @@ def save(
     plan: Plan | None = None,
     training: Mapping[str, Any] | None = None,
     proof: Proof | None = None,
+    cuts: Sequence[Cut] = (),
 ) -> Artifact:
     """Write a new version of the model under `out`, whole or not at all.
 
     Args:
         alone: what it takes to score without the model's code.
         needs_code: why there is no such thing.
+        cuts: by which it can be served within smaller budgets.
     """
     import torch
     from safetensors.torch import save_file
@@ -262,7 +333,7 @@ def save(
             if alone.standalone.graph is None:
                 torch.export.save(alone.program, fresh / PROGRAM)
         planned = None if plan is None else plan.to_dict()
-        origin = Origin(plan=planned, training=dict(training or {}))
+        origin = Origin(plan=planned, training=dict(training or {}), cuts=tuple(cuts))
         write_json(fresh / ORIGIN, origin.model_dump())
         files = sorted(f for f in fresh.rglob("*") if f.is_file())
         manifest = Manifest(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Json, Precision, show
+from embedcomp.cli.options import Json, Precision, ServedWithin, show
 
 
 def bench(
@@ -16,6 +16,7 @@ def bench(
         Path | None, typer.Option(help="Another artifact or model, scored in turn with it.")
     ] = None,
     precision: Precision = None,
+    budget: ServedWithin = None,
     json: Json = None,
 ) -> None:
     """Rows/s and microseconds a call by batch size, and the share of what this machine could do."""
@@ -27,7 +28,8 @@ def bench(
 
     found = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
-        scorers = {"artifact": Scorer.open(artifact, threads=threads, precision=precision)}
+        opened = Scorer.open(artifact, threads=threads, precision=precision, budget=budget)
+        scorers = {"artifact": opened}
         if against is not None:
             scorers["against"] = Scorer.open(against, threads=threads)
         found += measured(scorers, threads)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from embedcomp.cli.options import Json, show
+from embedcomp.cli.options import Json, ServedWithin, show
 
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Models or artifacts, to compare.")],
     log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    budget: ServedWithin = None,
     json: Json = None,
 ) -> None:
     """AUC, log loss, calibration, bytes and speed on a split of a click log."""
@@ -26,6 +27,8 @@ def evaluate(
 
     clicks = ClickLog(log)
     opened = {str(path): Artifact.open(path) for path in models}
+    if budget is not None:
+        opened = {path: a.within(budget) for path, a in opened.items()}
     with shown() as watch:
         found = {
             name: measured(a.model(), clicks, a.features, split, a.folder)

@@ -27,6 +27,15 @@ Precision = Annotated[
     str | None,
     typer.Option(help="Of products: float32, bfloat16 or int8; not given: as the artifact says."),
 ]
+ServedWithin = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Bytes to cut the model to by its layers of ordered ranks, as 300kB, or a share of "
+        "the original, as 20x; not given: it is served in full. `embedcomp inspect` lists the "
+        "sizes that there are.",
+    ),
+]
 OfLog = Annotated[str, typer.Option(help="Folder or URL with schema.toml.")]
 Trained = Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")]
 DryRun = Annotated[bool, typer.Option(help="Print what is planned and stop; needs no --out.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedcomp.cli.options import Json, Precision, from_fields, show
+from embedcomp.cli.options import Json, Precision, ServedWithin, from_fields, show
 from embedcomp.serving.settings import ServerSettings
 
 
@@ -16,6 +16,7 @@ def serve(
     artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
     given: dict[str, Any],
     precision: Precision = None,
+    budget: ServedWithin = None,
 ) -> None:
     """Serve an artifact over gRPC until SIGTERM."""
     settings = ServerSettings(**given)
@@ -23,7 +24,7 @@ def serve(
     from embedcomp.scorer.scorer import Scorer
     from embedcomp.serving.server import serve as run
 
-    run(Scorer.open(artifact, precision=precision), settings)
+    run(Scorer.open(artifact, precision=precision, budget=budget), settings)
 
 
 def predict(

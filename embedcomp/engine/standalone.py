@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadArtifact
 from embedcomp.graph.graph import Graph, Leaf, LookUp
+from embedcomp.storage.prefixes import Ranks, cut_layout, cut_tensors, ranks_are_columns
 from embedcomp.support.files import read_json, write_json
 
 FILE, PROGRAM = "scoring.json.gz", "dense.pt2"
@@ -53,6 +54,28 @@ class Standalone:
 
     def tensors(self, held: Mapping[str, np.ndarray]) -> Tensors:
         return Tensors(held, self.stored, self.tables)
+
+    def cut(self, ranks: Ranks) -> Standalone:
+        """The model with the first ranks of some layers."""
+        layers, stored = dict(self.layers), dict(self.stored)
+        for name, rank in ranks.items():
+            layers[name] = cut_layout(self.layers[name], rank)
+            for part, columns in ranks_are_columns(self.layers[name]).items():
+                what = stored[f"{name}.{part}"]
+                cut = replace(what, width=rank) if columns else replace(what, rows=rank)
+                stored[f"{name}.{part}"] = cut
+        graph = None if self.graph is None else self.graph.with_ranks(ranks)
+        return replace(self, layers=layers, stored=stored, graph=graph)
+
+    def cut_held(self, held: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+        """The tensors of the model with the first ranks of some layers, of this one's."""
+        found = dict(held)
+        for name, rank in ranks.items():
+            inside = f"{name}."
+            own = {n.removeprefix(inside): t for n, t in held.items() if n.startswith(inside)}
+            cut = cut_tensors(self.layers[name], own, rank)
+            found |= {f"{inside}{n}": tensor for n, tensor in cut.items()}
+        return found
 
     def save(self, folder: Path) -> None:
         values = {

@@ -8,7 +8,7 @@ already in the runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 Run = tuple[int, int]  # first column, number of columns
@@ -122,6 +122,40 @@ class Graph:
         )
         features = tuple(Feature(**feature) for feature in values["features"])
         return cls(features=features, nodes=nodes, out=values["out"])
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> Graph:
+        """The graph in which low-rank layers, by name, have the first of their ranks alone."""
+        first = {f"{layer}.first": rank for layer, rank in ranks.items()}
+        second = {f"{layer}.second": rank for layer, rank in ranks.items()}
+        nodes = []
+        for node in self.nodes:
+            cut = node
+            for other in self.nodes:
+                if other.name in first:
+                    cut = replace(cut, x=_kept(cut.x, other, first[other.name]))
+            if node.name in first:
+                rank = first[node.name]
+                cut = replace(cut, outputs=rank, width=node.times * rank)
+            elif node.name in second:
+                cut = replace(cut, inputs=second[node.name])
+            nodes.append(cut)
+        return replace(self, nodes=tuple(nodes))
+
+
+def _kept(runs: tuple[Run, ...], node: Node, rank: int) -> tuple[Run, ...]:
+    """Runs without what a node no longer makes, once each of its vectors has `rank` numbers."""
+    found: list[Run] = []
+    for first, number in runs:
+        if not node.at <= first < node.at + node.width:
+            found.append((first, number))
+            continue
+        places = (divmod(first + i - node.at, node.outputs) for i in range(number))
+        for column in (node.at + vector * rank + i for vector, i in places if i < rank):
+            if found and sum(found[-1]) == column:
+                found[-1] = found[-1][0], found[-1][1] + 1
+            else:
+                found.append((column, 1))
+    return tuple(found)
 
 
 def _short(node: Node) -> dict[str, Any]:

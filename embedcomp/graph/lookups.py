@@ -16,10 +16,12 @@ from embedcomp.errors import BadModel
 from embedcomp.graph.graph import LookUp
 from embedcomp.modules.embedded import Embedded, folds
 from embedcomp.modules.linear import ACTIVATIONS, LowRankLinear, ServedLinear
+from embedcomp.modules.ordered import OrderedBag, OrderedEmbedding
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding
 
 COLLECTIONS = (EmbeddingBagCollection, EmbeddingCollection)
-TABLES = (nn.EmbeddingBag, nn.Embedding, CompressedBag, CompressedEmbedding)
+OURS = (CompressedBag, CompressedEmbedding, OrderedBag, OrderedEmbedding)
+TABLES = (nn.EmbeddingBag, nn.Embedding, *OURS)
 
 
 class CannotExport(BadModel):

@@ -158,6 +158,7 @@ def can_fold(block: Block, table: nn.Module, single_valued: set[str]) -> bool:
     """
     return (
         isinstance(table, CompressedBag)
+        and table.folds
         and table.decode is not None
         and table.code_width < table.dim
         and single_valued.issuperset(block.features)

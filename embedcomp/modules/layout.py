@@ -14,11 +14,13 @@ from embedcomp.modules.linear import (
     MonarchLinear,
     ServedLinear,
 )
+from embedcomp.modules.ordered import Ordered, OrderedBag, OrderedEmbedding, OrderedLinear
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
 from embedcomp.storage import kinds
 from embedcomp.storage.assigned import stored_rows
 from embedcomp.storage.decode import Affine, Decoder, Scatter
 from embedcomp.storage.index import index_of
+from embedcomp.storage.prefixes import Ranks, cut_layout, cut_tensors
 
 Compressed = CompressedTable | ServedLinear
 Layout = dict[str, Any]
@@ -52,6 +54,24 @@ def share(model: nn.Module, layouts: Mapping[str, Mapping[str, Any]]) -> None:
             _table(model, name).decode_with(_table(model, decoder_of))
 
 
+def cut(layer: Compressed, rank: int) -> Compressed:
+    """A layer of ordered ranks with its first ones."""
+    layout = _layout(layer)
+    found = module_of(cut_layout(layout, rank))
+    found.load_state_dict(cut_tensors(layout, layer.state_dict(), rank), assign=True)
+    assert isinstance(layer, Ordered) and isinstance(found, Ordered)
+    found.lasso = layer.lasso
+    return found.train(layer.training)
+
+
+def cut_(model: nn.Module, ranks: Ranks) -> None:
+    """Give layers of ordered ranks their first ones alone, in place."""
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Compressed)
+        model.set_submodule(name, cut(layer, rank))
+
+
 def _table(model: nn.Module, name: str) -> CompressedTable:
     found = model.get_submodule(name)
     assert isinstance(found, CompressedTable)
@@ -59,7 +79,8 @@ def _table(model: nn.Module, name: str) -> CompressedTable:
 
 
 def _layout(layer: Compressed) -> Layout:
-    return _of_linear(layer) if isinstance(layer, ServedLinear) else _of_table(layer)
+    found = _of_linear(layer) if isinstance(layer, ServedLinear) else _of_table(layer)
+    return {**found, "ordered": True} if isinstance(layer, Ordered) else found
 
 
 def _of_linear(layer: ServedLinear) -> Layout:
@@ -117,10 +138,11 @@ def module_of(layout: Mapping[str, Any]) -> Compressed:
     """An empty layer with this layout; what it shares with others is its own until `share`."""
     values = _today(layout)
     values.pop("of", None)
-    kind = values.pop("kind")
+    kind, ordered = values.pop("kind"), values.pop("ordered", False)
     if kind in _LINEARS:
         bias = values.pop("bias")  # in the first formats, whether there is one, of floats
-        return _LINEARS[kind](**values, bias={True: "float32", False: None}.get(bias, bias))
+        linear = OrderedLinear if ordered else _LINEARS[kind]
+        return linear(**values, bias={True: "float32", False: None}.get(bias, bias))
     rows, dim, width = values.pop("rows"), values.pop("dim"), values.pop("width")
     index, decode = values.pop("index", None), values.pop("decode")
     found = None if index is None else index_of(rows, index)
@@ -131,9 +153,10 @@ def module_of(layout: Mapping[str, Any]) -> Compressed:
         "decode": _decoder(codes, dim, decode),
     }
     if kind == "embedding":
-        return CompressedEmbedding(rows, dim, **parts, **values)
+        embedding = OrderedEmbedding if ordered else CompressedEmbedding
+        return embedding(rows, dim, **parts, **values)
     folded = values.pop("folded", False)
-    bag = CompressedBag(rows, dim, **parts, **values)
+    bag = (OrderedBag if ordered else CompressedBag)(rows, dim, **parts, **values)
     bag.folded = folded
     return bag
 

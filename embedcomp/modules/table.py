@@ -155,6 +155,7 @@ class CompressedBag(CompressedTable):
         last_offset: offsets end with the number of ids, as torchrec's do.
     """
 
+    folds = True  # its decoder may be folded into the layers that read it
     folded = False  # a reader of `Embedded` takes the codes as they are
 
     def __init__(

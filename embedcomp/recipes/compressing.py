@@ -31,6 +31,7 @@ from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import keeping_unrounded
 from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping import swap, tune
+from embedcomp.swapping.cutting import cuts, drop_dead_
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.swapping.repriced import repriced
 from embedcomp.train.fit import Data, fit
@@ -71,6 +72,7 @@ def compress(
     if trained:
         teacher = None if settings.from_log else model
         history += tune.train_form(compressed, teacher, data, settings.train, scratch(out), watch)
+        plan = drop_dead_(compressed, plan)
     if tuned:
         history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
     held = held_out(original, log, settings, watch) if held is None else held
@@ -91,7 +93,9 @@ def compress(
             | ({"tune": settings.tune.seed} if tuned else {}),
         ),
     )
-    return saved(out, compressed, original.features, original.source, training, plan, proof)
+    layers = measured.measured(layers_of(original, model)).layers
+    steps = cuts(model, compressed, plan, layers)
+    return saved(out, compressed, original.features, original.source, training, plan, proof, steps)
 
 
 def _carried_out(

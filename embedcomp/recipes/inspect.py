@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -14,6 +15,9 @@ from embedcomp.engine.tensors import bytes_by_layer, mapped
 from embedcomp.log.features import Features
 from embedcomp.planning.plan import render as render_plan
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.storage.prefixes import Cut
+
+SHOWN = 8  # sizes that an artifact can be cut to
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         ]
         + [{"name": f.name, "type": "float", "side": f.side} for f in features.dense],
         "plan": artifact.origin.plan,
+        "cuts": [asdict(cut) for cut in artifact.origin.cuts],
         "tensors": {
             name: [str(tensor.dtype), list(tensor.shape)]
             for name, tensor in mapped(artifact.tensors_file).items()
@@ -67,7 +72,21 @@ def render(found: dict[str, Any], artifact: Artifact) -> list[RenderableType]:
         f"{sizes['disk']:,} on disk"
     )
     last = render_plan(artifact.plan, found["resident"]) if artifact.plan is not None else tensors
-    return [head, *_quality(artifact), f"scored here by {found['scored_by']}", features, last]
+    sizes_table = [_sizes(artifact.origin.cuts)] if artifact.origin.cuts else []
+    scored_by = f"scored here by {found['scored_by']}"
+    return [head, *_quality(artifact), scored_by, features, *sizes_table, last]
+
+
+def _sizes(cuts: Sequence[Cut]) -> Table:
+    """Some of the sizes that an artifact of ordered ranks can be cut to."""
+    table = Table(
+        title=f"{len(cuts):,} smaller sizes, {cuts[-1].bytes:,} bytes at least, for --budget"
+    )
+    table.add_column("bytes", justify="right")
+    table.add_column("predicted loss over the full size", justify="right")
+    for place in sorted({(len(cuts) - 1) * i // (SHOWN - 1) for i in range(SHOWN)}):
+        table.add_row(f"{cuts[place].bytes:,}", f"{cuts[place].loss:.2e}")
+    return table
 
 
 def _quality(artifact: Artifact) -> list[str]:

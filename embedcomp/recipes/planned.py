@@ -42,6 +42,7 @@ from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.progress import Doing, Watch, quiet
 from embedcomp.swapping import swap
+from embedcomp.swapping.cutting import cuts
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.tables import fast_tables
 
@@ -171,6 +172,7 @@ class Planning:
                 original.origin.training,
                 plan,
                 original.proof,
+                cuts(self.model, compressed, plan, self.found.layers),
             )
             return written.disk_bytes["disk"] + PROOF - plan.bytes_after
 

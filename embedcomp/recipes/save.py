@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.scorer.stand_alone import stand_alone_from_log
+from embedcomp.storage.prefixes import Cut
 from embedcomp.support.files import remove
 from embedcomp.support.metrics import Quality
 from embedcomp.train import workers
@@ -70,6 +72,7 @@ def saved(
     training: dict[str, Any],
     plan: Plan | None,
     proof: Proof | None,
+    cuts: Sequence[Cut] = (),
 ) -> Artifact:
     """Write the model once, whatever the number of workers that trained it."""
     if workers.rank() == 0:
@@ -85,6 +88,7 @@ def saved(
             plan=plan,
             training=training,
             proof=proof,
+            cuts=cuts,
         )
         remove(scratch(out))
     workers.wait()

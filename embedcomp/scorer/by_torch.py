@@ -56,7 +56,8 @@ def opened(artifact: Artifact, threads: int | None, precision: str | None) -> Ba
         return in_memory(artifact.model(), artifact.features, threads, precision)
     alone, held = artifact.standalone, artifact.tensors()
     if artifact.has_program:
-        return _by_torch(alone, Portable.open(alone, artifact.folder, held), threads)
+        runs = Portable.open(alone, artifact.folder, held, in_full=not artifact.ranks)
+        return _by_torch(alone, runs, threads)
     return _by_torch(alone, Interpreted(alone, held), threads)
 
 

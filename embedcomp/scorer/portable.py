@@ -62,8 +62,18 @@ class Portable:
         self._machine_code = machine_code
 
     @classmethod
-    def open(cls, standalone: Standalone, folder: Path, held: Mapping[str, Tensor]) -> Portable:
+    def open(
+        cls,
+        standalone: Standalone,
+        folder: Path,
+        held: Mapping[str, Tensor],
+        *,
+        in_full: bool = True,
+    ) -> Portable:
         """Load the program of an artifact.
+
+        Args:
+            in_full: no layer is cut; machine code is of weights of the shapes that are stored.
 
         Raises:
             BadArtifact: it is not an exported program.
@@ -72,7 +82,7 @@ class Portable:
             program = torch.export.load(folder / PROGRAM)
         except Exception as error:
             raise BadArtifact(f"{folder / PROGRAM} is not an exported program: {error}") from error
-        return cls(standalone, program, held, compiled.load(folder))
+        return cls(standalone, program, held, compiled.load(folder) if in_full else None)
 
     @torch.inference_mode()
     def logits(self, inputs: Any) -> Tensor:

@@ -15,7 +15,6 @@ from embedcomp.engine.description import Description
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
 from embedcomp.engine.standalone import PRECISIONS
-from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.kernels import native
 from embedcomp.log.features import Features
@@ -51,14 +50,26 @@ class Scorer:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, threads: int | None = 1, precision: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = 1,
+        precision: str | None = None,
+        budget: str | None = None,
     ) -> Scorer:
         """Load NAME (its newest version) or NAME/VERSION.
 
+        Args:
+            budget: bytes of the whole model, as "300kB", or a share of the original's, as "20x",
+                that layers of ordered ranks are cut to; None: they are served in full.
+
         Raises:
             BadArtifact: there is none, or it is damaged.
+            BadSettings: all of its forms are larger than the budget.
         """
-        return cls(Artifact.open(path), threads=threads, precision=precision)
+        opened = Artifact.open(path)
+        within = opened if budget is None else opened.within(budget)
+        return cls(within, threads=threads, precision=precision)
 
     @property
     def features(self) -> Features:
@@ -142,7 +153,7 @@ class Scorer:
 def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:
     alone = artifact.standalone
     if alone is not None and alone.graph is not None and native.library() is not None:
-        return ByEngine(alone, mapped(artifact.tensors_file), threads, precision)
+        return ByEngine(alone, artifact.arrays(), threads, precision)
     from embedcomp.scorer import by_torch
 
     backend = by_torch.opened(artifact, threads, precision)

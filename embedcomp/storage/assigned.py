@@ -18,7 +18,8 @@ from embedcomp.storage import kinds
 from embedcomp.storage.kind import FP16_MAX, refuse_beyond
 from embedcomp.storage.kinds.residual import Residual
 from embedcomp.storage.names import AnyStorage
-from embedcomp.storage.rows import StoredRows, straight_through
+from embedcomp.storage.rounding import straight_through
+from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Group, Moved, Progress, Trains
 
 PRIOR = 8.0  # look-ups that an id's old codes count as
@@ -93,8 +94,8 @@ class AssignedRows(StoredRows, Trains):
         """The whole matrix, float32 [rows, width]; thawed, with a gradient of the codebooks."""
         return self.kind.read(self.state, self.width)
 
-    def thaw(self) -> None:
-        """Make the codebooks trainable."""
+    def thaw(self, grid: bool = True) -> None:
+        """Make the codebooks trainable: there is nothing else that could be."""
         if self.words is not None:
             return
         assert self.grid is not None

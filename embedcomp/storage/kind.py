@@ -105,9 +105,12 @@ class Kind(ABC):
 
     together: a row's bytes depend on other rows, so that trained rows are all encoded anew.
     scaled: the engine reads whole numbers, and their scales are in what decodes them.
+    nested: a row begins with the bytes of its first columns, whichever those are, so that `first`
+        can take them.
     """
 
     together: ClassVar[bool] = False
+    nested: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
 
     @property
@@ -257,6 +260,18 @@ class RowByRow(Kind):
         with torch.no_grad():
             stored = self.encode(values, grid)
         return sloped(self.decode(stored, grid, values.shape[1]), values)
+
+    def first(self, state: Mapping[str, Any], width: int) -> dict[str, Any]:
+        """The first columns of rows as they are stored, the same bytes; of a `nested` kind.
+
+        Args:
+            state: arrays of numpy or torch, of which views are given.
+        """
+        assert self.nested, self.name
+        size = self.row_bytes(width) // state["stored"].itemsize
+        return {
+            name: held[:, : size if name == "stored" else width] for name, held in state.items()
+        }
 
     def located(
         self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int

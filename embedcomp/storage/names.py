@@ -16,6 +16,8 @@ ColumnStorage = Literal[
     "column_mixed2",
 ]
 FactorStorage = Literal["float32", "float16", ColumnStorage]  # of the factors of a low-rank layer
+NestedStorage = Literal["float32", "float16", "column_int8", "column_int4"]  # whose rows begin with
+# the bytes of their first columns
 Storage = Literal[FactorStorage, "bfloat16", "row_int8", "row_int4", "row_int2", "symmetric_int8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 AnyStorage = Storage | Kind  # by name, or with sizes of its own

@@ -6,6 +6,8 @@ at random is drawn from `Progress.drawn`, never from a running generator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -114,6 +116,21 @@ class Trains(nn.Module):
     def after_epoch(self, at: Progress) -> list[Moved]:
         """Called after the last step of each epoch, before the evaluation."""
         return []
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it can be `narrowed`.
+
+        Each step then has a second pass, in which one such part of the model is narrower and the
+        model learns to score as it does in full.
+        """
+        return False
+
+    @contextmanager
+    def narrowed(self, at: Progress) -> Iterator[None]:
+        """Within the block it is as one of its narrower forms, drawn for this step."""
+        raise NotImplementedError
+        yield
 
     @property
     def settled(self) -> bool:

@@ -33,6 +33,7 @@ from embedcomp.train.teacher import TeacherScores
 EVALUATION_SHARE = 0.1  # of the time of training that evaluations may take
 SCORING_COST = 1 / 4  # of a row, where training on it costs 1
 MOST_EVALUATIONS = 8  # an epoch: each writes a checkpoint
+WHICH_NARROWS = 1  # salt of the draw
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ class _Run:
         self._trained, self._began = 0, perf_counter()  # since the last evaluation
         self._place, self._step_name, self._stage = place, step, stage
         self.parts = parts_that_train(model)
+        self.narrowing = [part for part in self.parts if part.narrows]
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -337,10 +339,23 @@ class _Run:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, float]:
         """The mean log loss of a batch, and what `Progress.curvature` is."""
+        logits, wanted = self._logits(batch), target(batch, self.settings.distil)
+        loss = binary_cross_entropy_with_logits(logits, wanted)
+        return loss + self._narrowed_loss(batch, logits), _curvature(logits, wanted)
+
+    def _logits(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.in_bfloat16):
-            logits = self.model(batch.dense, batch.sparse).view(-1).float()
-        wanted = target(batch, self.settings.distil)
-        return binary_cross_entropy_with_logits(logits, wanted), _curvature(logits, wanted)
+            logits: Tensor = self.model(batch.dense, batch.sparse).view(-1).float()
+        return logits
+
+    def _narrowed_loss(self, batch: Batch, logits: Tensor) -> Tensor | float:
+        """Log loss against the model's own scores with one part narrowed, drawn for this step."""
+        if not self.narrowing:
+            return 0.0
+        at = self._at()
+        drawn = torch.randint(len(self.narrowing), (), generator=at.drawn(WHICH_NARROWS))
+        with self.narrowing[int(drawn)].narrowed(at):
+            return binary_cross_entropy_with_logits(self._logits(batch), logits.detach().sigmoid())
 
     def _evaluate(self, watch: Watch) -> None:
         data = self.data

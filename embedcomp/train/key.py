@@ -24,8 +24,9 @@ from embedcomp.train.settings import TrainSettings
 class RunKey:
     """Everything that the weights at the end of a run depend on.
 
-    model, teacher: digests of their modules' types and of the weights that they begin with, so a
-    plan's rounding, a stage or a checkpoint to start from is in them; an empty teacher is none.
+    model, teacher: digests of their modules' types, of what these say of themselves and of the
+        weights that they begin with, so a plan's rounding, a stage or a checkpoint to start from is
+        in them; an empty teacher is none.
     """
 
     version: str
@@ -67,7 +68,8 @@ class RunKey:
 def of_module(module: nn.Module) -> str:
     found = hashlib.sha256()
     for name, part in module.named_modules():
-        found.update(f"{name} {type(part).__module__}.{type(part).__qualname__}\n".encode())
+        kind = f"{type(part).__module__}.{type(part).__qualname__}({part.extra_repr()})"
+        found.update(f"{name} {kind}\n".encode())
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         found.update(f"{name} {tensor.dtype} {[*tensor.shape]} {tensor.requires_grad}\n".encode())
         found.update(_bytes(tensor))

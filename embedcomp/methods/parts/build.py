@@ -14,6 +14,7 @@ from embedcomp.modules.linear import (
     LowRankLinear,
     ServedLinear,
 )
+from embedcomp.modules.ordered import OrderedBag, OrderedEmbedding, OrderedLinear
 from embedcomp.modules.sizes import module_bytes
 from embedcomp.modules.table import CompressedBag, CompressedEmbedding, CompressedTable
 from embedcomp.sensitivity.layer import (
@@ -52,14 +53,20 @@ FACTOR_STORAGES: tuple[FactorStorage, ...] = tuple(
 
 
 def table(
-    spec: TableSpec, stored: StoredRows, decode: Decoder | None, index: Index | None = None
+    spec: TableSpec,
+    stored: StoredRows,
+    decode: Decoder | None,
+    index: Index | None = None,
+    *,
+    ordered: bool = False,
 ) -> CompressedTable:
     shape = spec.rows, spec.dim
     parts: dict[str, Any] = {"stored": stored, "decode": decode, "index": index}
     parts["padding_idx"] = spec.padding_idx
     if spec.pooling == "none":
-        return CompressedEmbedding(*shape, **parts)
-    return CompressedBag(*shape, spec.pooling, **parts, last_offset=spec.last_offset)
+        return (OrderedEmbedding if ordered else CompressedEmbedding)(*shape, **parts)
+    bag = OrderedBag if ordered else CompressedBag
+    return bag(*shape, spec.pooling, **parts, last_offset=spec.last_offset)
 
 
 def plain(spec: Spec, storage: AnyStorage) -> Served:
@@ -76,13 +83,20 @@ def plain(spec: Spec, storage: AnyStorage) -> Served:
 
 
 def low_rank(
-    spec: Spec, rank: int, storage: AnyStorage, *, bias: bool = True, activation: str | None = None
+    spec: Spec,
+    rank: int,
+    storage: AnyStorage,
+    *,
+    bias: bool = True,
+    activation: str | None = None,
+    ordered: bool = False,
 ) -> Served:
     """Two factors with `rank` numbers in between.
 
     Args:
         bias: of the decoder or the layer.
         activation: between the factors of a linear layer.
+        ordered: it is trained so that its ranks lie in order of worth.
 
     Raises:
         BadSettings: the rank is larger than the layer's.
@@ -91,7 +105,7 @@ def low_rank(
     if not 0 <= rank <= most:
         raise BadSettings(f"{spec.name} has ranks from 0 to {most}, so {rank} is none of them")
     if isinstance(spec, LinearSpec):
-        return LowRankLinear(
+        return (OrderedLinear if ordered else LowRankLinear)(
             spec.inputs,
             spec.outputs,
             rank,
@@ -100,7 +114,8 @@ def low_rank(
             activation=activation,
         )
     stored = StoredRows(spec.rows, rank, storage if rank else "float32")
-    return table(spec, stored, Affine(rank, spec.dim, of_decoder(storage), bias))
+    decode = Affine(rank, spec.dim, of_decoder(storage), bias)
+    return table(spec, stored, decode, ordered=ordered)
 
 
 def of_decoder(storage: AnyStorage) -> Storage:

@@ -36,6 +36,7 @@ class ColumnWise(RowByRow):
     """
 
     scaled: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
 
     bits: int
 

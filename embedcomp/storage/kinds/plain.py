@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from embedcomp.storage.kind import FP16_MAX, Kind, RowByRow, State, refuse_beyond
 from embedcomp.support.lazy import torch
@@ -27,6 +27,8 @@ def examples(rows: int, width: int) -> list[Kind]:
 @dataclass(frozen=True)
 class Plain(RowByRow):
     """Floats of one type; a linear layer of bfloat16 multiplies in it."""
+
+    nested: ClassVar[bool] = True
 
     type: str
 
