@@ -34,6 +34,8 @@ enum RowKind : int32_t {
   kCodebook = 12,       // codes that name floats, of a part of the columns each
   kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
   kTiered = 14,         // a byte a row that is not read: its tier has it
+  kChunkedFloat16 = 15,  // the same; blocks of bits say which chunks of a row there are
+  kChunkedInt8 = 16,     // the same with signed bytes, whose scales are in the decoder
 };
 
 enum OpKind : int32_t {
@@ -70,12 +72,12 @@ struct Stored {
   const void* map;  // stored row of each id, the blocks of a ranked index, or null
   int32_t map_bytes;  // of a stored row in it; 0: it is a ranked index
   int32_t row_bits;     // of a tier: from one row to the next; 0: whole row_bytes
-  const void* columns;  // kCsr: column of each element,
-  const void* values;   // and its fp16 value
+  const void* columns;  // kCsr: column of each element; kChunked: blocks of bits,
+  const void* values;   // and its fp16 value; kChunked: the chunks that there are
   const float* words;    // kCodebook: by part, code and column; kAtoms: [atoms, width]
   const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
   const int32_t* at;     // and where the words of each part begin
-  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row
+  int32_t parts;         // kCodebook: codes of a row; kAtoms: atoms of a row; kChunked: chunks
   int32_t narrow;        // kCodebook: each part is one column
   const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
   const int32_t* firsts;  // ranked index: first stored row of each tier,

@@ -175,6 +175,8 @@ KINDS = {
     "codebook": 12,
     "atoms": 13,
     "tiered": 14,
+    "chunked_float16": 15,
+    "chunked_int8": 16,
 }
 PROBES = ("digit", "hash", "permuted")
 COMBINES = ("concat", "add", "multiply")

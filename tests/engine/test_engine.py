@@ -20,6 +20,7 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.storage.kinds import named
+from embedcomp.storage.kinds.chunked import Bytes, Halves
 from embedcomp.storage.kinds.csr import Csr
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
@@ -196,12 +197,16 @@ CODES = (
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis", "csr"))
+@pytest.mark.parametrize(
+    "storage",
+    (*STORAGES, *CODES, "tiered", "trellis", "csr", "chunked_float16", "chunked_int8"),
+)
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
     tiers = ((2, by * width), (3, -(-by * width // 2)), (20, -(-by * width // 4)), (23, 0))
     forms = {"tiered": Tiered, "trellis": Trellis, "csr": lambda *_: Csr(9 * width)}
+    forms |= {kind.NAME: lambda *_, kind=kind: kind(23, 9 * width // 8) for kind in (Halves, Bytes)}
     made = forms[storage](*zip(*tiers, strict=True)) if storage in forms else named(storage)
     rows = StoredRows(23, width, made)
     rows.fill(torch.randn(23, width))
