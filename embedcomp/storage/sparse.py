@@ -41,8 +41,8 @@ class Schedule:
 class SparseRows(StoredRows, Trains):
     """Rows [rows, width] of chunks, of which training chooses the live ones.
 
-    What it costs to drop a chunk counts as often as `fill` was told for its row. Once trained rows
-    were frozen, the mask stays.
+    It costs to drop a chunk what `fill` was told of errors in its row and in its columns. Once
+    trained rows were frozen, the mask stays.
 
     Args:
         kind: says how many chunks live in the end.
@@ -51,13 +51,15 @@ class SparseRows(StoredRows, Trains):
 
     kind: Chunked
     schedule: Schedule | None
-    row_weights: Tensor | None  # [rows], while thawed
-    _row_weights: Tensor | None = None  # as they were filled in
+    row_weights: Tensor | None  # [rows], while thawed,
+    column_weights: Tensor | None  # and [width]
+    _told: tuple[Tensor | None, Tensor | None] = None, None  # the same, as they were filled in
 
     def __init__(self, rows: int, width: int, kind: Chunked, schedule: Schedule):
         super().__init__(rows, width, kind)
         self.schedule = schedule
-        self.register_buffer("row_weights", None)
+        for name in ("row_weights", "column_weights"):
+            self.register_buffer(name, None)
 
     def fill(
         self,
@@ -67,16 +69,15 @@ class SparseRows(StoredRows, Trains):
     ) -> None:
         columns = columns_of(weight, row_weights)
         super().fill(columns, None, column_weights)
-        self._row_weights = columns.weights
+        self._told = columns.weights, column_weights
 
-    def fill_alive(self, columns: Columns, alive: Tensor) -> None:
-        """Store rows whose live chunks are told [rows, chunks]. Raises CannotStore."""
-        self.fill(columns)
-        self._take(self.kind.filled(columns.values, alive))
+    def choose(self, values: Tensor, alive: Tensor) -> None:
+        """Let these chunks live [rows, chunks] of what was filled in. Raises CannotStore."""
+        self._take(self.kind.filled(values, alive))
 
     def thaw(self) -> None:
         super().thaw()
-        self.row_weights = self._row_weights
+        self.row_weights, self.column_weights = self._told
 
     def freeze(self) -> None:
         """Store what was trained; a mask that did not come to its end is brought there before."""
@@ -85,7 +86,7 @@ class SparseRows(StoredRows, Trains):
                 self._take_mask(self._costliest(self.kind.live))
             self.schedule = None
         super().freeze()
-        self.row_weights = None
+        self.row_weights = self.column_weights = None
 
     @property
     def alive(self) -> Tensor:
@@ -141,7 +142,7 @@ class SparseRows(StoredRows, Trains):
             sign: -1: the least.
         """
         assert self.master is not None
-        found = sign * costs(self.master.detach(), self.row_weights)
+        found = sign * costs(self.master.detach(), self.row_weights, self.column_weights)
         return most(found.masked_fill(~self.alive, -torch.inf), number)
 
     @torch.no_grad()

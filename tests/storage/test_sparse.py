@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embedcomp.errors import BadSettings
 from embedcomp.methods import get
 from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
 from embedcomp.storage.columns import Columns
@@ -40,12 +41,16 @@ def test_a_row_has_as_few_chunks_as_can_be_and_they_are_even() -> None:
 
 
 def test_the_chunks_that_cost_the_most_to_drop_are_kept() -> None:
-    """Two chunks a row; squares are 4, 9 and 16, 1, and the second row counts a half."""
+    """Two chunks a row, whose squares are 4 and 9, and 16 and 1."""
     values = torch.tensor([[2.0, 0, 0, 0, 0, 3, 0, 0], [0, 0, 0, 4, 1, 0, 0, 0]])
-    for weights, wanted in ((None, [[0, 1], [1, 0]]), ([1.0, 0.25], [[1, 1], [0, 0]])):
+    rows, columns = torch.tensor([1, 0.2]).double(), torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])
+    for weights, matters, wanted in (
+        (None, None, [[0, 1], [1, 0]]),
+        (rows, None, [[1, 1], [0, 0]]),
+        (None, columns, [[1, 0], [1, 0]]),
+    ):
         kind = Halves(2, 2)
-        told = None if weights is None else torch.tensor(weights).double()
-        state = kind.fill(Columns(values, told), None)
+        state = kind.fill(Columns(values, weights), matters)
         assert kind.alive(state, 8).int().tolist() == wanted
         assert torch.equal(kind.read(state, 8), values * spread(kind.alive(state, 8), 8))
 
@@ -276,10 +281,19 @@ def test_moments_of_moved_numbers_alone_are_forgotten() -> None:
     assert lazy.state[table]["last"].eq(1).all() and adagrad.state[table]["sum"].all()
 
 
+GRADIENT = torch.linspace(1, 4, WIDTH)  # its diagonal
+
+
 def layer_of(drawn: bool) -> Layer:
     spec = TableSpec(name="t", rows=ROWS, dim=WIDTH, pooling="sum", counted=True)
     counts = torch.arange(ROWS, 0, -1).double()
-    return Layer(spec, numbers(ROWS, WIDTH), None, TableStatistics(counts), drawn=drawn)
+    return Layer(
+        spec,
+        numbers(ROWS, WIDTH),
+        None,
+        TableStatistics(counts, GRADIENT.diag().double()),
+        drawn=drawn,
+    )
 
 
 def test_a_drawn_table_begins_with_chunks_anywhere_and_a_known_one_with_those_that_count() -> None:
@@ -288,7 +302,7 @@ def test_a_drawn_table_begins_with_chunks_anywhere_and_a_known_one_with_those_th
     made = [method.compress(layer_of(drawn), settings) for drawn in (False, True)]
     known, drawn = (served.stored for served in made)
     assert int(known.alive.sum()) == int(drawn.alive.sum()) == 27
-    cost = cut(numbers(ROWS, WIDTH)).square().sum(2) * torch.arange(ROWS, 0, -1)[:, None]
+    cost = cut(numbers(ROWS, WIDTH).square() * GRADIENT).sum(2) * torch.arange(ROWS, 0, -1)[:, None]
     assert cost[known.alive].min() > cost[~known.alive].max()
     assert cost[drawn.alive].min() < cost[~drawn.alive].max()
     assert torch.equal(drawn.to_float(), (numbers(ROWS, WIDTH) * spread(drawn.alive, WIDTH)).half())
@@ -302,3 +316,19 @@ def test_what_is_dropped_is_the_mean_row() -> None:
     wanted = mean.half().float().expand(ROWS, -1)
     torch.testing.assert_close(served.to_float()[dead], wanted[dead], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(served.to_float()[~dead], layer.weight[~dead], rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dropped", ["mean", "zero"])
+def test_codes_of_full_rank_with_all_chunks_are_the_table(dropped: str) -> None:
+    method, layer = get("dynamic_sparse"), layer_of(False)
+    served = method.compress(layer, method.Settings(density=1.0, rank=WIDTH, dropped=dropped))
+    torch.testing.assert_close(served.to_float(), layer.weight, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"density": 1e-9}, {"density": 1.1}, {"density": 1, "rank": 11}]
+)
+def test_what_a_table_cannot_have_is_refused(settings: dict[str, Any]) -> None:
+    method = get("gradual_pruning")
+    with pytest.raises(BadSettings, match=r"has 90 chunks|has ranks from 1 to 10"):
+        method.empty(layer_of(False).spec, method.Settings(**settings))

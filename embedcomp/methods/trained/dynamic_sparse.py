@@ -39,8 +39,11 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 
 def compress(layer: Layer, settings: Settings) -> Served:
-    served = _empty(layer.spec, settings)
-    return sparse.fill(served, layer, settings, _drawn(served) if layer.drawn else None)
+    served = sparse.fill(_empty(layer.spec, settings), layer, settings)
+    if layer.drawn:
+        assert isinstance(served.stored, SparseRows)
+        served.stored.choose(sparse.codes(served, layer), _anywhere(served.stored))
+    return served
 
 
 def _empty(spec: Spec, settings: Settings) -> CompressedTable:
@@ -52,9 +55,8 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
     return sparse.empty(spec, settings, rows)
 
 
-def _drawn(served: CompressedTable) -> Tensor:
-    """As many chunks as live, wherever: what nothing was learnt of is not worth choosing by."""
-    assert isinstance(served.stored, SparseRows)
-    shape, generator = served.stored.alive.shape, torch.Generator().manual_seed(0)
+def _anywhere(rows: SparseRows) -> Tensor:
+    """As many chunks as live, drawn: what nothing was learnt of is not worth choosing by."""
+    shape, generator = rows.alive.shape, torch.Generator().manual_seed(0)
     order = torch.randperm(shape.numel(), generator=generator)
-    return (order < served.stored.kind.live).view(shape)
+    return (order < rows.kind.live).view(shape)

@@ -67,14 +67,16 @@ def spread(of_chunks: Tensor, width: int) -> Tensor:
     return of_chunks.repeat_interleave(columns_of(width), 1)[:, :width]
 
 
-def costs(values: Tensor, weights: Tensor | None) -> Tensor:
+def costs(values: Tensor, weights: Tensor | None, matters: Tensor | None) -> Tensor:
     """What it costs to drop each chunk of rows [n, width], float32 [n, chunks].
 
     Args:
         weights: of a squared error in each row [n]; None: all the same.
+        matters: of one in each column [width]; None: all the same.
     """
-    squares = cut(values).square().sum(2)
-    return squares if weights is None else squares * weights.float()[:, None]
+    squares = values.square()
+    of_chunks = cut(squares if matters is None else squares * matters.float()).sum(2)
+    return of_chunks if weights is None else of_chunks * weights.float()[:, None]
 
 
 def most(sizes: Tensor, number: int) -> Tensor:
@@ -135,7 +137,7 @@ class Chunked(Kind):
         }
 
     def fill(self, columns: Columns, matters: Tensor | None) -> State:
-        alive = most(costs(columns.values, columns.weights), self.live)
+        alive = most(costs(columns.values, columns.weights, matters), self.live)
         return self.filled(columns.values, alive)
 
     def filled(self, values: Tensor, alive: Tensor) -> State:
