@@ -35,6 +35,8 @@ enum RowKind : int32_t {
   kAtoms = 13,          // numbers of atoms, then signed bytes to multiply them by
   kTiered = 14,         // a byte a row that is not read: its tier has it
   kResidual = 15,       // of a tier: codes that name words to be added to what it begins with
+  kChunkedFloat16 = 16,  // blocks of bits say which chunks of a row there are
+  kChunkedInt8 = 17,     // the same with signed bytes, whose scales are in the decoder
 };
 
 enum OpKind : int32_t {
@@ -90,13 +92,13 @@ struct Stored {
   const void* map;  // stored row of each id, the blocks of a ranked index, or null
   int32_t map_bytes;  // of a stored row in it; 0: it is a ranked index
   int32_t row_bits;     // of a tier: from one row to the next; 0: whole row_bytes
-  const void* columns;  // kCsr: column of each element,
-  const void* values;   // and its fp16 value
+  const void* columns;  // kCsr: column of each element; kChunked: blocks of bits,
+  const void* values;   // and its fp16 value; kChunked: the chunks that there are
   const float* words;    // kCodebook: by part, code and column; kAtoms, kResidual: [words, width]
   const int32_t* first;  // kCodebook: first column of each part, and the width after the last,
   const int32_t* at;     // and where the words of each part begin; kResidual: where what the tier
                          // begins with is, and the words of each code
-  int32_t parts;         // kCodebook, kResidual: codes of a row; kAtoms: atoms of a row
+  int32_t parts;         // kCodebook, kResidual: codes of a row; kAtoms, kChunked: atoms, chunks
   int32_t narrow;        // kCodebook: each part is one column
   const Stored* tiers;   // kTiered: rows up to `last` each, the last one up to the end
   const int32_t* firsts;  // ranked index: first stored row of each tier,

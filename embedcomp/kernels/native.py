@@ -185,6 +185,8 @@ KINDS = {
     "atoms": 13,
     "tiered": 14,
     "residual": 15,
+    "chunked_float16": 16,
+    "chunked_int8": 17,
 }
 PROBES = ("digit", "hash", "permuted")
 COMBINES = ("concat", "add", "multiply")

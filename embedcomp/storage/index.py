@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedcomp.storage.kind import Reads
+from embedcomp.storage.packing import ones
 from embedcomp.storage.probes import Probes
 
 # "cut": ids from some row on share one; "map": any id reads any row; "ranked": rows of a tier lie
@@ -168,7 +169,7 @@ class Ranked(Index):
         counted = read[:, : self.tiers - 1].long()
         others = ids // BLOCK * BLOCK - counted.sum(1)  # ids of the last tier before the block
         before = torch.cat([counted, others[:, None]], 1).gather(1, tier[:, None])[:, 0]
-        rows = self.firsts.index_select(0, tier) + before + _ones(same).sum(1)
+        rows = self.firsts.index_select(0, tier) + before + ones(same).sum(1)
         return rows.clamp_max(self.stored - 1)
 
 
@@ -214,14 +215,6 @@ class Probed(Index):
 
 
 _COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": add, "multiply": mul}
-
-
-def _ones(words: Tensor) -> Tensor:
-    """How many bits of each word int64 are 1; halves, quarters and bytes are summed in place."""
-    words = words - (words >> 1 & 0x5555555555555555)
-    words = (words & 0x3333333333333333) + (words >> 2 & 0x3333333333333333)
-    words = words + (words >> 4) & 0x0F0F0F0F0F0F0F0F
-    return words * 0x0101010101010101 >> 56
 
 
 def place_type(stored: int) -> torch.dtype:

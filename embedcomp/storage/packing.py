@@ -108,3 +108,11 @@ def _word(bits: int) -> tuple[int, int]:
     """The fewest codes that fill whole bytes, and how many bytes."""
     codes = 8 // math.gcd(bits, 8)
     return codes, codes * bits // 8
+
+
+def ones(words: Tensor) -> Tensor:
+    """How many bits of each word int64 are 1; halves, quarters and bytes are summed in place."""
+    words = words - (words >> 1 & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + (words >> 2 & 0x3333333333333333)
+    words = words + (words >> 4) & 0x0F0F0F0F0F0F0F0F
+    return words * 0x0101010101010101 >> 56

@@ -80,10 +80,12 @@ class Moved:
     """Numbers that were set to something else, so that their optimizer begins anew with them.
 
     rows: int64 [n], first indices of the parameter; None: all of it.
+    numbers: instead of rows, bool of the parameter's shape; what is known of whole rows stays.
     """
 
     parameter: Tensor
     rows: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 class Trains(nn.Module):

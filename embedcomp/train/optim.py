@@ -253,13 +253,16 @@ def begin_anew(optimizers: Iterable[torch.optim.Optimizer], moved: Iterable[Move
             state = optimizer.state.get(one.parameter, {})
             for name, kept in state.items():
                 if name == "last":  # there was no look-up that the present step has to make up for
-                    _fill(kept, one.rows, float(state["step"]))
+                    _fill(kept, one, float(state["step"]))
                 elif kept.ndim:
-                    _fill(kept, one.rows, 0.0)
+                    _fill(kept, one, 0.0)
 
 
-def _fill(kept: Tensor, rows: Tensor | None, value: float) -> None:
-    if rows is None:
+def _fill(kept: Tensor, moved: Moved, value: float) -> None:
+    if moved.numbers is not None:
+        if kept.shape == moved.numbers.shape:
+            kept.masked_fill_(moved.numbers, value)
+    elif moved.rows is None:
         kept.fill_(value)
     else:
-        kept.index_fill_(0, rows, value)
+        kept.index_fill_(0, moved.rows, value)

@@ -20,6 +20,7 @@ from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.storage.kinds import named
+from embedcomp.storage.kinds.chunked import Bytes, Halves
 from embedcomp.storage.kinds.csr import Csr
 from embedcomp.storage.kinds.residual import Residual
 from embedcomp.storage.kinds.tiered import Tiered
@@ -197,7 +198,10 @@ CODES = (
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES, "tiered", "trellis", "residual", "csr"))
+@pytest.mark.parametrize(
+    "storage",
+    (*STORAGES, *CODES, "tiered", "trellis", "residual", "csr", "chunked_float16", "chunked_int8"),
+)
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
@@ -208,6 +212,7 @@ def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
         "residual": lambda ends, _: Residual(ends, (3, 2, 1, 0), (4, 12, 5)),
         "csr": lambda *_: Csr(9 * width),
     }
+    forms |= {kind.NAME: lambda *_, kind=kind: kind(23, 9 * width // 8) for kind in (Halves, Bytes)}
     made = forms[storage](*zip(*tiers, strict=True)) if storage in forms else named(storage)
     rows = StoredRows(23, width, made)
     rows.fill(torch.randn(23, width))
