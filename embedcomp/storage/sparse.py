@@ -75,8 +75,8 @@ class SparseRows(StoredRows, Trains):
         """Let these chunks live [rows, chunks] of what was filled in. Raises CannotStore."""
         self._take(self.kind.filled(values, alive))
 
-    def thaw(self) -> None:
-        super().thaw()
+    def thaw(self, grid: bool = True) -> None:
+        super().thaw(grid)
         self.row_weights, self.column_weights = self._told
 
     def freeze(self) -> None:
@@ -198,9 +198,9 @@ class DynamicallySparse(SparseRows):
         self.fraction = fraction
         self.register_buffer("wanted", None)
 
-    def thaw(self) -> None:
+    def thaw(self, grid: bool = True) -> None:
         thawed = self.thawed
-        super().thaw()
+        super().thaw(grid)
         if not thawed:
             self._take_mask(self.alive)
             self.wanted = torch.zeros(self.alive.shape, device=self.device)
