@@ -34,7 +34,7 @@ SHARE = 8  # a probe reads at most one row in this many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
-USUAL_DISTIL = 0.7  # in whole runs of tuning (docs/training.md) 0.0004 of AUC below the best weight
+USUAL_DISTIL = 0.7  # in whole runs of tuning DCN-V2 on two logs 0.0004 of AUC below the best weight
 # at most, whether that was 0 or 1; 1 was as much as 0.004 below it
 DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
 DISTIL_ROWS = 1 << 20  # of the training split in a probe of the teacher's weight, at most
