@@ -110,6 +110,12 @@ class SparseRows(StoredRows, Trains):
         self._take_mask(self._moved(done))
         return [Moved(self.master, numbers=spread(before != self.alive, self.width))]
 
+    def after_epoch(self, at: Progress) -> list[Moved]:
+        """Let a grid reach as far as the numbers do by now."""
+        if self.master is not None:
+            self._take_mask(self.alive)
+        return super().after_epoch(at)
+
     def _looked_up(self) -> tuple[Tensor, Tensor]:
         """Rows [n] that the step reached, each once, and their gradients [n, width]."""
         assert self.master is not None

@@ -229,6 +229,16 @@ def test_as_many_chunks_live_at_every_step_of_dynamic_sparse(kind: Any) -> None:
     assert rows.wanted is rows.row_weights is None
 
 
+def test_a_grid_reaches_as_far_as_numbers_do_after_an_epoch() -> None:
+    rows = rows_of(DynamicallySparse, Bytes, 27, numbers(ROWS, WIDTH), fraction=0.5)
+    with torch.no_grad():
+        rows.master.mul_(100)
+    far = rows.master.abs().max()
+    assert rows.to_float().abs().max() < far / 50
+    rows.after_epoch(at(STEPS))
+    torch.testing.assert_close(rows.to_float().abs().max(), far, rtol=1e-2, atol=0.0)
+
+
 def test_a_fraction_of_zero_never_changes_the_mask() -> None:
     rows = rows_of(DynamicallySparse, Halves, 27, numbers(ROWS, WIDTH), fraction=0.0)
     before = rows.alive
