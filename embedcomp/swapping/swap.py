@@ -36,7 +36,8 @@ def apply(
         CannotStore: a layer's values do not fit the planned storage.
     """
     layers = measured.measured(found).layers
-    replaced = {id(p): p for n in layers for p in model.get_submodule(n).parameters()}
+    own = (p for one in plan.layers for p in model.get_submodule(one.layer).parameters())
+    replaced = {id(p): p for p in own}
     copied = copy.deepcopy(model, dict(replaced))
     apply_(copied, plan, layers, watch)
     assert module_bytes(copied) == plan.bytes_after, (module_bytes(copied), plan.bytes_after)

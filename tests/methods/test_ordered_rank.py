@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from typer.testing import CliRunner
 
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
+from embedcomp.cli.main import app
 from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadSettings
 from embedcomp.graph.graph import Graph, Node
@@ -43,6 +46,7 @@ from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train import fit as fitting
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import optimizers
+from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed, small_model
 
@@ -363,6 +367,25 @@ def test_what_has_no_ordered_ranks_cannot_be_cut(made: Artifact) -> None:
     assert original.within("1x").ranks == {}
     with pytest.raises(BadSettings, match="has no layers of ordered ranks that could be cut"):
         original.within("2x")
+
+
+def test_commands_take_a_budget_and_list_the_sizes(made: Artifact, synth_log: ClickLog) -> None:
+    cuts, runner = made.origin.cuts, CliRunner()
+    told = runner.invoke(app, ["inspect", str(made.folder)])
+    assert f"{len(cuts):,} smaller sizes, {cuts[-1].bytes:,} bytes at least" in told.output
+    assert f"{cuts[0].bytes:,}" in told.output
+    command = ["evaluate", str(made.folder), "--log", synth_log.path, "--json", "-"]
+    told = runner.invoke(app, [*command, "--budget", str(cuts[5].bytes)])
+    found = json.loads(told.stdout)
+    assert found["bytes"]["total"] == cuts[5].bytes
+    assert found["auc"] == pytest.approx(
+        quality(
+            made.within(str(cuts[5].bytes)).model(),
+            synth_log,
+            made.features,
+            synth_log.pieces("test"),
+        ).auc
+    )
 
 
 def test_its_decoder_is_not_folded_into_its_reader() -> None:
