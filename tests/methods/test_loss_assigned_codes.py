@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcomp.methods.trained import loss_assigned_codes
 from embedcomp.methods.trained.loss_assigned_codes import Settings
+from embedcomp.modules.layout import layouts, module_of
 from embedcomp.modules.sizes import module_bytes
+from embedcomp.modules.table import CompressedTable
 from embedcomp.planning.choices import empty_on_meta
 from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
 from embedcomp.sensitivity.loss import predicted_loss
+from embedcomp.storage.assigned import AssignedRows
 
 ROWS, DIM = 800, 6
 SPEC = TableSpec(name="t", rows=ROWS, dim=DIM, pooling="sum", counted=True, by_count=True)
@@ -70,6 +74,15 @@ def test_a_table_in_any_order_has_the_rows_of_one_in_order() -> None:
         float((r - w).square().mean()) for r, w in ((wanted, layer().weight), (found, mixed.weight))
     ]
     assert error[1] == pytest.approx(error[0], rel=0.2)
+
+
+def test_an_artifact_builds_rows_that_train_by_assignment_again() -> None:
+    served = nn.ModuleDict({"t": loss_assigned_codes.compress(layer(), SETTINGS)})
+    (layout,) = json.loads(json.dumps(layouts(served))).values()
+    built = module_of(layout)
+    assert isinstance(built, CompressedTable) and isinstance(built.stored, AssignedRows)
+    built.load_state_dict(served["t"].state_dict())
+    assert torch.equal(built.to_float(), served["t"].to_float())
 
 
 def test_from_the_log_rows_are_drawn_as_large_as_the_tables() -> None:
