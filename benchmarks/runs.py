@@ -119,6 +119,12 @@ RUNS = (
         minutes=60,
         tiny="--budgets 5x",
     ),
+    _on(
+        MOVIES,
+        "forms",
+        minutes=600,
+        tiny="--ratios 5 --epochs 1 --methods hashed --set epochs=1",
+    ),
     _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),
     Run(
         script="defaults",

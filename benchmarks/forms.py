@@ -1,0 +1,143 @@
+"""Each method that trains by itself, in the tables of a model: from the model and from the log.
+
+    python -m benchmarks.forms --log movielens_1m
+
+The dense part is kept as it is, and trained with the tables. A method that cannot make tables so
+small says why. Beside them are the original and the control, trained on for as many epochs on
+labels. Figures are those of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from itertools import product
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks import one_model
+from benchmarks.one_model import OneModel
+from benchmarks.script import command, console
+from embedcomp import methods, recipes
+from embedcomp.compare.original import Original, of_plan, score
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.recipes.settings import CompressSettings, read_changes, validated
+from embedcomp.train.settings import TrainSettings
+
+WAYS = ("model", "log")
+SPLIT = "test"
+
+
+class Forms:
+    """One trained model, and what each method makes of its tables."""
+
+    def __init__(self, one: OneModel, options: argparse.Namespace):
+        self.one, self.options = one, options
+        self.original = Original.measure(one.artifact, one.log, self.settings(1.0, ("keep",)))
+
+    def settings(
+        self, ratio: float, names: tuple[str, ...], way: str = "model"
+    ) -> CompressSettings:
+        """Tables smaller by a ratio, by these methods."""
+        sizes = model_bytes(self.one.artifact.model())
+        budget = sizes["dense"] + int(sizes["tables"] / ratio)
+        changes = read_changes(self.options.train_set, {"epochs": self.options.epochs})
+        return CompressSettings(
+            budget=str(budget),
+            methods=names,
+            rest=("keep",),
+            train=validated(TrainSettings, changes, "--train-set"),
+            from_log=way == "log",
+        )
+
+    def made(self, name: str, ratio: float, way: str, seed: int) -> dict[str, Any]:
+        """Figures of one form, or why there are none."""
+        settings = self.settings(ratio, (name,), way)
+        settings = replace(settings, train=replace(settings.train, seed=seed))
+        plan = self.original.plan(settings)
+        if isinstance(plan, str):
+            return {"reason": plan}
+        folder = self.one.folder / "made" / f"{name}-{ratio:g}x-{way}-{seed}"
+        made = self.original.compress(plan, settings, folder, recipes.quiet)
+        if isinstance(made, str):
+            return {"reason": made}
+        history = made.origin.training["history"]
+        return {
+            **of_plan(plan),
+            **score(made, self.one.log, SPLIT),
+            "tables": model_bytes(made.model())["tables"],
+            "trained_rows_per_second": [entry.get("rows_per_second") for entry in history],
+        }
+
+    def beside(self, seed: int) -> dict[str, Any]:
+        """The original, and the control of as many epochs."""
+        settings = self.settings(1.0, ("keep",))
+        settings = replace(settings, train=replace(settings.train, seed=seed))
+        out = self.one.folder / "made" / f"control-{seed}"
+        control = recipes.control(self.one.artifact, self.one.log, settings, out)
+        return {
+            name: score(one, self.one.log, SPLIT)
+            for name, one in {"original": self.one.artifact, "control": control}.items()
+        }
+
+
+def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line a form: what it takes, and how good and how fast it is."""
+    table = Table("form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored")
+    for name, one in found.items():
+        if "reason" in one:
+            table.add_row(name, one["reason"])
+        elif "auc" in one:
+            speeds = [speed for speed in one["trained_rows_per_second"] if speed]
+            figures = f"{one['tables']:,}", f"{one['auc']:.5f}", f"{one['logloss']:.5f}"
+            trained = f"{sorted(speeds)[len(speeds) // 2]:,}" if speeds else ""
+            table.add_row(name, *figures, trained, f"{one.get('rows_per_second', 0):,.0f}")
+    return table
+
+
+def main() -> None:
+    options = _options()
+    more = {name: getattr(options, name) for name in ("ratios", "methods", "epochs", "train_set")}
+    one = OneModel("forms", options, {**more, "seeds": options.seeds})
+
+    @cache
+    def forms() -> Forms:
+        return Forms(one, options)
+
+    found: dict[str, dict[str, Any]] = {}
+    for seed in range(options.seeds):
+        step = f"beside-{seed}"
+        found[step] = one.steps.run(step, partial(_beside, forms, seed))
+        for name, ratio, way in product(options.methods, options.ratios, WAYS):
+            step = f"{name}-{ratio:g}x-{way}-{seed}"
+            make = partial(_made, forms, name, ratio, way, seed)
+            found[step] = one.steps.run(step, make)
+            console.print(rendered(found))
+    print(one.record(found, seeds=range(options.seeds)))
+
+
+def _beside(forms: Callable[[], Forms], seed: int) -> dict[str, Any]:
+    return forms().beside(seed)
+
+
+def _made(
+    forms: Callable[[], Forms], name: str, ratio: float, way: str, seed: int
+) -> dict[str, Any]:
+    return forms().made(name, ratio, way, seed)
+
+
+def _options() -> argparse.Namespace:
+    made = one_model.options(__doc__)
+    made.add_argument("--ratios", nargs="+", type=float, default=[10.0, 50.0, 100.0])
+    made.add_argument("--methods", nargs="+", default=methods.that_train())
+    made.add_argument("--epochs", type=int, default=15, help="of training a form, at most")
+    made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--train-set", action="append", default=[], help="a setting of that training")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    command(main)
