@@ -9,6 +9,7 @@ another.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -22,7 +23,6 @@ from embedcomp.storage.rounding import straight_through
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Group, Moved, Progress, Trains
 
-PRIOR = 8.0  # look-ups that an id's old codes count as
 DAMPING = 1e-3  # of the mean curvature, that every direction has at least
 
 
@@ -40,19 +40,21 @@ class AssignedRows(StoredRows, Trains):
     Thawed, it holds the float32 parameter `words`, of the grid's shape, which is read as it will be
     stored; codes are in `stored` as ever. After an epoch every row takes the codes nearest to
 
-        (sum of e + PRIOR e_now - G^-1 sum of g) / (look-ups + PRIOR)
+        (sum of e + prior e_now - G^-1 sum of g) / (look-ups + prior)
 
     in the metric G, where e is the row as a look-up read it, g the gradient of the loss of that row
     of the log, and G the mean curvature of a look-up (Gauss-Newton). That is the least of
 
         the sum over look-ups of g x + (x - e)^T G (x - e) / 2,
-        and PRIOR (x - e_now)^T G (x - e_now) / 2,
+        and prior (x - e_now)^T G (x - e_now) / 2,
 
-    so the codes that a row had are never better, and a rare row stays near what it was.
+    so the codes that a row had are never better, and a rare row stays near what it was: the prior
+    is so many look-ups as tell no more of a row than what rows deviate by anyway (`prior`).
 
     gradients, points: float32 [rows, width], sums of g and of e over the look-ups of an epoch.
     look_ups: float32 [rows], how many there were.
-    curvature: float32 [width, width], sum over them of what G is the mean of.
+    curvature, squares: float32 [width, width], sums over them of what G is the mean of, and of
+        g g^T.
     """
 
     kind: Residual
@@ -61,6 +63,7 @@ class AssignedRows(StoredRows, Trains):
     points: Tensor
     look_ups: Tensor
     curvature: Tensor
+    squares: Tensor
     _rows = 0.0  # of the log, in the present step
     _squares: Tensor | None = None  # sum of g g^T of the present step
 
@@ -106,6 +109,7 @@ class AssignedRows(StoredRows, Trains):
             "points": (self.rows, width),
             "look_ups": (self.rows,),
             "curvature": (width, width),
+            "squares": (width, width),
         }.items():
             self.register_buffer(name, torch.zeros(shape, device=device))
             self.summed = (*self.summed, name)
@@ -149,6 +153,7 @@ class AssignedRows(StoredRows, Trains):
     def after_step(self, at: Progress) -> list[Moved]:
         if self._squares is not None:
             self.curvature += at.curvature * self._squares
+            self.squares += self._squares
         return []
 
     @torch.no_grad()
@@ -166,11 +171,30 @@ class AssignedRows(StoredRows, Trains):
         root, inverse = self._roots()
         if root is None or inverse is None:
             return
-        seen = (self.look_ups + PRIOR)[:, None]
-        step = self.gradients @ inverse
-        targets = (self.points + PRIOR * self.to_float() - step) / seen
+        now, counts = self.to_float(), self.look_ups[:, None]
+        pull = self.points - counts * now - self.gradients @ inverse
+        prior = self.prior(pull, root, inverse)
+        targets = now + pull / (counts + prior).clamp_min(1)
         state = self.state
         self.stored = self.kind.encode(targets, state["grid"], root, state["stored"])
+
+    def prior(self, pull: Tensor, root: Tensor, inverse: Tensor) -> float:
+        """Look-ups that what a row was counts as; infinite where all that is seen is noise.
+
+        With S the mean of g g^T, noise alone moves a row of c look-ups by tr(G^-1 S) / c on average
+        (squared, in the metric G). What rows move beyond it they were really off, tr(G D) each, and
+        the best mean of both weighs what was by their ratio (empirical Bayes, by moments weighted
+        by look-ups).
+
+        Args:
+            pull: [rows, width], look-ups times how far they would move a row by themselves.
+        """
+        counts = self.look_ups.double()
+        noise = float((inverse.double() * self.squares.double()).sum() / counts.sum())
+        lengths = (pull @ root).double().square().sum(1)
+        spread = float((lengths / counts.clamp_min(1)).sum())
+        off = (spread - noise * int((counts > 0).sum())) / float(counts.sum())
+        return noise / off if off > 0 else math.inf
 
     def _roots(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """A root R [width, width] of G = R R^T, and G^-1; None where nothing was looked up."""

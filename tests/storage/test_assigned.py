@@ -44,7 +44,7 @@ def thawed(ids: int, width: int, stages: tuple[int, ...], bits: tuple[int, ...])
 
 def test_assignment_is_the_best_of_all_in_a_logistic_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six ids, four words: the loss of all 4^6 assignments is that of the log itself."""
-    monkeypatch.setattr(assigned, "PRIOR", 0.0)
+    monkeypatch.setattr(AssignedRows, "prior", lambda *_: 0.0)
     rows = thawed(6, 2, (1,), (2,))
     assert rows.words is not None
     rows.words.data[:1], rows.words.data[1:] = (
@@ -70,14 +70,17 @@ def test_assignment_is_the_best_of_all_in_a_logistic_model(monkeypatch: pytest.M
     assert tuple(rows.kind.codes(rows.stored)[:, 0].tolist()) == min(losses, key=losses.__getitem__)
 
 
-def test_gradients_of_a_row_that_moved_meanwhile_are_taken_where_they_were() -> None:
+def test_gradients_of_a_row_that_moved_meanwhile_are_taken_where_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The target of a code is the least of the sum of the quadratics of all look-ups."""
+    monkeypatch.setattr(AssignedRows, "prior", lambda *_: 8.0)
     rows = thawed(8, 3, (1, 1), (2,))
     assert rows.words is not None
     terms = []  # of each look-up: id, e, g
     for step in range(5):
         ids = torch.randint(0, 8, (40,), generator=torch.manual_seed(step))
-        by = numbers(40, 3, seed=step)
+        by = numbers(40, 3, seed=step) * torch.tensor([1.0, 4.0, 0.2])
         target = torch.rand(40, generator=torch.manual_seed(step))
         e = rows.to_float().detach()[ids]
         seen(rows, ids, by, target)
@@ -94,7 +97,7 @@ def test_gradients_of_a_row_that_moved_meanwhile_are_taken_where_they_were() -> 
 
         def loss(x: Tensor, row: int = row, own: Tensor = own) -> float:
             off = x - e[own]
-            rest = assigned.PRIOR * (x - now[row]) @ curvature @ (x - now[row])
+            rest = 8.0 * (x - now[row]) @ curvature @ (x - now[row])
             return float((g[own] * x).sum() + ((off @ curvature * off).sum() + rest) / 2)
 
         tier = int(row >= 4)
@@ -139,6 +142,36 @@ def test_curvature_is_gauss_newtons_where_targets_are_soft() -> None:
     wanted = (p * (1 - p))[:, None, None] * by[:, :, None] * by[:, None]
     found = rows.curvature / len(ids)
     torch.testing.assert_close(found, wanted.mean(0), rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.2])
+def test_the_prior_is_as_many_look_ups_as_tell_what_rows_deviate_by(deviation: float) -> None:
+    """A look-up of p = 1/2 tells a row to a variance of 4; they deviate by the square of this."""
+    rows = thawed(2000, 2, (1, 1), (1,))
+    assert rows.words is not None
+    rows.words.data.zero_()
+    ids = torch.arange(2000).repeat(200)
+    by, truth = numbers(len(ids), 2, seed=1), deviation * numbers(2000, 2, seed=2)
+    p = (truth[ids] * by).sum(1).sigmoid()
+    found = []
+    keep = AssignedRows.prior
+    rows.prior = lambda *a: found.append(keep(rows, *a)) or found[-1]  # type: ignore[method-assign]
+    seen(rows, ids, by, torch.bernoulli(p, generator=torch.manual_seed(3)))
+    rows.assign()
+    assert found == [pytest.approx(4 / deviation**2, rel=0.25)]
+
+
+def test_noise_moves_no_row() -> None:
+    rows = thawed(300, 2, (1, 1), (4,))
+    assert rows.words is not None
+    before = rows.stored
+    ids = torch.arange(300).repeat(40)
+    by = numbers(len(ids), 2, seed=1)
+    p = (rows.to_float().detach()[ids] * by).sum(1).sigmoid()
+    seen(rows, ids, by, torch.bernoulli(p, generator=torch.manual_seed(3)))
+    rows.assign()
+    moved = (rows.kind.codes(before) != rows.kind.codes(rows.stored)).any(1).float().mean()
+    assert moved < 0.02
 
 
 def test_padding_is_no_look_up() -> None:
