@@ -21,6 +21,7 @@ from embedcomp.planning import planner
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
+from embedcomp.recipes import searching
 from embedcomp.recipes.measuring import held_out, layers_of, measure
 from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
@@ -62,13 +63,21 @@ def compress(
         control: the original trained on, whose quality the proof is to record.
     """
     model, data = original.model(), Data(log, original.features)
-    trained, tuned = settings.train.epochs > 0, settings.tune.epochs > 0
+    training, history = settings.train, list[dict[str, Any]]()
+    trained, tuned = training.epochs > 0, settings.tune.epochs > 0
+    teacher = None if settings.from_log else model
+    begun, found, known = _begun(original, model, measured, settings)
+    if trained and searching.searches(plan):
+        held = held_out(original, log, settings, watch) if held is None else held
+        first, training = searching.stages(training)
+        priced = measured.measured(layers_of(original, model)).layers
+        run = teacher, data, held, first, scratch(out), watch
+        start = searching.search(begun, found, known, priced, plan, *run)
+        begun, found, plan, history = start.model, start.found, start.plan, start.history
     with keeping_unrounded() if trained or tuned else nullcontext():  # learns which way to round
-        compressed = _carried_out(original, model, measured, plan, settings, watch)
-    history: list[dict[str, Any]] = []
+        compressed = swap.apply(begun, plan, found, known, watch)
     if trained:
-        teacher = None if settings.from_log else model
-        history += tune.train_form(compressed, teacher, data, settings.train, scratch(out), watch)
+        history += tune.train_form(compressed, teacher, data, training, scratch(out), watch)
     if tuned:
         history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
     held = held_out(original, log, settings, watch) if held is None else held
@@ -77,7 +86,7 @@ def compress(
         kept = held.compared if settings.from_log else held.keep_mean_  # labels gave it its mean
         outcome, _ = kept(compressed)
     plan = replace(plan, outcome=outcome)
-    training = {"settings": asdict(settings), "history": history}
+    told = {"settings": asdict(settings), "history": history}
     proof = Proof.of(
         log,
         on_validation(compressed, log, original.features),
@@ -89,23 +98,17 @@ def compress(
             | ({"tune": settings.tune.seed} if tuned else {}),
         ),
     )
-    return saved(out, compressed, original.features, original.source, training, plan, proof)
+    return saved(out, compressed, original.features, original.source, told, plan, proof)
 
 
-def _carried_out(
-    original: Artifact,
-    model: nn.Module,
-    measured: Statistics,
-    plan: Plan,
-    settings: CompressSettings,
-    watch: Watch,
-) -> nn.Module:
-    """The plan carried out on the model, or on one of its structure whose numbers are drawn."""
+def _begun(
+    original: Artifact, model: nn.Module, measured: Statistics, settings: CompressSettings
+) -> tuple[nn.Module, Found, Statistics]:
+    """What a plan is carried out on: the model, or one of its structure whose numbers are drawn."""
     if not settings.from_log:
-        return swap.apply(model, plan, layers_of(original, model), measured, watch)
+        return model, layers_of(original, model), measured
     fresh = original.source.build(original.features, settings.train.seed)
-    found = as_drawn(layers_of(original, fresh))
-    return swap.apply(fresh, plan, found, Statistics(), watch)
+    return fresh, as_drawn(layers_of(original, fresh)), Statistics()
 
 
 @dataclass(frozen=True)
