@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from torch import nn
 
@@ -25,6 +24,7 @@ from embedcomp.recipes import searching
 from embedcomp.recipes.measuring import held_out, layers_of, measure
 from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
+from embedcomp.recipes.searching import Start
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.training import train
 from embedcomp.sensitivity.layers import Found, as_drawn
@@ -63,19 +63,17 @@ def compress(
         control: the original trained on, whose quality the proof is to record.
     """
     model, data = original.model(), Data(log, original.features)
-    training, history = settings.train, list[dict[str, Any]]()
+    start, training = _start(original, model, measured, plan, settings), settings.train
     trained, tuned = training.epochs > 0, settings.tune.epochs > 0
     teacher = None if settings.from_log else model
-    begun, found, known = _begun(original, model, measured, settings)
     if trained and searching.searches(plan):
         held = held_out(original, log, settings, watch) if held is None else held
         first, training = searching.stages(training)
         priced = measured.measured(layers_of(original, model)).layers
-        run = teacher, data, held, first, scratch(out), watch
-        start = searching.search(begun, found, known, priced, plan, *run)
-        begun, found, plan, history = start.model, start.found, start.plan, start.history
+        start = searching.search(start, priced, teacher, data, held, first, scratch(out), watch)
+    plan, history = start.plan, start.history
     with keeping_unrounded() if trained or tuned else nullcontext():  # learns which way to round
-        compressed = swap.apply(begun, plan, found, known, watch)
+        compressed = swap.apply(start.model, plan, start.found, start.measured, watch)
     if trained:
         history += tune.train_form(compressed, teacher, data, training, scratch(out), watch)
     if tuned:
@@ -101,14 +99,18 @@ def compress(
     return saved(out, compressed, original.features, original.source, told, plan, proof)
 
 
-def _begun(
-    original: Artifact, model: nn.Module, measured: Statistics, settings: CompressSettings
-) -> tuple[nn.Module, Found, Statistics]:
-    """What a plan is carried out on: the model, or one of its structure whose numbers are drawn."""
+def _start(
+    original: Artifact,
+    model: nn.Module,
+    measured: Statistics,
+    plan: Plan,
+    settings: CompressSettings,
+) -> Start:
+    """A plan and the model, or one of its structure whose numbers are drawn."""
     if not settings.from_log:
-        return model, layers_of(original, model), measured
+        return Start(model, layers_of(original, model), measured, plan)
     fresh = original.source.build(original.features, settings.train.seed)
-    return fresh, as_drawn(layers_of(original, fresh)), Statistics()
+    return Start(fresh, as_drawn(layers_of(original, fresh)), Statistics(), plan)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,9 @@ from embedcomp.errors import BadSettings
 from embedcomp.kernels.threads import one_thread
 from embedcomp.modules.embedded import Block, Reader, can_fold, readers
 from embedcomp.modules.table import CompressedTable
-from embedcomp.planning.choices import empty_bytes, empty_on_meta
+from embedcomp.planning.choices import Choice, empty_bytes, empty_on_meta
 from embedcomp.planning.plan import Plan, Planned
+from embedcomp.planning.solvers import exact
 from embedcomp.sensitivity.layer import (
     Layer,
     LinearSpec,
@@ -48,17 +49,18 @@ FITNESS_ROWS = 16_384  # held-out rows that settings are compared on
 
 @dataclass(frozen=True)
 class Start:
-    """What the final form begins with.
+    """What a plan is carried out on.
 
     model: of the original's structure.
-    found: its layers, as the plan is carried out on them.
-    history: of the search.
+    found, measured: its layers, and statistics of them.
+    history: of a search that led to it.
     """
 
     model: nn.Module
     found: Found
+    measured: Statistics
     plan: Plan
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def searches(plan: Plan) -> bool:
@@ -69,17 +71,13 @@ def searches(plan: Plan) -> bool:
 def stages(settings: TrainSettings) -> tuple[TrainSettings, TrainSettings]:
     """Settings of the search and of the final stage, each of an epoch at least."""
     first = max(1, round(settings.epochs / SHARE))
-    return replace(settings, epochs=first), replace(
-        settings, epochs=max(1, settings.epochs - first)
-    )
+    final = max(1, settings.epochs - first)
+    return replace(settings, epochs=first), replace(settings, epochs=final)
 
 
 def search(
-    model: nn.Module,
-    found: Found,
-    measured: Statistics,
+    begin: Start,
     original: Mapping[str, Layer],
-    plan: Plan,
     teacher: nn.Module | None,
     data: Data,
     held: HeldOut,
@@ -93,17 +91,19 @@ def search(
     seconds and always gives the same, so nothing is kept of it.
 
     Args:
-        model: that training begins with; not changed.
-        found, measured: the model's layers, and statistics of them.
+        begin: what training begins with; not changed.
         original: the layers that losses are predicted on, with their statistics.
         settings: of this stage.
+
+    Returns:
+        What the final form begins with.
 
     Raises:
         BadLog: held-out rows are too few to tell settings apart.
     """
     held.refuse_one_kind()
-    supernet, layers = copy.deepcopy(model), measured.measured(found).layers
-    tables = _put_in(supernet, plan, layers)
+    supernet, layers = copy.deepcopy(begin.model), begin.measured.measured(begin.found).layers
+    tables = _put_in(supernet, begin.plan, layers)
     thaw(supernet)
     history = fit(
         supernet,
@@ -115,29 +115,33 @@ def search(
         step="searching for the form",
         stage="search",
     )
-    supernet.eval()
     few = held.first(FITNESS_ROWS)
-    before = plan
+
+    def score() -> float:
+        return few.quality_of(supernet).auc
+
+    plan = begin.plan
     with one_thread(), torch.no_grad():
         for name, group in _by_method(plan).items():
-            sizes = _Sizes(model, layers, plan)
-            room = Room(
-                bytes_of=sizes.of,
-                most=sizes.of({p.layer: p.typed_settings for p in group}),
-                score=lambda: few.quality_of(supernet).auc,
-                seed=settings.seed,
-                watch=watch,
-            )
+            sizes = _Sizes(begin.model, layers, plan)
+            most = sizes.of({p.layer: p.typed_settings for p in group})
+            room = Room(sizes.of, most, knapsack, score, settings.seed, watch)
             settled = _searching(name).settle({p.layer: tables[p.layer] for p in group}, room)
             plan = sizes.rewritten(settled, original)
-    assert plan.bytes_after <= before.bytes_after, (plan.bytes_after, before.bytes_after)
-    history = [{"stage": "search", **entry} for entry in history]
-    initial = all(p.typed_settings.start == "initial" for p in _searched(plan))
-    for name in tables:  # a table has its place in the model again, and no numbers that are read
+    assert plan.bytes_after <= begin.plan.bytes_after, (plan, begin.plan)
+    told = [{"stage": "search", **entry} for entry in history]
+    return replace(_left(begin, supernet, tables), plan=plan, history=told)
+
+
+def _left(begin: Start, supernet: nn.Module, tables: Mapping[str, SearchedTable]) -> Start:
+    """The model as the search left it, or as it began; each table knows its search."""
+    model, found = begin.model, begin.found
+    for name in tables:  # has its place in the model again, with numbers that nobody reads
         supernet.set_submodule(name, model.get_submodule(name))
-    left = found if initial else _as_trained(found, supernet)
-    begun = {**left.layers, **{n: _begun(found.layers[n], table) for n, table in tables.items()}}
-    return Start(model if initial else supernet, replace(found, layers=begun), plan, history)
+    if not all(table.settings.start == "initial" for table in tables.values()):
+        model, found = supernet, _as_trained(found, supernet)
+    searched = {n: _begun(begin.found.layers[n], table) for n, table in tables.items()}
+    return replace(begin, model=model, found=replace(found, layers={**found.layers, **searched}))
 
 
 def _as_trained(found: Found, supernet: nn.Module) -> Found:
@@ -157,9 +161,22 @@ def _begun(layer: Layer, table: SearchedTable) -> Layer:
     layer = replace(layer, searched=table.module, _shared={})
     if table.settings.start == "initial":
         return layer
-    master = table.module.stored.master
-    assert master is not None
-    return replace(layer, weight=master.detach(), drawn=False)
+    stored, index = table.module.stored.master, table.module.index
+    assert stored is not None
+    stored = stored.detach()
+    weight = stored if index is None else stored[index(torch.arange(table.module.rows))]
+    return replace(layer, weight=weight, drawn=False)
+
+
+def knapsack(options: Mapping[Any, Sequence[tuple[int, float]]], most: float) -> dict[Any, int]:
+    """The place of one option of each list, so that losses are least within so many bytes."""
+    layers = {
+        str(key): [Choice("", place, *option) for place, option in enumerate(found)]
+        for key, found in options.items()
+    }
+    chosen = exact.least_loss(layers, most)
+    assert chosen is not None, "what was planned is within the bytes"
+    return {key: chosen[str(key)].settings for key in options}
 
 
 def _put_in(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> dict[str, SearchedTable]:

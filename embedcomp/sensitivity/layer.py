@@ -15,7 +15,7 @@ pool of rows. Those that are `Searches` are searched for in a stage of training:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -355,6 +355,8 @@ class Room:
     bytes_of: the tables with these settings by name, and what reads them; infinite where some do
         not fit.
     most: bytes that they may take, which are those of the plan.
+    knapsack: of each list of options, which are bytes and a loss, the place of the one to take, so
+        that the losses are least within so many bytes.
     score: quality of the model, with its tables as they are set at the moment, on rows that it does
         not learn from; to be large.
     seed: of what is drawn at random.
@@ -363,6 +365,7 @@ class Room:
 
     bytes_of: Callable[[Mapping[str, Any]], float]
     most: float
+    knapsack: Callable[[Mapping[Any, Sequence[tuple[int, float]]], float], dict[Any, int]]
     score: Callable[[], float]
     seed: int
     watch: Watch = quiet

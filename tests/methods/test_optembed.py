@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from embedcomp.methods.trained import optembed
 from embedcomp.methods.trained.optembed import Settings
 from embedcomp.modules.sizes import module_bytes
 from embedcomp.modules.table import CompressedTable
+from embedcomp.recipes.searching import knapsack
 from embedcomp.sensitivity.layer import (
     Layer,
     Room,
@@ -190,6 +193,12 @@ def score_of(tables: dict[str, SearchedTable]) -> float:
     return -float(sum(off))
 
 
+def room_of(
+    tables: dict[str, SearchedTable], bytes_of: Callable[[Any], float], most: float
+) -> Room:
+    return Room(bytes_of, most, knapsack=knapsack, score=lambda: score_of(tables), seed=0)
+
+
 def test_settled_sizes_keep_to_the_bytes_and_what_was_measured_is_served() -> None:
     tables = {name: table(layer(name, seed)) for seed, name in enumerate("ab")}
     for one in tables.values():
@@ -205,7 +214,9 @@ def test_settled_sizes_keep_to_the_bytes_and_what_was_measured_is_served() -> No
         for one in tables.values():
             optembed.cut(one, one.settings)
         before = score_of(tables)
-        room = Room(bytes_of=bytes_of, most=most, score=lambda: score_of(tables), seed=0)
+        room = Room(
+            bytes_of=bytes_of, most=most, knapsack=None, score=lambda: score_of(tables), seed=0
+        )
         found = optembed.settle(tables, room)
     assert bytes_of(found) <= most
     assert score_of(tables) >= before
@@ -222,7 +233,9 @@ def test_no_more_rows_stay_than_live() -> None:
         rows_of(one).threshold.fill_(3.0)
     live = rows_of(one).live
     assert 1 < live < ROWS
-    room = Room(bytes_of=lambda _: 0.0, most=0.0, score=lambda: score_of({"t": one}), seed=0)
+    room = Room(
+        bytes_of=lambda _: 0.0, most=0.0, knapsack=None, score=lambda: score_of({"t": one}), seed=0
+    )
     with torch.no_grad():
         found = optembed.settle({"t": one}, room)["t"]
     assert round(found.share * ROWS) == live and found.columns == 4

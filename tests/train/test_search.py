@@ -26,7 +26,7 @@ from tests.train.test_train import Killed
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [8], "cross_layers": 1})
 TWICE = TrainSettings(epochs=2, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0)
 STEPS = 12_000 // 512  # of an epoch, at most
-METHODS = ["optembed"]
+METHODS = ["optembed", "mixed_precision"]
 
 
 @pytest.fixture(scope="module")
