@@ -18,7 +18,8 @@ from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes import searching
 from embedcomp.recipes.settings import CompressSettings
-from embedcomp.train.fit import Report
+from embedcomp.swapping import swap
+from embedcomp.train.fit import Data, Report
 from embedcomp.train.settings import TrainSettings
 from tests.train.test_train import Killed
 
@@ -147,6 +148,37 @@ def test_from_the_log_a_search_takes_nothing_from_the_model(
     assert small.plan is not None
     assert module_bytes(small.model()) == small.plan.bytes_after <= plans[method].bytes_after
     assert small.plan != artifacts[method].plan
+
+
+@pytest.mark.parametrize("start", ["searched", "initial"])
+def test_the_form_begins_with_what_the_search_left(
+    start: str, synth_log: ClickLog, original: Artifact, plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    """Or with what the search began with; either way the search says which rows are kept."""
+    model, plan = original.model(), plans["optembed"]
+    layers = [replace(p, settings={**p.settings, "start": start}) for p in plan.layers]
+    kept = [p if p.method == "optembed" else q for p, q in zip(layers, plan.layers, strict=True)]
+    settings = asked(original, "optembed")
+    measured = recipes.measure(original, synth_log, settings)
+    begin = searching.Start(
+        model, recipes.layers_of(original, model), measured, replace(plan, layers=tuple(kept))
+    )
+    priced = measured.measured(begin.found).layers
+    held = recipes.held_out(original, synth_log, settings)
+    once = replace(TWICE, epochs=1)
+    data = Data(synth_log, original.features)
+    after = searching.search(begin, priced, None, data, held, once, tmp_path, recipes.quiet)
+    assert after.plan.bytes_after <= plan.bytes_after
+    trained = after.found.layers["out"].weight
+    assert torch.equal(trained, begin.found.layers["out"].weight) is (start == "initial")
+    for planned in (p for p in kept if p.method == "optembed"):
+        before, layer = begin.found.layers[planned.layer], after.found.layers[planned.layer]
+        assert layer.searched is not None and layer.searched.stored.master is not None
+        rows = layer.searched.stored.master
+        assert not torch.equal(rows, before.weight)
+        assert torch.equal(layer.weight, before.weight if start == "initial" else rows)
+    compressed = swap.apply(after.model, after.plan, after.found, measured)
+    assert module_bytes(compressed) == after.plan.bytes_after
 
 
 def test_a_third_of_the_epochs_is_the_search() -> None:
