@@ -37,7 +37,8 @@ class Planned:
         """The settings as the method's own dataclass."""
         from embedcomp import methods
 
-        return methods.get(self.method).Settings(**self.settings)
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in self.settings.items()}
+        return methods.get(self.method).Settings(**values)  # JSON has no tuples
 
 
 @dataclass(frozen=True, kw_only=True)

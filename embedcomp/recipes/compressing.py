@@ -21,9 +21,11 @@ from embedcomp.planning import planner
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
+from embedcomp.recipes import searching
 from embedcomp.recipes.measuring import held_out, layers_of, measure
 from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
+from embedcomp.recipes.searching import Start
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.training import train
 from embedcomp.sensitivity.layers import Found, as_drawn
@@ -65,13 +67,19 @@ def compress(
         against: that the proof names as the original; None: the original.
     """
     model, data = original.model(), Data(log, original.features)
-    trained, tuned = settings.train.epochs > 0, settings.tune.epochs > 0
+    start, training = _start(original, model, measured, plan, settings), settings.train
+    trained, tuned = training.epochs > 0, settings.tune.epochs > 0
+    teacher = None if settings.from_log else model
+    if trained and searching.searches(plan):
+        held = held_out(original, log, settings, watch) if held is None else held
+        first, training = searching.stages(training)
+        priced = measured.measured(layers_of(original, model)).layers
+        start = searching.search(start, priced, teacher, data, held, first, scratch(out), watch)
+    plan, history = start.plan, start.history
     with keeping_unrounded() if trained or tuned else nullcontext():  # learns which way to round
-        compressed = _carried_out(original, model, measured, plan, settings, watch)
-    history: list[dict[str, Any]] = []
+        compressed = swap.apply(start.model, plan, start.found, start.measured, watch)
     if trained:
-        teacher = None if settings.from_log else model
-        history += tune.train_form(compressed, teacher, data, settings.train, scratch(out), watch)
+        history += tune.train_form(compressed, teacher, data, training, scratch(out), watch)
         plan = drop_dead_(compressed, plan)
     if tuned:
         history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
@@ -81,7 +89,7 @@ def compress(
         kept = held.compared if settings.from_log else held.keep_mean_  # labels gave it its mean
         outcome, _ = kept(compressed)
     plan = replace(plan, outcome=outcome)
-    training = {"settings": asdict(settings), "history": history}
+    told = {"settings": asdict(settings), "history": history}
     proof = Proof.of(
         log,
         on_validation(compressed, log, original.features),
@@ -95,23 +103,21 @@ def compress(
     )
     layers = measured.measured(layers_of(original, model)).layers
     steps = cuts(model, compressed, plan, layers)
-    return saved(out, compressed, original.features, original.source, training, plan, proof, steps)
+    return saved(out, compressed, original.features, original.source, told, plan, proof, steps)
 
 
-def _carried_out(
+def _start(
     original: Artifact,
     model: nn.Module,
     measured: Statistics,
     plan: Plan,
     settings: CompressSettings,
-    watch: Watch,
-) -> nn.Module:
-    """The plan carried out on the model, or on one of its structure whose numbers are drawn."""
+) -> Start:
+    """A plan and the model, or one of its structure whose numbers are drawn."""
     if not settings.from_log:
-        return swap.apply(model, plan, layers_of(original, model), measured, watch)
+        return Start(model, layers_of(original, model), measured, plan)
     fresh = original.source.build(original.features, settings.train.seed)
-    found = as_drawn(layers_of(original, fresh))
-    return swap.apply(fresh, plan, found, Statistics(), watch)
+    return Start(fresh, as_drawn(layers_of(original, fresh)), Statistics(), plan)
 
 
 @dataclass(frozen=True)

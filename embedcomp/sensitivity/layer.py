@@ -8,13 +8,14 @@ A method is one file in `embedcomp/methods` with
     compress(layer, settings) -> Served    the same module, filled
 
 Settings that are a SharesDecoder give several tables one decoder, those that are a SharesPool one
-pool of rows.
+pool of rows. Those that are `Searches` are searched for in a stage of training: the file then is a
+`Searching` too.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ from embedcomp.sensitivity.sketch import (
 )
 from embedcomp.storage.columns import Columns
 from embedcomp.storage.kmeans import sampled
+from embedcomp.support.progress import Watch, quiet
 
 T = TypeVar("T")
 
@@ -104,6 +106,14 @@ class SharesPool(ABC):
     @abstractmethod
     def pool(self) -> Hashable:
         """What the pool's shape depends on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searches:
+    """Settings of a method that searches for better ones while a model trains, within the bytes."""
+
+    start: Literal["searched", "initial"] = "searched"  # numbers that the form begins with then:
+    # what the search left, or what it began with itself
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,8 @@ class Layer:
     drawn: bool = False  # its numbers were drawn at random, and nothing is learnt yet
     group: tuple[Layer, ...] = field(default=(), repr=False)  # the tables, with this one, that
     # share a decoder; empty: it has its own
+    searched: CompressedTable | None = field(default=None, repr=False)  # the table as a search left
+    # it, which says what of the layer is kept
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _codes: dict[Hashable, Columns] | None = field(default=None, repr=False)
 
@@ -320,3 +332,52 @@ class Method(Protocol):
     def empty(self, spec: Spec, settings: Any) -> Served: ...
 
     def compress(self, layer: Layer, settings: Any) -> Served: ...
+
+
+@dataclass(frozen=True)
+class SearchedTable:
+    """A table whose settings were searched for.
+
+    layer: as the search began with it.
+    settings: as planned.
+    module: as `searching` made it, trained and thawed.
+    """
+
+    layer: Layer
+    settings: Any
+    module: CompressedTable
+
+
+@dataclass(frozen=True)
+class Room:
+    """What settings that a search ends with are held against.
+
+    bytes_of: the tables with these settings by name, and what reads them; infinite where some do
+        not fit.
+    most: bytes that they may take, which are those of the plan.
+    knapsack: of each list of options, which are bytes and a loss, the place of the one to take, so
+        that the losses are least within so many bytes.
+    score: quality of the model, with its tables as they are set at the moment, on rows that it does
+        not learn from; to be large.
+    seed: of what is drawn at random.
+    watch: is told how far the search is.
+    """
+
+    bytes_of: Callable[[Mapping[str, Any]], float]
+    most: float
+    knapsack: Callable[[Mapping[Any, Sequence[tuple[int, float]]], float], dict[Any, int]]
+    score: Callable[[], float]
+    seed: int
+    watch: Watch = quiet
+
+
+class Searching(Method, Protocol):
+    """A method's file with settings that are `Searches`."""
+
+    def searching(self, layer: Layer, settings: Any) -> CompressedTable:
+        """What stands for the table in the stage "search", with a row of its own for each id."""
+        ...
+
+    def settle(self, tables: Mapping[str, SearchedTable], room: Room) -> Mapping[str, Any]:
+        """Settings of all tables of the method, by name, at once."""
+        ...

@@ -30,13 +30,13 @@ class BitOption:
     """Bits that a group of rows can have.
 
     bytes: that the group's rows take.
-    preference: probability that the search gives it, in its group.
+    loss: the negative logarithm of the probability that the search gives it, in its group.
     """
 
     group: int
     bits: int
     bytes: int
-    preference: float
+    loss: float
 
 
 class BitSearch(StoredRows):
@@ -107,16 +107,17 @@ class BitSearch(StoredRows):
 
     def options(self) -> list[BitOption]:
         """Every number of bits of each group, of which one has to be taken."""
-        sizes, preferences = self._bytes().tolist(), self.probabilities.tolist()
+        sizes = self._bytes().tolist()
+        losses = (-(self.logits.detach().double() / TEMPERATURE).log_softmax(1)).tolist()
         return [
-            BitOption(group, bits, int(sizes[group][bits]), preferences[group][bits])
+            BitOption(group, bits, int(sizes[group][bits]), losses[group][bits])
             for group in range(len(self.ends))
             for bits in range(MOST + 1)
         ]
 
     def _bytes(self) -> Tensor:
         """Of the rows of each group with each number of bits [groups, MOST + 1]."""
-        sizes = [_row_bytes(self.width, bits) for bits in range(MOST + 1)]
+        sizes = [row_bytes(self.width, bits) for bits in range(MOST + 1)]
         lengths = torch.tensor(self._lengths, device=self.logits.device)
         return lengths[:, None] * torch.tensor(sizes, device=lengths.device)
 
@@ -127,7 +128,7 @@ class BitSearch(StoredRows):
         Thawed, they go on from the numbers that were trained.
         """
         values = self.to_float() if self.master is None else self.master.detach()
-        kind = Tiered(self.ends, tuple(_row_bytes(self.width, number) for number in bits))
+        kind = Tiered(self.ends, tuple(row_bytes(self.width, number) for number in bits))
         moved = moved_columns(self.grids, self.grid_moves).to(self.grids.dtype)
         grid = moved[torch.arange(len(bits)), list(bits)]  # [groups, 3, width]
         found = StoredRows(self.rows, self.width, kind)
@@ -135,5 +136,6 @@ class BitSearch(StoredRows):
         return found
 
 
-def _row_bytes(width: int, bits: int) -> int:
+def row_bytes(width: int, bits: int) -> int:
+    """Bytes of a row of so many numbers of so many bits."""
     return -(-width * bits // 8)

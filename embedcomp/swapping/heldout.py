@@ -79,6 +79,18 @@ class HeldOut:
         """Quality of the original."""
         return self._quality(self.original)
 
+    def first(self, rows: int) -> HeldOut:
+        """The first batches, with at least so many rows if there are."""
+        sizes = np.cumsum([len(one) for one in self.inputs])
+        number = int(np.searchsorted(sizes, rows)) + 1
+        end = int(sizes[min(number, len(sizes)) - 1])
+        inputs = self.inputs[:number]
+        return replace(self, inputs=inputs, labels=self.labels[:end], original=self.original[:end])
+
+    def quality_of(self, compressed: nn.Module) -> Quality:
+        """A compressed model's quality on the rows."""
+        return self._quality(logits(compressed, self.score, self.inputs))
+
     def compared(self, compressed: nn.Module) -> tuple[Outcome, Quality]:
         """What a compressed model loses on the rows, and its quality there."""
         scored = logits(compressed, self.score, self.inputs)

@@ -123,7 +123,7 @@ def fit(
         if teacher is not None and settings.epochs:
             taught = _taught(teacher, data, folder, watch)
         file = folder / f"{name}.probes.json"
-        settings, chosen = _with_weights(model, data, settings, taught, file, watch)
+        settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage)
         stack.enter_context(fast_tables(model))
         run = _Run(model, _pieces(data), data, settings, folder / name, taught, step, stage)
         run.resume()
@@ -149,6 +149,7 @@ def _with_weights(
     taught: Taught | None,
     file: Path,
     watch: Watch,
+    stage: Stage,
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """Settings with the weights that were left to probes, and what the history tells of those.
 
@@ -157,7 +158,7 @@ def _with_weights(
     """
     history: dict[str, Any] = {}
     for weight in probe.left_open(settings, taught is not None):
-        found, probes = _weight(weight, model, data, settings, taught, file, watch)
+        found, probes = _weight(weight, model, data, settings, taught, file, watch, stage)
         settings = weight.set(settings, found)
         history |= {weight.setting: found}
         if probes:
@@ -173,6 +174,7 @@ def _weight(
     taught: Taught | None,
     file: Path,
     watch: Watch,
+    stage: Stage,
 ) -> tuple[float, list[probe.Probe]]:
     """The value of one weight, and the probes that chose it: none where they would not tell."""
     train, valid = _pieces(data)
@@ -186,10 +188,11 @@ def _weight(
         copied = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), fast_tables(copied):
             torch.manual_seed(settings.seed)
-            run = _Run(copied, few, data, how, None, taught)
+            run = _Run(copied, few, data, how, None, taught, stage=stage)
             step = f"trying {weight.setting} of {value:g}"
             run.train(lambda report: watch(replace(report, step=step, valid=None)))
-        return run.last if how.schedule == "linear" else run.best
+        settled = run.best.rows > 0  # what never is has no best evaluation
+        return run.best if settled and how.schedule != "linear" else run.last
 
     probes = probe.Probes(weight.setting, trained, file)
     return weight.choose(probes), probes.done

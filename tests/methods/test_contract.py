@@ -83,7 +83,13 @@ def candidates():
 
 
 # their codes are so coarse that a step of length 1 over a whole table can leave all as they are
-COARSE = ("column_quantized", "learned_scale", "product_quantization", "weight_clustering")
+COARSE = (
+    "column_quantized",
+    "learned_scale",
+    "mixed_precision",
+    "product_quantization",
+    "weight_clustering",
+)
 
 CANDIDATES = list(candidates())
 

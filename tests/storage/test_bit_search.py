@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ def test_the_price_is_that_of_the_expected_bytes() -> None:
     options = found.options()
     assert len(options) == 2 * (MOST + 1) and not found.settled
     assert [o.bytes for o in options if o.group == 1] == [0, 50, 50, 100, 100, 150, 150]
-    assert options[6] == BitOption(0, 6, 30, pytest.approx(0.8, rel=1e-5))
+    assert options[6] == BitOption(0, 6, 30, pytest.approx(-math.log(0.8), rel=1e-4))
     assert {g.kind for g in found.groups()} == {"dense"}
 
 

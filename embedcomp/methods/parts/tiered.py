@@ -95,7 +95,7 @@ def compress(layer: Layer, settings: TieredRows, kind: type[InTiers]) -> Compres
     served = laid_out(layer, settings, kind)
     if isinstance(served.index, Ranked):
         shares = _shares(layer.spec, settings, kind)
-        layer = layer.shared(_tier_by_tier, settings.index, *shares).within(layer)
+        layer = layer.shared(tier_by_tier, settings.index, *shares).within(layer)
     basis, mean = output_basis(layer, settings.weighting), layer_moments(layer)[0]
     assert isinstance(layer.spec, TableSpec)
     inside = build.table(layer.spec, served.stored, served.decode)
@@ -107,7 +107,7 @@ def laid_out(layer: Layer, settings: TieredRows, kind: type[InTiers]) -> Compres
     """The table whose index is filled, and nothing else. Raises BadSettings as `empty` does."""
     shares = _shares(layer.spec, settings, kind)
     assert isinstance(layer.spec, TableSpec)
-    tier_of = layer.shared(_tiers, settings.index, *shares)
+    tier_of = layer.shared(tiers_of, settings.index, *shares)
     ends = tier_of.bincount(minlength=len(shares)).cumsum(0).tolist()
     served = _in_tiers(layer.spec, settings, kind, ends)
     if isinstance(served.index, Ranked):
@@ -135,7 +135,7 @@ def _in_tiers(
     return build.table(spec, stored, decode, index)
 
 
-def _tiers(layer: Layer, index: IndexForm | None, *shares: float) -> Tensor:
+def tiers_of(layer: Layer, index: IndexForm | None, *shares: float) -> Tensor:
     """The tier of each row, int64 [rows]; rows of a sample stand for others of their tier."""
     rows = len(layer.weight)
     order = torch.arange(rows)
@@ -151,10 +151,10 @@ def _tiers(layer: Layer, index: IndexForm | None, *shares: float) -> Tensor:
     return found
 
 
-def _tier_by_tier(layer: Layer, *chosen_by: Any) -> Layer:
+def tier_by_tier(layer: Layer, *chosen_by: Any) -> Layer:
     """The table with its rows as they are stored."""
     assert isinstance(layer.spec, TableSpec) and isinstance(layer.statistics, TableStatistics)
-    order = torch.argsort(layer.shared(_tiers, *chosen_by), stable=True)
+    order = torch.argsort(layer.shared(tiers_of, *chosen_by), stable=True)
     spec = replace(layer.spec, padding_idx=None)
     statistics = TableStatistics(layer.statistics.counts[order], layer.gradient)
     return Layer(spec, layer.weight[order], None, statistics)
