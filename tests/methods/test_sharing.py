@@ -11,8 +11,9 @@ from torch import Tensor
 from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import pooling, sharing
+from embedcomp.methods.parts.sharing import SharedRows
 from embedcomp.modules.table import CompressedTable
-from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
+from embedcomp.sensitivity.layer import Layer, SharesPool, TableSpec, TableStatistics
 
 IDS, DIM = 40, 4
 
@@ -61,7 +62,7 @@ def test_with_as_many_rows_as_ids_a_table_is_as_it_was(name: str) -> None:
 
 @pytest.mark.parametrize("name", methods.that_train())
 def test_ids_with_rows_of_their_own_are_as_they_were(name: str) -> None:
-    if "own" not in methods.get(name).Settings.__dataclass_fields__:
+    if not issubclass(methods.get(name).Settings, SharedRows):
         pytest.skip(f"{name} has no rows of their own")
     of = layer()
     table = made(name, of, share=0.8, own=0.25)
@@ -104,7 +105,7 @@ def test_drawn_numbers_keep_their_size(name: str) -> None:
     """A mean of many drawn rows would be much smaller, a product of two as well."""
     of = layer(ids=400, drawn=True)
     settings = {"rows": 100, "width": 2} if name == "unified" else {"share": 0.2}
-    if not settings.keys() <= methods.get(name).Settings.__dataclass_fields__.keys():
+    if not issubclass(methods.get(name).Settings, SharedRows | SharesPool):
         pytest.skip(f"{name} shares no rows")
     candidates = methods.get(name).candidates(of.spec)
     for combine in {getattr(one, "combine", None) for one in candidates}:

@@ -189,8 +189,12 @@ class Chunked(Kind):
         return self.decode(found.flatten(1)[:, :width], state)
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
-        dead = ~spread(self.alive(state, values.shape[1], ids), values.shape[1])
-        return self.decode(self.encode(values, state).masked_fill_(dead, 0), state)
+        from embedcomp.storage.rounding import sloped
+
+        with torch.no_grad():
+            dead = ~spread(self.alive(state, values.shape[1], ids), values.shape[1])
+            read = self.decode(self.encode(values, state).masked_fill_(dead, 0), state)
+        return sloped(read, values)  # the gradient reaches dead chunks, so that they can be found
 
     def located(
         self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int
