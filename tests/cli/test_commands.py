@@ -86,6 +86,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_form_is_trained_from_the_model_and_from_the_log(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    compress = ["compress", "model", "--log", "log", "--budget", "40%", "--methods", "hashed,half"]
+    trained = [*compress, "--train-epochs", 1, "--set", "train.batch_rows=1024"]
+    assert run(monkeypatch, *trained, "--out", "trained") == 0
+    assert run(monkeypatch, *trained, "--from-log", "--out", "from_log") == 0
+    assert "hashed" in capsys.readouterr().out
+    plans = [Artifact.open(made / name).plan for name in ("trained", "from_log")]
+    assert plans[0] is not None and plans[1] is not None and plans[0].layers == plans[1].layers
+    assert {"hashed"} <= {planned.method for planned in plans[0].layers}
+    assert run(monkeypatch, *compress, "--out", "never") == 2
+    assert "give --train-epochs too" in capsys.readouterr().err
+    assert run(monkeypatch, *compress[:-2], "--from-log", "--out", "never") == 2
+    assert "give train.epochs as well" in capsys.readouterr().err
+    assert run(monkeypatch, *compress[:-2], "--student", "auto", "--dry-run") == 2
+    assert "a student has to be trained before it is planned" in capsys.readouterr().err
+    assert not (made / "never").exists()
+
+
 def test_json_on_standard_output_is_alone_there(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,11 @@ OTHERS = ServerSettings(
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
-    monkeypatch.setattr(Scorer, "open", lambda artifact, precision: (str(artifact), precision))
+
+    def opened(artifact: Path, precision: str | None, budget: str | None) -> Any:
+        return str(artifact), precision, budget
+
+    monkeypatch.setattr(Scorer, "open", opened)
     monkeypatch.setattr(server, "serve", lambda *given: found.extend(given))
     return found
 
@@ -38,14 +43,16 @@ def test_every_setting_is_an_option(served: list[Any]) -> None:
     values = dataclasses.asdict(OTHERS).items()
     options = [word for n, v in values for word in (f"--{n.replace('_', '-')}", str(v))]
     assert all(getattr(OTHERS, n) != v for n, v in dataclasses.asdict(ServerSettings()).items())
-    result = CliRunner().invoke(app, ["serve", "small", *options, "--precision", "int8"])
+    result = CliRunner().invoke(
+        app, ["serve", "small", *options, "--precision", "int8", "--budget", "20x"]
+    )
     assert result.exit_code == 0, result.output
-    assert served == [("small", "int8"), OTHERS]
+    assert served == [("small", "int8", "20x"), OTHERS]
 
 
 def test_what_is_not_given_is_the_default(served: list[Any]) -> None:
     assert CliRunner().invoke(app, ["serve", "small"]).exit_code == 0
-    assert served == [("small", None), ServerSettings()]
+    assert served == [("small", None, None), ServerSettings()]
 
 
 def test_the_help_is_what_stands_beside_the_field() -> None:

@@ -27,7 +27,7 @@ from embedcomp.storage.rows import StoredRows
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # of a table, worth trying
 OWN = (0.0, 0.5)  # of what is stored, worth giving to the most looked-up ids alone
 RANKS = (1, 2, 4, 8)  # coarse, since rows are chosen as well
-STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8")
+STORAGE: FactorStorage = "column_int8"  # half the bytes of float16, of which training rounds little
 FEWEST = 2  # rows that are worth sharing
 ROUNDS = 8  # of fitting rows to what the others leave
 
@@ -40,7 +40,7 @@ class SharedRows:
     own: float = 0.0  # of what is stored, the part that is the most looked-up ids' alone, a row
     # each; it takes rows in order of count
     rank: int | None = None  # of the codes that are shared; None: the table's columns as they are
-    storage: FactorStorage = "float16"
+    storage: FactorStorage = STORAGE
     salt: int = 0  # equal ones share alike
 
 
@@ -56,14 +56,13 @@ def candidates(spec: Spec, kind: type[Settings], parts: int = 1) -> list[Setting
     if not isinstance(spec, TableSpec):
         return []
     return [
-        kind(share=share, own=own, rank=rank, storage=storage)
+        kind(share=share, own=own, rank=rank)
         for share in SHARES
         if share * spec.rows >= FEWEST
         for own in OWN
         if not own or spec.by_count
         for rank in (None, *RANKS)
         if (rank or spec.dim) % parts == 0 and (rank is None or rank < spec.dim)
-        for storage in STORAGES
     ]
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from embedcomp.storage.columns import Columns
 
 TIERS = 4  # of rows in order of count
-COLDEST = range(6)  # bits of a number of the last one
+FEW_BITS = (1, 2, 3, 4, 6)  # of codes of low rank
+COLDEST = (0, 1, 2, 4)  # bits of a number of the last one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def candidates(spec: Spec) -> list[Settings]:
     if not isinstance(spec, TableSpec):
         return whole if spec.inputs else []
     ranks = [rank for rank in tiered.RANKS if rank < spec.dim]
-    found = [Settings(bits=(bits,), rank=rank) for rank in ranks for bits in every]
+    found = [Settings(bits=(bits,), rank=rank) for rank in ranks for bits in FEW_BITS]
     for rank, sizes in tiered.worth_trying(spec, TIERS, COLDEST):
         bits = tuple(round(size / rank) for size in sizes)
         found.append(Settings(bits=bits, rank=rank, index=tiered.index_for(spec)))

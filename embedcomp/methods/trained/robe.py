@@ -17,7 +17,7 @@ from embedcomp.modules.table import CompressedTable
 from embedcomp.sensitivity.layer import Layer, Served, Spec, TableSpec
 from embedcomp.storage.probes import Permuted, Probes, is_prime, prime_up_to
 
-CHUNKS = (1, 2, 4)  # of a row, worth trying
+CHUNKS = (1, 4)  # of a row, worth trying
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,6 @@ from embedcomp.storage.rows import StoredRows
 WIDTHS = (2, 4)  # of a chunk, worth trying
 MOST_CHUNKS = 6  # the authors' most
 ROWS = 256  # of a pool, until a plan says how many
-STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Settings(SharesPool):
     rows: int = ROWS
     width: int = 4  # of a row of the pool
     chunks: int = 2  # that the table reads for an id
-    storage: FactorStorage = "float16"
+    storage: FactorStorage = sharing.STORAGE
 
     @property
     def pool(self) -> Hashable:
@@ -48,8 +47,7 @@ def candidates(spec: Spec) -> list[Settings]:
     if not isinstance(spec, TableSpec) or spec.dim == 1:
         return []
     return [
-        Settings(width=width, chunks=chunks, storage=storage)
-        for storage in STORAGES
+        Settings(width=width, chunks=chunks)
         for width in WIDTHS
         for chunks in range(1, MOST_CHUNKS + 1)
         if width * chunks <= spec.dim
