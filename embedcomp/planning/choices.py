@@ -15,6 +15,7 @@ from embedcomp import methods
 from embedcomp.kernels.threads import threads_for
 from embedcomp.modules.sizes import module_bytes
 from embedcomp.sensitivity.layer import (
+    IdsMeet,
     Layer,
     Served,
     Spec,
@@ -82,16 +83,22 @@ def seen_of(layer: Layer, wanted: Wanted) -> Layer:
 
     Where ids share rows it is the whole table: in a sample others would meet.
     """
-    if not isinstance(layer.spec, TableSpec) or set(wanted).intersection(methods.that_train()):
+    if not isinstance(layer.spec, TableSpec) or any(map(_ids_meet, wanted)):
         return layer
     return layer.sampled(SAMPLED_ROWS)
 
 
 def apart(wanted: Wanted) -> list[Wanted]:
     """What is tried on a sample of a table and what on all of it."""
-    forms = methods.that_train()
-    parts = [{n: w for n, w in wanted.items() if (n in forms) is whole} for whole in (False, True)]
+    parts = [
+        {name: some for name, some in wanted.items() if _ids_meet(name) is whole}
+        for whole in (False, True)
+    ]
     return [part for part in parts if part]
+
+
+def _ids_meet(method: str) -> bool:
+    return issubclass(methods.get(method).Settings, IdsMeet)
 
 
 @torch.no_grad()

@@ -90,8 +90,15 @@ class SharesDecoder(ABC):
         """What the decoder depends on but for the tables."""
 
 
+class IdsMeet:
+    """Settings of a method by which ids read the same rows.
+
+    What that loses shows on the whole table alone: in a sample of it other ids would meet.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
-class SharesPool(ABC):
+class SharesPool(IdsMeet, ABC):
     """Settings of a method by which tables read one pool of stored rows.
 
     Those of equal `pool` share it. Each table is made with a pool of its own, filled by its own

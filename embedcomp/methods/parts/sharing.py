@@ -17,7 +17,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import build
 from embedcomp.methods.parts.factors import encoded, layer_moments, output_basis
 from embedcomp.modules.table import CompressedTable
-from embedcomp.sensitivity.layer import Layer, Spec, TableSpec
+from embedcomp.sensitivity.layer import IdsMeet, Layer, Spec, TableSpec
 from embedcomp.storage.decode import Affine
 from embedcomp.storage.index import Probed
 from embedcomp.storage.names import FactorStorage
@@ -33,7 +33,7 @@ ROUNDS = 8  # of fitting rows to what the others leave
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedRows:
+class SharedRows(IdsMeet):
     """Settings of a method by which the ids of a table share rows."""
 
     share: float  # of the table's rows that is stored, in numbers
