@@ -13,6 +13,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import pooling, sharing
 from embedcomp.methods.parts.sharing import SharedRows
 from embedcomp.modules.table import CompressedTable
+from embedcomp.planning.choices import empty_on_meta
 from embedcomp.sensitivity.layer import Layer, SharesPool, TableSpec, TableStatistics
 
 IDS, DIM = 40, 4
@@ -169,3 +170,12 @@ def test_sizes_add_up() -> None:
     settings = sharing.SharedRows(share=0.5, own=0.25)
     assert isinstance(layer().spec, TableSpec)
     assert sharing.sizes(layer().spec, settings, 2) == (5, 30)
+
+
+@pytest.mark.parametrize("name", methods.that_train())
+def test_whatever_is_offered_a_table_of_few_rows_can_be_made(name: str) -> None:
+    for rows in (*range(1, 13), 40, 90):
+        for by_count in (False, True):
+            spec = replace(layer().spec, rows=rows, counted=True, by_count=by_count)
+            for settings in methods.get(name).candidates(spec):
+                empty_on_meta(name, spec, settings)

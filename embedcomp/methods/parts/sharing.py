@@ -97,7 +97,7 @@ def empty(
 def sizes(spec: TableSpec, settings: SharedRows, parts: int) -> tuple[int, int]:
     """Ids with rows of their own, and stored rows, each a part of a table's, for all others."""
     stored = max(round(settings.share * spec.rows), FEWEST)
-    own = min(round(settings.own * stored), spec.rows - 1, stored - 1)
+    own = min(round(settings.own * stored), spec.rows - 1, stored - FEWEST)
     return own, (stored - own) * parts
 
 
