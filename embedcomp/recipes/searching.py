@@ -101,7 +101,8 @@ def search(
     Raises:
         BadLog: held-out rows are too few to tell settings apart.
     """
-    held.refuse_one_kind()
+    few = held.first(FITNESS_ROWS)
+    few.refuse_one_kind()
     supernet, layers = copy.deepcopy(begin.model), begin.measured.measured(begin.found).layers
     tables = _put_in(supernet, begin.plan, layers)
     thaw(supernet)
@@ -115,7 +116,6 @@ def search(
         step="searching for the form",
         stage="search",
     )
-    few = held.first(FITNESS_ROWS)
 
     def score() -> float:
         return few.quality_of(supernet).auc
@@ -163,8 +163,9 @@ def _begun(layer: Layer, table: SearchedTable) -> Layer:
         return layer
     master, index = table.module.stored.master, table.module.index
     assert master is not None
-    stored = master.detach()
-    weight = stored if index is None else stored[index(torch.arange(table.module.rows))]
+    weight = master.detach()
+    if index is not None:
+        weight = weight[index(torch.arange(table.module.rows))]
     return replace(layer, weight=weight, drawn=False)
 
 

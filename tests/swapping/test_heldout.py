@@ -166,3 +166,14 @@ def test_an_outcome_says_both_figures():
 def test_batches_that_are_none_are_refused_in_a_sentence(batches, sentence):
     with pytest.raises(BadModel, match=sentence):
         HeldOut.of(Two(linear()), batches, score, "given")
+
+
+@pytest.mark.parametrize(("asked", "batches"), [(1, 1), (700, 1), (701, 2), (9999, 6)])
+def test_the_first_batches_are_as_many_rows_as_are_asked_for(asked: int, batches: int) -> None:
+    model = Two(linear())
+    held = HeldOut.of(model, rows(), score, "validation")
+    few = held.first(asked)
+    end = min(700 * batches, 4000)
+    assert len(few.inputs) == batches and len(few) == len(few.original) == end
+    assert (few.labels == held.labels[:end]).all()
+    assert few.quality_of(model).auc == few.quality.auc

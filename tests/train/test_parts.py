@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Group, Moved, Progress, Trains
+from embedcomp.train import probe
 from embedcomp.train.fit import Data, Report, fit
 from embedcomp.train.optim import LazyAdam, begin_anew, groups, optimizers
 from embedcomp.train.settings import TrainSettings
@@ -110,6 +112,40 @@ def test_what_is_not_settled_is_never_the_best(
     late = [entry for entry in history if "settled" not in entry]
     assert early and late and {entry["epoch"] for entry in early} == {0}
     assert whole.part.settled
+
+
+class Unsettled(Part):
+    @property
+    def settled(self) -> bool:
+        return False
+
+
+def test_probes_of_what_is_never_settled_are_judged_as_they_end(
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, stages = Around(synth_features), set()
+    model.part = Unsettled()
+    model.part.before_step = lambda at: stages.add(at.stage)  # type: ignore[method-assign]
+    monkeypatch.setattr(probe, "FEWEST", 1)
+    monkeypatch.setattr(probe, "left_open", lambda settings, taught: [probe.DISTIL])
+    monkeypatch.setattr(probe, "PASSES", 1)
+    monkeypatch.setattr(probe, "DISTILS", (probe.USUAL_DISTIL, 1.0))
+    monkeypatch.setattr(Part, "after_step", lambda self, at: [])
+    monkeypatch.setattr(Part, "after_epoch", lambda self, at: [])
+    history = fit(
+        model,
+        Data(synth_log, synth_features),
+        replace(SETTINGS, epochs=1),
+        tmp_path,
+        teacher=small_model(synth_features),
+        stage="search",
+    )
+    probes = history[0]["probes"]
+    assert len(probes) == 2 and all(0 < one["auc"] < 1 for one in probes)
+    assert stages == {"search"}
 
 
 def test_groups_have_rates_and_weights_of_their_own(synth_features: Features) -> None:

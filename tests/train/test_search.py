@@ -90,6 +90,7 @@ def test_the_search_says_what_is_served_within_the_plan(
     assert settled is not None
     assert module_bytes(small.model()) == settled.bytes_after == small.manifest.bytes["total"]
     assert settled.bytes_after <= plan.bytes_after <= plan.budget_bytes
+    assert not small.manifest.needs_code
     assert settled.bytes_after == settled.bytes_before - sum(
         p.bytes_before - p.bytes_after for p in settled.layers
     )
