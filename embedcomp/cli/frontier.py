@@ -37,6 +37,7 @@ def frontier(
     if not names:
         raise BadSettings("the frontier has no budgets; write them as 2x,5x,10x")
     settings, *_ = [validated(CompressSettings, given | {"budget": b}, "--set") for b in names]
+    settings.refuse_student("a frontier")
     folder = target(out, dry_run) or Path()
 
     from embedcomp.artifact.artifact import Artifact

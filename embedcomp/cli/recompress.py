@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedcomp.cli.options import Json, OfLog, from_fields, show
+from embedcomp.errors import BadSettings
 from embedcomp.recipes.settings import CompressSettings, validated
 
 
@@ -23,6 +24,9 @@ def recompress(
 ) -> None:
     """Compress new weights of a model by an existing plan, and say whether a new plan would pay."""
     settings = validated(CompressSettings, {"budget": "100%", **given}, "--set")
+    settings.refuse_student("an old plan")
+    if settings.from_log:
+        raise BadSettings("from_log draws new numbers, and recompress is given some; leave one out")
 
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact

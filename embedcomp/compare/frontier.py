@@ -90,7 +90,7 @@ class Frontier:
             What frontier.json holds.
         """
         progress = Silent() if progress is None else progress
-        tuned = bool(self.settings.tune.epochs)
+        tuned = self.settings.trains
         progress.expect(1 + tuned + len(self.budgets) * (1 + len(self.baselines)), 0)
         points = [self._whole(ORIGINAL, progress)]
         if tuned:
@@ -132,7 +132,7 @@ class Frontier:
         if isinstance(plan, str):
             return _told({**point, "reason": plan}, {}, progress)
         settings, out = self._at(budget), self.out / budget.strip()
-        control = Artifact.open(self.control) if settings.tune.epochs else None
+        control = Artifact.open(self.control) if settings.trains else None
         compressed = clock.time(
             "compress", lambda: measured.compress(plan, settings, out, watch, control)
         )
@@ -177,9 +177,11 @@ def picture(result: Mapping[str, Any]) -> Picture:
             place = Point(point["bytes"]["total"], point["auc"], note=note)
             curves.setdefault(point["method"], []).append(place)
     title = f"{result['model']} on {result['log']['name']}, {result['split']} split"
-    epochs = result["settings"]["tune"]["epochs"]
+    for how, name in {"trained": "train", "tuned": "tune"}.items():
+        epochs = result["settings"].get(name, {}).get("epochs", 0)
+        title += f", {how} for {epochs}" if epochs else ""
     return Picture(
-        title=f"{title}, tuned for {epochs}" if epochs else title,
+        title=title,
         curves=[Curve(name, points, name == PLANNED) for name, points in curves.items()],
         levels=[Level(name, point["auc"]) for name, point in levels.items()],
         whole_bytes=levels[ORIGINAL]["bytes"]["total"],

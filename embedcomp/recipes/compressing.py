@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from embedcomp import methods
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.proof import (
     Proof,
 )
-from embedcomp.errors import BadArtifact
+from embedcomp.errors import BadArtifact, BadSettings
 from embedcomp.kernels.threads import one_thread
 from embedcomp.log.click_log import ClickLog
 from embedcomp.planning import planner
@@ -66,6 +67,7 @@ def compress(
         control: the original trained on, whose quality the proof is to record.
         against: that the proof names as the original; None: the original.
     """
+    _refuse_untrained(plan, settings)
     model, data = original.model(), Data(log, original.features)
     start, training = _start(original, model, measured, plan, settings), settings.train
     trained, tuned = training.epochs > 0, settings.tune.epochs > 0
@@ -104,6 +106,16 @@ def compress(
     layers = measured.measured(layers_of(original, model)).layers
     steps = cuts(model, compressed, plan, layers)
     return saved(out, compressed, original.features, original.source, told, plan, proof, steps)
+
+
+def _refuse_untrained(plan: Plan, settings: CompressSettings) -> None:
+    """Raise BadSettings where a form that is good only once it is trained would not be."""
+    names = sorted({p.method for p in plan.layers}.intersection(methods.that_train()))
+    if names and not settings.train.epochs:
+        raise BadSettings(
+            f"the plan uses {', '.join(names)}, whose form is good only once it is trained; give "
+            "train.epochs as well"
+        )
 
 
 def _start(
@@ -169,6 +181,7 @@ def recompress(
     """
     if planned.plan is None:
         raise BadArtifact(f"{planned.folder} is a trained model without a plan; use compress")
+    _refuse_untrained(planned.plan, settings)
     with TemporaryDirectory() as scratch:
         loading = TrainSettings(epochs=0)
         original = train(

@@ -66,10 +66,28 @@ class CompressSettings:
             raise BadSettings("a student is compressed to a budget of what is served; give that")
         if self.from_log and not self.train.epochs:
             raise BadSettings("from_log is for a form that is trained; give train.epochs as well")
+        if self.from_log and self.train.distil is not None:
+            raise BadSettings(
+                "train.distil is the weight of the original's scores, of which nothing is learnt "
+                "with from_log; give one of the two"
+            )
+        if self.from_log and self.max_auc_loss is not None:
+            raise BadSettings(
+                "max_auc_loss is held on the model's own numbers, and from_log draws others; give "
+                "a budget"
+            )
         if self.budget_of == "disk" and goal.bytes is None:
             raise BadSettings("budget_of is for a budget; give that as well")
         if self.cost_model and goal.latency is None:
             raise BadSettings("cost_model is for a latency_budget; give that as well")
+
+    def refuse_student(self, asked: str) -> None:
+        """Raise BadSettings where what was asked for makes no student."""
+        if self.student:
+            raise BadSettings(
+                f"student is for `embedcomp compress`, and {asked} makes none; train one with "
+                "`embedcomp train --teacher` and compress that"
+            )
 
     @property
     def trains(self) -> bool:
@@ -111,11 +129,7 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.min_count < 1:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
-        if self.compress.student:
-            raise BadSettings(
-                "compress.student is for `embedcomp compress`; a job compresses the model that it "
-                "trains, so give it the student's model_settings"
-            )
+        self.compress.refuse_student("a job")
         if self.workers < 1:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
         models.refuse_unknown([self.model])

@@ -104,6 +104,14 @@ def test_a_form_is_trained_from_the_model_and_from_the_log(
     assert "give train.epochs as well" in capsys.readouterr().err
     assert run(monkeypatch, *compress[:-2], "--student", "auto", "--dry-run") == 2
     assert "a student has to be trained before it is planned" in capsys.readouterr().err
+    both = [*trained, "--from-log", "--set", "train.distil=0.7", "--out", "never"]
+    assert run(monkeypatch, *both) == 2
+    assert "of which nothing is learnt with from_log" in capsys.readouterr().err
+    again = ["recompress", "--plan", "trained", "--checkpoint", "no.pt", "--log", "log"]
+    assert run(monkeypatch, *again, "--out", "never") == 2
+    assert "the plan uses hashed, whose form is good only" in capsys.readouterr().err
+    assert run(monkeypatch, *again, "--set", "student=auto", "--out", "never") == 2
+    assert "student is for `embedcomp compress`" in capsys.readouterr().err
     assert not (made / "never").exists()
 
 

@@ -48,7 +48,8 @@ from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import optimizers
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed, small_model
+from tests.train.killed import Killed
+from tests.train.test_train import small_model
 
 STEPS = 6000
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import pooling, sharing
 from embedcomp.methods.parts.sharing import SharedRows
+from embedcomp.modules.layout import layouts
 from embedcomp.modules.table import CompressedTable
 from embedcomp.planning.choices import empty_on_meta
 from embedcomp.sensitivity.layer import Layer, SharesPool, TableSpec, TableStatistics
@@ -172,10 +173,19 @@ def test_sizes_add_up() -> None:
     assert sharing.sizes(layer().spec, settings, 2) == (5, 30)
 
 
+def layout(name: str, spec: TableSpec, settings: object) -> object:
+    return layouts(nn.ModuleDict({"t": empty_on_meta(name, spec, settings)}))
+
+
 @pytest.mark.parametrize("name", methods.that_train())
 def test_whatever_is_offered_a_table_of_few_rows_can_be_made(name: str) -> None:
     for rows in (*range(1, 13), 40, 90):
         for by_count in (False, True):
             spec = replace(layer().spec, rows=rows, counted=True, by_count=by_count)
-            for settings in methods.get(name).candidates(spec):
-                empty_on_meta(name, spec, settings)
+            offered = methods.get(name).candidates(spec)
+            layouts_of = [str(layout(name, spec, one)) for one in offered]
+            if issubclass(methods.get(name).Settings, SharedRows):
+                assert len(set(layouts_of)) == len(offered), "two candidates are one table"
+            for settings in offered:
+                served = empty_on_meta(name, spec, settings)
+                assert (served.rows, served.dim) == (spec.rows, spec.dim)

@@ -30,7 +30,7 @@ from embedcomp.recipes.settings import JobSettings, read_job
 from embedcomp.train.fit import Data
 from tests.pipelines.conftest import JOB, ROOT
 from tests.train.joined import train_joined
-from tests.train.test_train import without_seconds
+from tests.train.killed import without_seconds
 
 pytestmark = pytest.mark.ray
 

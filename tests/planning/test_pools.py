@@ -20,9 +20,10 @@ from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.sharing import groups
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.swapping import swap
 from embedcomp.train.fit import Report
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed
+from tests.train.killed import Killed
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [8], "cross_layers": 1})
 ONCE = TrainSettings(epochs=1, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0)
@@ -136,21 +137,22 @@ def test_a_form_learns_the_scores_of_its_model(
     synth_log: ClickLog, original: Artifact, plan: Plan, tmp_path: Path
 ) -> None:
     longer = replace(FASTER, epochs=4, distil=1.0)
-    untrained = replace(ONCE, epochs=0)
+    measured = recipes.measure(original, synth_log, asked(original, 8))
+    found = recipes.layers_of(original, original.model())
+    begun = swap.apply(original.model(), plan, found, measured)
     batches = recipes.rows_of(original, synth_log, "valid", 2000)
 
     @torch.no_grad()
-    def off(artifact: Artifact) -> float:
+    def off(form: nn.Module) -> float:
         pairs = [
             [model.eval()(batch.dense, batch.sparse).sigmoid() for batch in batches]
-            for model in (artifact.model(), original.model())
+            for model in (form, original.model())
         ]
         one, other = (torch.cat(scores) for scores in pairs)
         return float((one - other).square().mean())
 
-    before = made(synth_log, original, plan, tmp_path / "a", train=untrained, methods=())
-    after = made(synth_log, original, plan, tmp_path / "b", train=longer)
-    assert off(after) < 0.5 * off(before)
+    after = made(synth_log, original, plan, tmp_path, train=longer)
+    assert off(after.model()) < 0.5 * off(begun)
 
 
 def test_methods_that_train_are_offered_with_training_alone() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,12 +22,13 @@ from embedcomp.storage.training import Progress, parts_that_train
 from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train import checkpoint
 from embedcomp.train import fit as fitting
-from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import optimizers
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from tests.train.joined import joined
-from tests.train.test_train import Killed, small_model, without_seconds
+from tests.train.killed import trained_in_spite_of_kills
+from tests.train.test_train import small_model
 
 SETTINGS = TrainSettings(
     epochs=3,
@@ -58,35 +58,17 @@ def coded(model: nn.Module) -> list[AssignedRows]:
     return [module for module in model.modules() if isinstance(module, AssignedRows)]
 
 
-def trained(data: Data, folder: Path, kill_after: int = -1) -> tuple[nn.Module, list[Any]]:
-    model, steps = coded_model(data.features), 0
-
-    def watch(report: Report) -> None:
-        nonlocal steps
-        steps += report.valid is None
-        if steps == kill_after:
-            raise Killed
-
-    history = fit(model, data, SETTINGS, folder, watch=watch)
-    return model, [without_seconds(entry) for entry in history]
-
-
 def test_a_killed_run_goes_on_with_its_sums_and_serves_what_it_evaluated(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
     data = Data(synth_log, synth_features)
     start = [rows.stored.clone() for rows in coded(coded_model(synth_features))]
-    whole, history = trained(data, tmp_path / "whole")
+    whole, history = trained_in_spite_of_kills(
+        lambda: coded_model(synth_features), data, SETTINGS, tmp_path, (7, 31)
+    )
     assert any(
         not torch.equal(rows.stored, codes) for rows, codes in zip(coded(whole), start, strict=True)
     )
-    for kill_after in (7, 31):  # in the middle of an epoch
-        with pytest.raises(Killed):
-            trained(data, tmp_path / str(kill_after), kill_after)
-        resumed, again = trained(data, tmp_path / str(kill_after))
-        assert history == again
-        for name, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, resumed.state_dict()[name]), name
     best = max(history, key=lambda entry: entry["auc"])
     freeze(whole)
     assert all(not rows.summed and "words" not in rows.state_dict() for rows in coded(whole))

@@ -24,7 +24,8 @@ from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.fit import Data, Report, Watch
 from embedcomp.train.key import RunKey
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed, small_model
+from tests.train.killed import Killed
+from tests.train.test_train import small_model
 
 SPLITS = ("train", "valid")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Group, Moved, Progress, Trains
 from embedcomp.train import probe
-from embedcomp.train.fit import Data, Report, fit
+from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import LazyAdam, begin_anew, groups, optimizers
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed, small_model, without_seconds
+from tests.train.killed import trained, trained_in_spite_of_kills
+from tests.train.test_train import small_model
 
 SETTINGS = TrainSettings(epochs=2, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0)
 PRICE = 0.01
@@ -76,31 +78,19 @@ class Around(nn.Module):
         return found
 
 
-def run(
-    log: ClickLog, features: Features, folder: Path, kill_after: int = -1
-) -> tuple[Around, list[dict[str, object]]]:
-    model, steps = Around(features), 0
-
-    def watch(report: Report) -> None:
-        nonlocal steps
-        steps += report.valid is None
-        if steps == kill_after:
-            raise Killed
-
-    history = fit(model, Data(log, features), SETTINGS, folder, watch=watch)
-    return model, [without_seconds(entry) for entry in history]
+def run(log: ClickLog, features: Features, folder: Path) -> tuple[Around, list[Any]]:
+    model = Around(features)
+    return model, trained(model, Data(log, features), SETTINGS, folder)
 
 
 def test_every_hook_is_called_and_goes_on_after_a_kill(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
-    whole, history = run(synth_log, synth_features, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(synth_log, synth_features, tmp_path / "killed", kill_after=25)
-    again, resumed = run(synth_log, synth_features, tmp_path / "killed")
-    assert history == resumed
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    data = Data(synth_log, synth_features)
+    whole, _ = trained_in_spite_of_kills(
+        lambda: Around(synth_features), data, SETTINGS, tmp_path, (7, 25)
+    )
+    assert isinstance(whole, Around)
     assert whole.part.epochs[0] == synth_log.rows("train")
 
 

@@ -15,7 +15,8 @@ from embedcomp.log.features import Features
 from embedcomp.support.metrics import Quality
 from embedcomp.train import probe
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed, trained
+from tests.train.killed import Killed
+from tests.train.test_train import trained
 
 PROBES = {6000.0: 0.65, 24000.0: 0.70, 96000.0: 0.60, 384000.0: 0.9}
 

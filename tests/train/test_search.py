@@ -21,7 +21,7 @@ from embedcomp.recipes.settings import CompressSettings
 from embedcomp.swapping import swap
 from embedcomp.train.fit import Data, Report
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed
+from tests.train.killed import Killed
 
 # a model with a layer that decoders are folded into, and layers that read rows beside it
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [8], "cross_layers": 1})

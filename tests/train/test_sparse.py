@@ -5,9 +5,7 @@ from __future__ import annotations
 import socket
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -23,7 +21,8 @@ from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train.fit import Data, Report, fit
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
-from tests.train.test_train import Killed, small_model, without_seconds
+from tests.train.killed import trained_in_spite_of_kills
+from tests.train.test_train import small_model
 
 SETTINGS = TrainSettings(
     epochs=2,
@@ -59,32 +58,14 @@ def masks(model: nn.Module) -> list[SparseRows]:
     return [m for m in model.modules() if isinstance(m, SparseRows)]
 
 
-def trained(data: Data, folder: Path, kill_after: int = -1) -> tuple[nn.Module, list[Any]]:
-    model, steps = sparse_model(data.features), 0
-
-    def watch(report: Report) -> None:
-        nonlocal steps
-        steps += report.valid is None
-        if steps == kill_after:
-            raise Killed
-
-    history = fit(model, data, SETTINGS, folder, watch=watch)
-    return model, [without_seconds(entry) for entry in history]
-
-
 def test_a_killed_run_goes_on_with_its_masks_and_stores_what_it_evaluated(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
     data = Data(synth_log, synth_features)
     begun = [mask.alive for mask in masks(sparse_model(synth_features))]
-    whole, history = trained(data, tmp_path / "whole")
-    for kill_after in (7, 25):
-        with pytest.raises(Killed):
-            trained(data, tmp_path / str(kill_after), kill_after)
-        resumed, again = trained(data, tmp_path / str(kill_after))
-        assert history == again
-        for name, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, resumed.state_dict()[name]), name
+    whole, history = trained_in_spite_of_kills(
+        lambda: sparse_model(synth_features), data, SETTINGS, tmp_path, (7, 25)
+    )
     found = masks(whole)
     assert {(type(m), type(m.kind)) for m in found} == {
         (rows, kind) for rows in (GraduallyPruned, DynamicallySparse) for kind in (Halves, Bytes)

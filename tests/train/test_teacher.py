@@ -26,7 +26,8 @@ from embedcomp.train import probe
 from embedcomp.train.fit import Data, Report, fit, target
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.teacher import TeacherScores
-from tests.train.test_train import Killed, small_model, without_seconds
+from tests.train.killed import Killed, without_seconds
+from tests.train.test_train import small_model
 
 ROWS = 9600
 

@@ -24,10 +24,8 @@ from embedcomp.train.optim import LazyAdam
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import FlatTables, fast_tables
-
-
-class Killed(Exception):
-    """Stands for kill -9 in the middle of a run."""
+from tests.train import killed
+from tests.train.killed import Killed
 
 
 def small_model(features: Features, name: str = "dcnv2") -> nn.Module:
@@ -39,28 +37,9 @@ def small_model(features: Features, name: str = "dcnv2") -> nn.Module:
 
 def trained(
     log: ClickLog, features: Features, folder: Path, settings: TrainSettings, kill_after: int = -1
-) -> tuple[nn.Module, list[dict[str, Any]]]:
+) -> tuple[nn.Module, list[Any]]:
     model = small_model(features)
-    steps = 0
-
-    def watch(report: Report) -> None:
-        nonlocal steps
-        steps += report.valid is None
-        if steps == kill_after:
-            raise Killed
-
-    history = fit(model, Data(log, features), settings, folder, watch=watch)
-    return model, [without_seconds(entry) for entry in history]
-
-
-def without_seconds(entry: Any) -> Any:
-    """A history's entry without what differs between equal runs."""
-    if isinstance(entry, list):
-        return [without_seconds(one) for one in entry]
-    if not isinstance(entry, dict):
-        return entry
-    kept = {name for name in entry if name not in ("seconds", "rows_per_second")}
-    return {name: without_seconds(entry[name]) for name in entry if name in kept}
+    return model, killed.trained(model, Data(log, features), settings, folder, kill_after)
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -55,7 +55,7 @@ def candidates(spec: Spec, kind: type[Settings], parts: int = 1) -> list[Setting
     """
     if not isinstance(spec, TableSpec):
         return []
-    return [
+    found = [
         kind(share=share, own=own, rank=rank)
         for share in SHARES
         if share * spec.rows >= FEWEST
@@ -64,6 +64,7 @@ def candidates(spec: Spec, kind: type[Settings], parts: int = 1) -> list[Setting
         for rank in (None, *RANKS)
         if (rank or spec.dim) % parts == 0 and (rank is None or rank < spec.dim)
     ]
+    return [one for one in found if not one.own or sizes(spec, one, parts)[0]]
 
 
 def empty(

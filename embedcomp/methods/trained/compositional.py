@@ -40,15 +40,7 @@ def candidates(spec: Spec) -> list[Settings]:
     return [one for one in every if _divisor_of(spec, one) is not None]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return _empty(spec, settings)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return sharing.fill(_empty(layer.spec, settings), layer)
-
-
-def _empty(spec: Spec, settings: Settings) -> CompressedTable:
+def empty(spec: Spec, settings: Settings) -> CompressedTable:
     assert isinstance(spec, TableSpec)
     divisor = _divisor_of(spec, settings)
 
@@ -65,6 +57,10 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
         return Probes(probes=pair, combine=settings.combine, own=own, own_start=own_start)
 
     return sharing.empty(spec, settings, probes, _parts(settings))
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    return sharing.fill(empty(layer.spec, settings), layer)
 
 
 def _parts(settings: Settings) -> int:

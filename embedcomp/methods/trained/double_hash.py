@@ -29,15 +29,7 @@ def candidates(spec: Spec) -> list[Settings]:
     return [*sharing.candidates(spec, Settings, parts=2), *added]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return _empty(spec, settings)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return sharing.fill(_empty(layer.spec, settings), layer)
-
-
-def _empty(spec: Spec, settings: Settings) -> CompressedTable:
+def empty(spec: Spec, settings: Settings) -> CompressedTable:
     assert isinstance(spec, TableSpec)
     ids, salt = spec.rows, settings.salt
 
@@ -46,3 +38,7 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
         return Probes(probes=pair, combine=settings.combine, own=own, own_start=rows)
 
     return sharing.empty(spec, settings, probes, parts=2 if settings.combine == "concat" else 1)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    return sharing.fill(empty(layer.spec, settings), layer)

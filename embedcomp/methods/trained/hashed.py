@@ -25,15 +25,7 @@ def candidates(spec: Spec) -> list[Settings]:
     return sharing.candidates(spec, Settings)
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return _empty(spec, settings)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return sharing.fill(_empty(layer.spec, settings), layer)
-
-
-def _empty(spec: Spec, settings: Settings) -> CompressedTable:
+def empty(spec: Spec, settings: Settings) -> CompressedTable:
     assert isinstance(spec, TableSpec)
     ids = spec.rows
 
@@ -42,3 +34,7 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
         return Probes(probes=(probe,), own=own, own_start=rows)
 
     return sharing.empty(spec, settings, probes)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    return sharing.fill(empty(layer.spec, settings), layer)

@@ -35,15 +35,7 @@ def candidates(spec: Spec) -> list[Settings]:
     ]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return _empty(spec, settings)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    return sharing.fill(_empty(layer.spec, settings), layer)
-
-
-def _empty(spec: Spec, settings: Settings) -> CompressedTable:
+def empty(spec: Spec, settings: Settings) -> CompressedTable:
     assert isinstance(spec, TableSpec)
     chunks, ids = settings.chunks, spec.rows
 
@@ -56,3 +48,7 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
         return Probes(probes=each, own=own, own_start=size)
 
     return sharing.empty(spec, settings, probes, parts=chunks)
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    return sharing.fill(empty(layer.spec, settings), layer)

@@ -54,33 +54,7 @@ def candidates(spec: Spec) -> list[Settings]:
     ]
 
 
-def empty(spec: Spec, settings: Settings) -> Served:
-    return _empty(spec, settings)
-
-
-def compress(layer: Layer, settings: Settings) -> Served:
-    served = sharing.fill(_empty(layer.spec, settings), layer)
-    if layer.group:
-        first, *others = layer.group
-        served.store_with(first.shared(_pooled, settings, *others))
-    return served
-
-
-def _pooled(first: Layer, settings: Settings, *others: Layer) -> CompressedTable:
-    """A table with the pool that these begin with if all of them read as many chunks."""
-    layers = first, *others
-    tables = [sharing.fill(_empty(one.spec, _of(one.spec, settings)), one) for one in layers]
-    pooling.join(tables, layers)
-    return tables[0]
-
-
-def _of(spec: Spec, settings: Settings) -> Settings:
-    """As many chunks of the settings as a table's columns can be."""
-    assert isinstance(spec, TableSpec)
-    return replace(settings, chunks=min(settings.chunks, spec.dim // settings.width))
-
-
-def _empty(spec: Spec, settings: Settings) -> CompressedTable:
+def empty(spec: Spec, settings: Settings) -> CompressedTable:
     assert isinstance(spec, TableSpec)
     codes = settings.chunks * settings.width
     if not 0 < codes <= spec.dim:
@@ -94,6 +68,28 @@ def _empty(spec: Spec, settings: Settings) -> CompressedTable:
     if codes < spec.dim:
         decode = Affine(codes, spec.dim, build.of_decoder(settings.storage), True)
     return build.table(spec, stored, decode, Probed(settings.rows, probes))
+
+
+def compress(layer: Layer, settings: Settings) -> Served:
+    served = sharing.fill(empty(layer.spec, settings), layer)
+    if layer.group:
+        first, *others = layer.group
+        served.store_with(first.shared(_pooled, settings, *others))
+    return served
+
+
+def _pooled(first: Layer, settings: Settings, *others: Layer) -> CompressedTable:
+    """A table with the pool that these begin with if all of them read as many chunks."""
+    layers = first, *others
+    tables = [sharing.fill(empty(one.spec, _of(one.spec, settings)), one) for one in layers]
+    pooling.join(tables, layers)
+    return tables[0]
+
+
+def _of(spec: Spec, settings: Settings) -> Settings:
+    """As many chunks of the settings as a table's columns can be."""
+    assert isinstance(spec, TableSpec)
+    return replace(settings, chunks=min(settings.chunks, spec.dim // settings.width))
 
 
 def _probe(spec: TableSpec, settings: Settings, chunk: int) -> Probe:
