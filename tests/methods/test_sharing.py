@@ -189,3 +189,14 @@ def test_whatever_is_offered_a_table_of_few_rows_can_be_made(name: str) -> None:
             for settings in offered:
                 served = empty_on_meta(name, spec, settings)
                 assert (served.rows, served.dim) == (spec.rows, spec.dim)
+
+
+def test_reads_of_a_row_are_those_of_all_ids_and_probes() -> None:
+    of = layer()
+    table = made("double_hash", of, share=0.25)
+    assert table.index is not None and of.counts is not None
+    wanted = torch.zeros(table.stored.rows).double()
+    for i, places in enumerate(table.index(torch.arange(IDS)).tolist()):
+        for place in places:
+            wanted[place] += of.counts[i]
+    assert torch.equal(table.reads(of.counts), wanted)

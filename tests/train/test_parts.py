@@ -184,3 +184,8 @@ def test_draws_differ_by_step_stage_seed_and_salt() -> None:
 
     every = [drawn(), drawn(1), drawn(stage="search"), drawn(seed=1), drawn(salt=1)]
     assert len(set(every)) == 5 and drawn() == every[0]
+
+
+def test_the_share_of_a_run_is_that_of_its_steps() -> None:
+    assert Progress("final", 6, 24, 12, 0).share == 0.25
+    assert Progress("final", 0, 0, 0, 0).share == 0
