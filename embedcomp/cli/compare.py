@@ -15,7 +15,16 @@ WORDS: dict[Any, Any] = {("all",): None, ("none",): ()}  # of --alone, beside na
 
 
 @from_fields(
-    CompareSettings, "models", "budgets", "methods", "alone", "seeds", "tune_epochs", "split"
+    CompareSettings,
+    "models",
+    "budgets",
+    "methods",
+    "alone",
+    "seeds",
+    "train_epochs",
+    "from_log",
+    "tune_epochs",
+    "split",
 )
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for the results, originals and report.")],

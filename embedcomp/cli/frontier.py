@@ -12,7 +12,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.recipes.settings import CompressSettings, validated
 
 
-@from_fields(CompressSettings, "methods", "solver", "tune.epochs")
+@from_fields(CompressSettings, "methods", "solver", "train.epochs", "from_log", "tune.epochs")
 def frontier(
     model: Trained,
     log: OfLog,

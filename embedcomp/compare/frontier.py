@@ -13,7 +13,7 @@ from rich.table import Table
 
 from embedcomp import methods, recipes
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
+from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED, Epochs
 from embedcomp.compare.original import Clock, Original, Progress, Silent, of_plan, score
 from embedcomp.compare.pictures import Curve, Level, Picture, Point, html, png
 from embedcomp.compare.provenance import provenance
@@ -177,15 +177,20 @@ def picture(result: Mapping[str, Any]) -> Picture:
             place = Point(point["bytes"]["total"], point["auc"], note=note)
             curves.setdefault(point["method"], []).append(place)
     title = f"{result['model']} on {result['log']['name']}, {result['split']} split"
-    for how, name in {"trained": "train", "tuned": "tune"}.items():
-        epochs = result["settings"].get(name, {}).get("epochs", 0)
-        title += f", {how} for {epochs}" if epochs else ""
+    if epochs := _epochs(result["settings"]):
+        title += f", {epochs}"
     return Picture(
         title=title,
         curves=[Curve(name, points, name == PLANNED) for name, points in curves.items()],
         levels=[Level(name, point["auc"]) for name, point in levels.items()],
         whole_bytes=levels[ORIGINAL]["bytes"]["total"],
     )
+
+
+def _epochs(settings: Mapping[str, Any]) -> Epochs:
+    """The epochs that settings as frontier.json has them ask for."""
+    train, tune = (settings.get(how, {}).get("epochs", 0) for how in ("train", "tune"))
+    return Epochs(train=train, from_log=settings.get("from_log", False), tune=tune)
 
 
 def render(result: Mapping[str, Any]) -> list[RenderableType]:

@@ -27,10 +27,11 @@ AGAINST = "The planned mix against the best single method"
 
 READING = (
     "Figures are means over seeds. The std is the sample standard deviation over seeds; that of a "
-    "difference is of the differences seed by seed. The control is the original, trained on for "
-    "the epochs of tuning. The planned mix is better or worse than the best single method where "
-    "their mean AUCs differ by more than the AUC of either spreads over seeds (by its std). Layers "
-    "that a method cannot take at all are compressed by the methods in the setting `rest`."
+    "difference is of the differences seed by seed. The control is the original, trained on labels "
+    "for the epochs that the compressed models were trained and tuned for. The planned mix is "
+    "better or worse than the best single method where their mean AUCs differ by more than the AUC "
+    "of either spreads over seeds (by its std). Layers that a method cannot take at all are "
+    "compressed by the methods in the setting `rest`."
 )
 
 Cells = list[list[str]]
@@ -165,7 +166,7 @@ def _models(found: Sequence[Section]) -> list[str]:
     budgets = list(dict.fromkeys(budget for section in found for budget in section.budgets))
     parts = ["## All models, planned mix"]
     for budget in budgets:
-        head = ["model", "log", "tuned", "AUC of original", "of control", "of planned mix"]
+        head = ["model", "log", "epochs", "AUC of original", "of control", "of planned mix"]
         head += ["AUC - reference", "std", "bytes", "size", f"rows/s at {LARGEST}", "times as fast"]
         able = [section for section in found if section.group(PLANNED, budget).made]
         parts += [f"### At {budget}", _markdown(head, [_of_model(s, budget) for s in able])]
@@ -177,7 +178,7 @@ def _of_model(section: Section, budget: str) -> list[str]:
     planned = section.group(PLANNED, budget)
     difference = planned.minus(section.group(section.reference))
     aucs = [_auc(group.auc) if group.made else NONE for group in (original, control, planned)]
-    row = [section.model, section.log, str(section.tune_epochs), *aucs]
+    row = [section.model, section.log, section.trained, *aucs]
     row += [_signed(difference), _std(difference), f"{planned.bytes:,.0f}"]
     rows = planned.rows_per_second(LARGEST)
     faster = rows / original.rows_per_second(LARGEST) if original.made else float("nan")
@@ -209,8 +210,9 @@ def _provenance(records: Sequence[Record]) -> str:
 
 
 def _file_name(section: Section) -> str:
-    setup = section.records[0].setup[:6]
-    name = f"{section.log}-{section.model}-tuned-{section.tune_epochs}-{section.split}-{setup}"
+    setup, epochs = section.records[0].setup[:6], section.epochs
+    form = f"{epochs.form[:6]}-" if epochs.train else ""
+    name = f"{section.log}-{section.model}-{section.trained}-{form}{section.split}-{setup}"
     return re.sub(r"[^\w.-]", "-", name)
 
 

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from embedcomp.compare.cells import Epochs
 from embedcomp.errors import BadResults
 from embedcomp.log.schema import first_problem
 
@@ -27,6 +28,9 @@ class Record(BaseModel):
     method: str
     budget: str
     seed: int
+    train_epochs: int = 0  # of the compressed form, or of the control before it is tuned
+    from_log: bool = False  # whether the form began with drawn numbers
+    form: str = ""  # names the other settings of that training; empty: there was none
     tune_epochs: int
     split: str
     reason: str | None = None  # why this cannot be made
@@ -45,6 +49,13 @@ class Record(BaseModel):
     machine: dict[str, Any]
     date: str
     seconds: dict[str, float]  # by step
+
+    @property
+    def epochs(self) -> Epochs:
+        """What a compressed model got, or the control on labels."""
+        return Epochs(
+            train=self.train_epochs, from_log=self.from_log, form=self.form, tune=self.tune_epochs
+        )
 
     def __str__(self) -> str:
         if self.reason is not None:

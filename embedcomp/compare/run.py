@@ -18,6 +18,7 @@ from embedcomp.compare.cells import (
     cells,
     compressing,
     digest,
+    of_forms,
     setup,
     source,
     training,
@@ -74,7 +75,7 @@ class _Comparison:
     def key(self, cell: Cell) -> str:
         """Names the cell and all that its result depends on."""
         among = compressing(self.settings, cell).methods if cell.method == PLANNED else ()
-        return digest([self._setups[cell.model], asdict(cell), among])
+        return digest([self._setups[cell.model], cell.to_dict(), among])
 
     def run(self, cell: Cell, watch: Watch) -> Record:
         if self._trained is None or not self._trained.fits(cell):
@@ -84,7 +85,7 @@ class _Comparison:
             key=self.key(cell),
             setup=digest(self._setups[cell.model]),
             data=self._data,
-            **asdict(cell),
+            **cell.to_dict(),
             split=self.settings.split,
             **make(self._trained, cell, watch),
             settings=self._told(cell),
@@ -119,6 +120,8 @@ class _Comparison:
         """The settings behind a result."""
         settings = dict(self._setups[cell.model])
         del settings["log"]
+        if cell.epochs.train:
+            settings["form_train"] = of_forms(self.settings)
         if cell.compressed:
             settings["methods"] = compressing(self.settings, cell).methods
         return settings
@@ -155,7 +158,8 @@ class Trained:
 
     def control(self, cell: Cell, watch: Watch) -> Artifact:
         settings = compressing(self.settings, cell)
-        out = self.folder / f"{CONTROL}-{digest(asdict(settings.tune))}"
+        how = [asdict(epochs) for epochs in (settings.train, settings.tune) if epochs.epochs]
+        out = self.folder / f"{CONTROL}-{digest(how)}"
         found, original = _opened(out), self.original(cell, watch)
         if found is not None:
             return found

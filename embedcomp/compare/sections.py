@@ -1,4 +1,4 @@
-"""Results brought into tables: one section a log, model and tuning, figures over seeds."""
+"""Results brought into tables: one section a log, model and epochs, figures over seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from math import fsum, nan
 from statistics import mean, stdev
 
-from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED
+from embedcomp.compare.cells import CONTROL, ORIGINAL, PLANNED, Epochs
 from embedcomp.compare.results import Record
 from embedcomp.planning.goal import ByteBudget
 
@@ -96,10 +96,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Section:
-    """All results of one model on one log with one tuning."""
+    """All results of one model on one log with the same epochs, and its originals."""
 
     records: Sequence[Record]
-    tune_epochs: int
+    epochs: Epochs
 
     @property
     def _first(self) -> Record:
@@ -119,22 +119,24 @@ class Section:
 
     @property
     def title(self) -> str:
-        tuned = "1 epoch" if self.tune_epochs == 1 else f"{self.tune_epochs} epochs"
-        how = f"tuned for {tuned}" if self.tune_epochs else "not tuned"
-        return f"{self.model} on {self.log}, {how}"
+        return f"{self.model} on {self.log}, {self.trained}"
+
+    @property
+    def trained(self) -> str:
+        """What epochs the compressed models got."""
+        return str(self.epochs) or "not tuned"
 
     @property
     def reference(self) -> str:
         """What an AUC is held against: the original, with the same extra epochs if there are."""
-        return CONTROL if self.tune_epochs else ORIGINAL
+        return CONTROL if self.epochs else ORIGINAL
 
     @cached_property
     def groups(self) -> dict[tuple[str, str], Group]:
         """By method and budget."""
         found: dict[tuple[str, str], list[Record]] = {}
         for record in sorted(self.records, key=lambda r: r.seed):
-            if record.tune_epochs == self.tune_epochs or record.method == ORIGINAL:
-                found.setdefault((record.method, record.budget), []).append(record)
+            found.setdefault((record.method, record.budget), []).append(record)
         return {key: Group(records) for key, records in found.items()}
 
     def group(self, method: str, budget: str = "") -> Group:
@@ -177,22 +179,27 @@ class Section:
 
 
 def sections(records: Iterable[Record]) -> list[Section]:
-    """Results by setup and tuning.
+    """Results by setup and epochs.
 
     Of several for one cell the newest counts, but for a mix that was planned over fewer methods.
     """
     setups: dict[str, dict[tuple[object, ...], Record]] = {}
     for record in records:
         cells = setups.setdefault(record.setup, {})
-        cell = (record.seed, record.method, record.budget, record.tune_epochs)
+        cell = (record.seed, record.method, record.budget, record.epochs)
         if cell not in cells or len(_over(record)) >= len(_over(cells[cell])):
             cells[cell] = record
     found = []
     for newest in setups.values():
         of_setup = tuple(newest.values())
-        tunings = {r.tune_epochs for r in of_setup if r.budget or r.method == CONTROL}
-        found += [Section(of_setup, epochs) for epochs in sorted(tunings or {0})]
+        every = {r.epochs for r in of_setup if r.method != ORIGINAL} or {Epochs()}
+        found += [Section(_with(of_setup, epochs), epochs) for epochs in sorted(every)]
     return found
+
+
+def _with(records: Iterable[Record], epochs: Epochs) -> list[Record]:
+    """Results with these epochs, and the originals', which have none."""
+    return [r for r in records if r.epochs == epochs or r.method == ORIGINAL]
 
 
 def _over(record: Record) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -65,10 +65,10 @@ class CompressSettings:
         if self.student and (goal.bytes is None or self.budget_of != "served"):
             raise BadSettings("a student is compressed to a budget of what is served; give that")
         if self.from_log and not self.train.epochs:
-            raise BadSettings("from_log is for a form that is trained; give train.epochs as well")
+            raise BadSettings("from_log is for a form that is trained; give --train-epochs as well")
         if self.from_log and self.train.distil is not None:
             raise BadSettings(
-                "train.distil is the weight of the original's scores, of which nothing is learnt "
+                "distil is the weight of the original's scores, of which nothing is learnt "
                 "with from_log; give one of the two"
             )
         if self.from_log and self.max_auc_loss is not None:
@@ -147,6 +147,9 @@ class CompareSettings:
     alone: tuple[str, ...] | None = None  # methods also compared one by one; not given: all of
     # the mix, and all there are where the mix is not named
     seeds: int = 1  # how many, from 0 on
+    train_epochs: tuple[int, ...] = (0,)  # of the compressed form, all of its numbers together;
+    # methods that need it are compared where there are some; each number has a control of its own
+    from_log: bool = False  # train compressed forms from the log alone, as in CompressSettings
     tune_epochs: tuple[int, ...] = (0,)  # of tuning; each number has a control of its own
     split: str = "valid"  # that is scored; test, once nothing is chosen by the results any more
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model
@@ -157,28 +160,33 @@ class CompareSettings:
     solver: str = "exact"  # of the plans, as in CompressSettings
     latency_budget: str = ""  # of every plan beside its bytes, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
+    form_train: TrainSettings = field(default_factory=TrainSettings)  # of compressed forms; the
+    # seed and the epochs are the comparison's
     tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
 
     def __post_init__(self) -> None:
-        for name in ("models", "budgets", "tune_epochs"):
+        for name in ("models", "budgets", "train_epochs", "tune_epochs"):
             if not getattr(self, name):
                 raise BadSettings(f"there are no {name} to compare; name at least one")
         if self.seeds < 1:
             raise BadSettings(f"seeds is {self.seeds}, but a comparison needs at least 1")
-        if min(self.tune_epochs) < 0:
-            raise BadSettings(f"tune_epochs holds {min(self.tune_epochs)}; 0 is not to tune")
+        for how, epochs in {"train": self.train_epochs, "tune": self.tune_epochs}.items():
+            if min(epochs) < 0:
+                raise BadSettings(f"{how}_epochs holds {min(epochs)}; 0 is not to {how}")
         other = sorted(set(self.model_settings) - set(self.models))
         if other:
             raise BadSettings(f"model_settings are for {other[0]!r}, which is not compared")
         models.refuse_unknown(self.models)
         for budget in self.budgets:
             for names in (self.methods, self.alone or ()):
-                Goal.parse(
-                    budget,
-                    self.latency_budget,
+                CompressSettings(  # refuses what cannot be read, or does not go together
+                    budget=budget,
+                    latency_budget=self.latency_budget,
                     methods=names,
                     rest=self.rest,
                     solver=self.solver,
+                    train=replace(self.form_train, epochs=max(self.train_epochs)),
+                    from_log=self.from_log,
                 )
 
 

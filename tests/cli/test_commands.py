@@ -101,7 +101,7 @@ def test_a_form_is_trained_from_the_model_and_from_the_log(
     assert run(monkeypatch, *compress, "--out", "never") == 2
     assert "give --train-epochs too" in capsys.readouterr().err
     assert run(monkeypatch, *compress[:-2], "--from-log", "--out", "never") == 2
-    assert "give train.epochs as well" in capsys.readouterr().err
+    assert "give --train-epochs as well" in capsys.readouterr().err
     assert run(monkeypatch, *compress[:-2], "--student", "auto", "--dry-run") == 2
     assert "a student has to be trained before it is planned" in capsys.readouterr().err
     both = [*trained, "--from-log", "--set", "train.distil=0.7", "--out", "never"]

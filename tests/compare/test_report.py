@@ -87,7 +87,7 @@ def test_models_are_side_by_side_where_there_are_several():
     text = markdown(sections([*comparison(), *other]), comparison())
     lines = [line for line in text.splitlines() if line.startswith("| dlrm |")]
     assert lines == [
-        "| dlrm | clicks | 0 | 0.81000 | - | 0.81000 | +0.00000 | 0.01414 | 200 | 1/5.0 | 60 "
+        "| dlrm | clicks | not tuned | 0.81000 | - | 0.81000 | +0.00000 | 0.01414 | 200 | 1/5.0 | 60 "
         "| 1.50 |"
     ]
     assert "### At 5x" in text

@@ -150,7 +150,7 @@ def test_a_line_that_was_cut_short_is_computed_again_to_the_same_figures(out: Pa
     file.write_bytes(file.read_bytes()[:-30])
     progress = Recorder()
     compare(log, SETTINGS, out, progress)
-    assert progress.begun == ["deepfm, seed 0: planned at 2.8x, tuned for 1"]
+    assert progress.begun == ["deepfm, seed 0: planned at 2.8x, tuned for 1 epoch"]
     *_, again = results.read(file)
     assert (again.key, again.auc, again.plan) == (last.key, last.auc, last.plan)
     assert again.bytes["total"] == last.bytes["total"] and again.auc is not None
@@ -197,8 +197,9 @@ def test_what_a_comparison_and_a_compression_both_have_is_handed_on() -> None:
     made = compressing(settings, planned)
     assert {name: getattr(made, name) for name in given} == given
     both = {f.name for f in fields(CompareSettings)} & {f.name for f in fields(CompressSettings)}
-    # `train` is of the originals there, and of the compressed form here
-    assert both == {*given, "methods", "rest", "tune", "train"}
+    # `train` is of the originals there, and of the compressed form here; cells without training
+    # have no `from_log`
+    assert both == {*given, "methods", "rest", "tune", "train", "from_log"}
 
 
 @pytest.mark.parametrize(
