@@ -83,9 +83,12 @@ def cells(settings: CompareSettings) -> list[Cell]:
     """Every cell of a comparison, those of one trained model together.
 
     Raises:
-        BadSettings: a budget, a model or a method is none.
+        BadSettings: of the methods named, none can be used without training, and some cells have
+            none.
     """
     found = []
+    for epochs in every_epochs(settings):
+        mix(settings.methods, epochs)  # refuses what would only be found once models are trained
     for model in settings.models:
         for seed in range(settings.seeds):
             found.append(Cell(model=model, seed=seed, method=ORIGINAL))

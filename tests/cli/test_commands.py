@@ -24,6 +24,17 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
 FRONTIER = ["frontier", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
+RECOMPRESS = [
+    "recompress",
+    "--plan",
+    "small",
+    "--checkpoint",
+    "no.pt",
+    "--log",
+    "log",
+    "--out",
+    "o",
+]
 AFTER = ("evaluate", "inspect", "verify")
 QUICK = ["--set", "batch_rows=1024"]
 # of few candidates; a plan of one's own model has all methods
@@ -326,6 +337,23 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
             [*FRONTIER, "--budgets", "2x,3x", "--methods", "keep"],
             "none of the budgets can be met; at 2x, the budget is",
         ),
+        (
+            [*FRONTIER, "--budgets", "5x", "--set", "student=auto"],
+            "student is for `embedcomp compress`, and a frontier makes none",
+        ),
+        ([*FRONTIER, "--budgets", "5x", "--methods", "hashed"], "give --train-epochs too"),
+        (
+            [*RECOMPRESS, "--set", "train.epochs=1", "--set", "from_log=true"],
+            "from_log draws new numbers, and recompress is given some",
+        ),
+        (
+            [*RECOMPRESS, "--set", "student=auto"],
+            "student is for `embedcomp compress`, and an old plan makes none",
+        ),
+        (
+            [*COMPRESS, "--max-auc-loss", 0.001, "--train-epochs", 1, "--from-log"],
+            "max_auc_loss is held on the model's own numbers, and from_log draws others",
+        ),
         (["compare", "--out", "o"], "give a LOG to compare on, or --report"),
         (["compare", "--out", "o", "--report"], "has no results.jsonl"),
         ([*COMPARE], "no models to compare"),
@@ -334,6 +362,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ([*COMPARE, "--models", "dlrm", "--budgets", "5x,big"], "'big' is not a positive"),
         ([*COMPARE, "--models", "dlrm", "--seeds", 0], "needs at least 1"),
         ([*COMPARE, "--models", "dlrm", "--tune-epochs", "few"], "tune_epochs"),
+        ([*COMPARE, "--models", "dlrm", "--train-epochs", "0,-1"], "0 is not to train"),
+        ([*COMPARE, "--models", "dlrm", "--from-log"], "give --train-epochs as well"),
+        (
+            [*COMPARE, "--models", "dlrm", "--methods", "hashed", "--train-epochs", "0,1"],
+            "none to plan with where train_epochs is 0",
+        ),
         ([*COMPARE, "--models", "dlrm", "--split", "later"], "no split 'later'"),
         (
             [*COMPARE, "--models", "dlrm", "--set", "train.bacht=1"],
@@ -495,6 +529,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     assert found["machine"]["cpu"] and found["versions"]["torch"] and found["date"]
     assert Path("f/frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "row_int8" in Path("f/frontier.html").read_text()
+    assert ", valid split, tuned for 1 epoch" in Path("f/frontier.html").read_text()
     left = {child.name for child in Path("f").iterdir()}
     assert left == {"2x", "3x", "control", "frontier.json", "frontier.png", "frontier.html"}
 
@@ -513,3 +548,13 @@ def test_compare_goes_on_where_it_was_and_reports(
     told = capsys.readouterr()
     assert "3 of 3 are there already" in told.err and "c/report.md" in told.out
     assert "deepfm on log, not tuned" in Path("c/report.md").read_text()
+    more = ["--methods", "hashed,row_int8", "--alone", "none", "--train-epochs", "0,1"]
+    more += ["--set", "form_train.batch_rows=1024", "--report", "--json", "-"]
+    assert run(monkeypatch, *command, *more) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)["results"]
+    assert [r["method"] for r in found] == ["original", "planned", "control", "planned"]
+    assert [r["train_epochs"] for r in found] == [0, 0, 1, 1] and "hashed" in found[-1]["mix"]
+    assert "2 of 4 are there already" in told.err
+    written = Path("c/report.md").read_text()
+    assert "deepfm on log, trained for 1 epoch" in written and "AUC - control" in written

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -71,6 +72,43 @@ def test_tuned_models_are_held_against_the_control():
     assert [level.name for level in picture(tuned).levels] == ["original", "control"]
 
 
+def test_trained_forms_are_held_against_the_control_that_got_the_same_epochs(tmp_path: Path):
+    how = {"train_epochs": 2, "form": "a"}
+    found = [record("original", 0, 0.80), record("svd", 0, 0.79, "5x")]
+    found += [record("control", 0, 0.85, **how), record("hashed", 0, 0.84, "5x", **how)]
+    found += [record("control", 0, 0.86, **how, tune_epochs=1)]
+    found += [record("hashed", 0, 0.83, "5x", **how, tune_epochs=1)]
+    drawn = {**how, "from_log": True}
+    found += [record("control", 0, 0.85, **drawn), record("hashed", 0, 0.80, "5x", **drawn)]
+    found += [record("control", 0, 0.90, **how | {"form": "b"})]
+    found += [record("hashed", 0, 0.82, "5x", **how | {"form": "b"})]
+    every = sections(found)
+    trained = [s.title.removeprefix("dcnv2 on clicks, ") for s in every]
+    assert trained == [
+        "not tuned",
+        "trained for 2 epochs",
+        "trained for 2 epochs, tuned for 1 epoch",
+        "trained for 2 epochs",
+        "trained for 2 epochs from the log",
+    ]
+    rows = [row(figures(section), "5x", "hashed") for section in every[1:]]
+    assert [r["AUC - control"] for r in rows] == ["-0.01000", "-0.03000", "-0.08000", "-0.05000"]
+    assert [level.auc for level in picture(every[2]).levels] == [0.80, 0.86]
+    assert [curve.name for curve in picture(every[0]).curves] == ["svd"]
+    for one in found:
+        results.append(tmp_path / results.NAME, one)
+    assert len({file.name for file in report(tmp_path)}) == 2 + len(every)
+
+
+def test_a_line_from_before_there_was_training_is_read(tmp_path: Path):
+    whole = record("svd", 0, 0.79, "5x", tune_epochs=1)
+    old = whole.model_dump(mode="json")
+    for name in ("train_epochs", "from_log", "form"):
+        del old[name]
+    (tmp_path / results.NAME).write_text(json.dumps(old) + "\n")
+    assert results.read(tmp_path / results.NAME) == [whole]
+
+
 def test_the_newest_of_two_results_counts_unless_it_was_planned_over_fewer_methods():
     wide, narrow = {"methods": ["a", "b"]}, {"methods": ["a"]}
     found = [record("svd", 0, 0.1, "5x"), record("svd", 0, 0.2, "5x")]
@@ -87,8 +125,8 @@ def test_models_are_side_by_side_where_there_are_several():
     text = markdown(sections([*comparison(), *other]), comparison())
     lines = [line for line in text.splitlines() if line.startswith("| dlrm |")]
     assert lines == [
-        "| dlrm | clicks | not tuned | 0.81000 | - | 0.81000 | +0.00000 | 0.01414 | 200 | 1/5.0 | 60 "
-        "| 1.50 |"
+        "| dlrm | clicks | not tuned | 0.81000 | - | 0.81000 | +0.00000 | 0.01414 | 200 | 1/5.0 "
+        "| 60 | 1.50 |"
     ]
     assert "### At 5x" in text
 

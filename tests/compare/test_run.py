@@ -6,13 +6,15 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from embedcomp import methods, recipes
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.compare import results
-from embedcomp.compare.cells import cells, compressing
+from embedcomp.compare.cells import Cell, Epochs, cells, compressing, every_epochs
 from embedcomp.compare.original import Original, Silent
 from embedcomp.compare.results import Record
 from embedcomp.compare.run import _Comparison, compare
@@ -24,7 +26,7 @@ from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
 from embedcomp.sensitivity.layer import LinearSpec
 from embedcomp.sensitivity.layers import Found
-from embedcomp.train.fit import Watch
+from embedcomp.train.fit import Report, Watch
 from embedcomp.train.settings import TrainSettings
 
 TINY = {"width": 16, "hidden": (16,)}
@@ -36,6 +38,16 @@ SETTINGS = CompareSettings(
     model_settings={"deepfm": TINY},
     train=TrainSettings(epochs=1, batch_rows=1024),
 )
+
+TRAINED = replace(
+    SETTINGS,
+    methods=("half", "hashed"),
+    alone=(),
+    budgets=("2.8x",),
+    train_epochs=(2,),
+    form_train=TrainSettings(batch_rows=256, embedding_l2=100.0),
+)
+FORM, TUNING, OF_CONTROL = "training the compressed form", "tuning", "training the control"
 
 
 class Recorder(Silent):
@@ -53,6 +65,24 @@ class Recorder(Silent):
             raise KeyboardInterrupt
         self.begun.append(title)
         return recipes.quiet
+
+
+class Killed(Silent):
+    """Remembers the steps of training; ends the run before the last of so many with one name."""
+
+    def __init__(self, name: str = "", after: int = 0):
+        self.steps: dict[str, list[tuple[int, int]]] = {}
+        self._name, self._after = name, after
+
+    def begin(self, title: str) -> Watch:
+        return self._watch
+
+    def _watch(self, state: Any) -> None:
+        if isinstance(state, Report) and state.valid is None:
+            steps = self.steps.setdefault(state.step, [])
+            steps.append((state.epoch, state.rows_done))
+            if (state.step, len(steps)) == (self._name, self._after):
+                raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +258,132 @@ def test_few_methods_may_be_compared_alone_with_the_mix_of_all(alone):
     assert {mix.methods for mix in mixes} == {SETTINGS.methods}
 
 
+def named(settings: CompareSettings) -> dict[Epochs, list[str]]:
+    """Methods of the compressed cells and the control, by their epochs."""
+    found: dict[Epochs, list[str]] = {epochs: [] for epochs in every_epochs(settings)}
+    for cell in cells(settings):
+        if cell.method != "original":
+            found[cell.epochs].append(cell.method)
+    return found
+
+
+def test_every_epochs_have_their_control_and_trained_methods_only_where_there_is_training() -> None:
+    settings = replace(TRAINED, train_epochs=(0, 2), tune_epochs=(0, 1), alone=None)
+    (form,) = {epochs.form for epochs in every_epochs(settings) if epochs.train}
+    assert named(settings) == {
+        Epochs(): ["half", "planned"],
+        Epochs(tune=1): ["control", "half", "planned"],
+        Epochs(train=2, form=form): ["control", "half", "hashed", "planned"],
+        Epochs(train=2, form=form, tune=1): ["control", "half", "hashed", "planned"],
+    }
+    mixes = {c.epochs.train: compressing(settings, c) for c in cells(settings) if c.compressed}
+    assert {n: made.methods for n, made in mixes.items()} == {0: ("half",), 2: settings.methods}
+    assert mixes[2].train == replace(settings.form_train, epochs=2) and not mixes[0].train.epochs
+    assert named(replace(settings, alone=("hashed",)))[Epochs()] == ["planned"]
+
+
+def test_where_no_method_is_named_those_that_train_are_compared_with_training() -> None:
+    every = replace(TRAINED, train_epochs=(0, 1), methods=(), alone=None)
+    untrained, trained = map(set, named(replace(every, tune_epochs=(0,))).values())
+    assert trained - untrained == {"control", *methods.that_train()}
+
+
+def test_forms_begin_with_drawn_numbers_only_where_they_are_trained() -> None:
+    settings = replace(TRAINED, train_epochs=(0, 2), from_log=True)
+    assert {(e.train, e.from_log) for e in every_epochs(settings)} == {(0, False), (2, True)}
+    made = {c.epochs.train: compressing(settings, c) for c in cells(settings) if c.compressed}
+    assert made[2].from_log and not made[0].from_log
+
+
+def test_results_without_training_are_named_as_before_there_was_any(
+    log: ClickLog, tmp_path: Path
+) -> None:
+    cell = Cell(model="deepfm", seed=1, method="svd", budget="5x", epochs=Epochs(tune=2))
+    assert cell.to_dict() == {
+        "model": "deepfm",
+        "seed": 1,
+        "method": "svd",
+        "budget": "5x",
+        "tune_epochs": 2,
+    }
+    anew = replace(TRAINED.form_train, learning_rate=0.1)
+    other = replace(TRAINED, train_epochs=(0, 2), form_train=anew)
+    keys = [
+        {_Comparison(log, s, tmp_path).key(c): c.epochs.train for c in cells(s)}
+        for s in (other, replace(TRAINED, train_epochs=(0, 2)))
+    ]
+    assert {keys[0][key] for key in keys[0].keys() & keys[1].keys()} == {0}
+    assert {keys[0][key] for key in keys[0].keys() - keys[1].keys()} == {2}
+
+
+@pytest.fixture(scope="module")
+def trained(log: ClickLog, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Killed]:
+    """A comparison of forms that are trained and tuned, and what it reported."""
+    folder, progress = tmp_path_factory.mktemp("trained"), Killed()
+    compare(log, TRAINED, folder, progress)
+    return folder, progress
+
+
+def test_a_trained_form_is_a_line_with_how_it_was_trained(trained: tuple[Path, Killed]) -> None:
+    folder, _ = trained
+    records = results.read(folder / results.NAME)
+    assert [r.method for r in records] == ["original", "control", "planned"]
+    assert [(r.train_epochs, r.tune_epochs) for r in records] == [(0, 0), (2, 1), (2, 1)]
+    original, control, planned = records
+    assert "hashed" in planned.mix and planned.bytes["total"] <= planned.budget_bytes
+    assert planned.settings["form_train"]["batch_rows"] == 256 and planned.form
+    assert control.epochs == planned.epochs and "form_train" not in original.settings
+
+
+def test_the_control_takes_the_steps_of_the_form_and_of_its_tuning(
+    trained: tuple[Path, Killed],
+) -> None:
+    folder, progress = trained
+    steps = progress.steps
+    assert {epoch for epoch, _ in steps[FORM]} == {0, 1}
+    assert steps[OF_CONTROL] == steps[FORM] + steps[TUNING]
+    (path,) = folder.glob("models/*/0/control-*")
+    told = Artifact.open(path).origin.training["settings"]
+    assert (told["train"]["epochs"], told["train"]["batch_rows"]) == (2, 256)
+    assert told["tune"]["epochs"] == 1
+
+
+def test_a_comparison_that_is_killed_while_it_trains_ends_with_the_same_figures(
+    log: ClickLog, trained: tuple[Path, Killed], tmp_path: Path
+) -> None:
+    steps = len(trained[1].steps[FORM])
+    for name in (OF_CONTROL, FORM):
+        with pytest.raises(KeyboardInterrupt):
+            compare(log, TRAINED, tmp_path, Killed(name, steps - 1))
+    last = Killed()
+    again = compare(log, TRAINED, tmp_path, last)
+    assert OF_CONTROL not in last.steps and 0 < len(last.steps[FORM]) < steps
+    whole = results.read(trained[0] / results.NAME)
+    assert [(r.key, r.auc, r.logloss, r.bytes["total"], r.plan) for r in again] == [
+        (r.key, r.auc, r.logloss, r.bytes["total"], r.plan) for r in whole
+    ]
+
+
+def test_forms_from_the_log_have_the_same_control(
+    log: ClickLog, trained: tuple[Path, Killed]
+) -> None:
+    folder, progress = trained[0], Killed()
+    from_log = replace(TRAINED, from_log=True)
+    found = compare(log, from_log, folder, progress)
+    before = compare(log, TRAINED, folder, Recorder(stop_at=0))
+    assert OF_CONTROL not in progress.steps and found[0] == before[0]
+    assert (found[1].auc, found[1].from_log) == (before[1].auc, True)
+    assert found[2].plan == before[2].plan and found[2].auc != before[2].auc
+
+
+@pytest.mark.parametrize("named", ["hashed", "hashed,keep"])
+def test_methods_that_leave_nothing_to_plan_with_are_refused(named: str) -> None:
+    settings = replace(TRAINED, methods=tuple(named.split(",")), train_epochs=(0, 2))
+    with pytest.raises(BadSettings, match="none to plan with where train_epochs is 0"):
+        cells(settings)
+    assert cells(replace(settings, train_epochs=(2,)))
+
+
 def test_a_method_that_takes_no_layer_says_so(
     log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -246,7 +402,15 @@ def test_a_method_that_takes_no_layer_says_so(
         ({"models": ()}, "no models to compare"),
         ({"budgets": ()}, "no budgets to compare"),
         ({"seeds": 0}, "needs at least 1"),
-        ({"tune_epochs": (-1,)}, "0 is not to tune"),
+        ({"tune_epochs": (-1,)}, "tune_epochs holds -1; 0 is not to tune"),
+        ({"train_epochs": (-1,)}, "train_epochs holds -1; 0 is not to train"),
+        ({"train_epochs": ()}, "no train_epochs to compare"),
+        ({"methods": ("hashed",)}, "give --train-epochs too"),
+        ({"from_log": True}, "give --train-epochs as well"),
+        (
+            {"from_log": True, "train_epochs": (1,), "form_train": TrainSettings(distil=0.5)},
+            "of which nothing is learnt with from_log",
+        ),
         ({"model_settings": {"dlrm": {}}}, "'dlrm', which is not compared"),
     ],
 )
