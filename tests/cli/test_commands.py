@@ -24,17 +24,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 COMPRESS = ["compress", "model", "--log", "log", "--out", "o"]
 FRONTIER = ["frontier", "model", "--log", "log", "--out", "o"]
 COMPARE = ["compare", "log", "--out", "o"]
-RECOMPRESS = [
-    "recompress",
-    "--plan",
-    "small",
-    "--checkpoint",
-    "no.pt",
-    "--log",
-    "log",
-    "--out",
-    "o",
-]
+RECOMPRESS = ["recompress", "--plan", "small", "--checkpoint", "no.pt", *COMPRESS[2:]]
 AFTER = ("evaluate", "inspect", "verify")
 QUICK = ["--set", "batch_rows=1024"]
 # of few candidates; a plan of one's own model has all methods
