@@ -97,7 +97,7 @@ def tables_of(found: Found) -> Found:
 
 def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line a form: what it takes, and how good and how fast it is."""
-    table = Table("form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored, 64 a call")
+    table = Table("form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored")
     for name, one in found.items():
         if "reason" in one:
             table.add_row(name, one["reason"])
@@ -127,7 +127,7 @@ def main() -> None:
             make = partial(_made, forms, name, ratio, way, seed)
             found[step] = one.steps.run(step, make)
             console.print(rendered(found))
-    print(one.record(found, seeds=range(options.seeds)))
+    print(one.record(found, seeds=[*range(options.seeds)]))
 
 
 def _beside(forms: Callable[[], Forms], seed: int) -> dict[str, Any]:
