@@ -25,6 +25,8 @@ from embedcomp import methods, recipes
 from embedcomp.compare.original import Original, of_plan, score
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
+from embedcomp.sensitivity.layer import TableSpec
+from embedcomp.sensitivity.layers import Found
 from embedcomp.train.settings import TrainSettings
 
 WAYS = ("model", "log")
@@ -37,6 +39,8 @@ class Forms:
     def __init__(self, one: OneModel, options: argparse.Namespace):
         self.one, self.options = one, options
         self.original = Original.measure(one.artifact, one.log, self.settings(1.0, ("keep",)))
+        planning = self.original.planning
+        planning.found = tables_of(planning.found)
 
     def settings(
         self, ratio: float, names: tuple[str, ...], way: str = "model"
@@ -84,6 +88,13 @@ class Forms:
         }
 
 
+def tables_of(found: Found) -> Found:
+    """The tables alone: what else there is stays as it is."""
+    tables = {n: one for n, one in found.layers.items() if isinstance(one.spec, TableSpec)}
+    others = dict.fromkeys(found.layers.keys() - tables, "is kept as it is")
+    return Found(tables, found.refused | others)
+
+
 def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line a form: what it takes, and how good and how fast it is."""
     table = Table("form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored")
@@ -94,7 +105,7 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
             speeds = [speed for speed in one["trained_rows_per_second"] if speed]
             figures = f"{one['tables']:,}", f"{one['auc']:.5f}", f"{one['logloss']:.5f}"
             trained = f"{sorted(speeds)[len(speeds) // 2]:,}" if speeds else ""
-            table.add_row(name, *figures, trained, f"{one.get('rows_per_second', 0):,.0f}")
+            table.add_row(name, *figures, trained, f"{one['rows_per_second']['64']:,.0f}")
     return table
 
 
@@ -116,7 +127,7 @@ def main() -> None:
             make = partial(_made, forms, name, ratio, way, seed)
             found[step] = one.steps.run(step, make)
             console.print(rendered(found))
-    print(one.record(found, seeds=range(options.seeds)))
+    print(one.record(found, seeds=[*range(options.seeds)]))
 
 
 def _beside(forms: Callable[[], Forms], seed: int) -> dict[str, Any]:

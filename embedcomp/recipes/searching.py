@@ -38,8 +38,8 @@ from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.loss import predicted_loss
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.progress import Watch
+from embedcomp.swapping import swap, tune
 from embedcomp.swapping.heldout import HeldOut
-from embedcomp.swapping.swap import thaw
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 
@@ -105,7 +105,7 @@ def search(
     few.refuse_one_kind()
     supernet, layers = copy.deepcopy(begin.model), begin.measured.measured(begin.found).layers
     tables = _put_in(supernet, begin.plan, layers)
-    thaw(supernet)
+    swap.thaw(supernet, tune.FLOATS)
     history = fit(
         supernet,
         data,
@@ -186,6 +186,8 @@ def _put_in(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> dict[s
     for planned in _searched(plan):
         layer, settings = layers[planned.layer], planned.typed_settings
         module = _searching(planned.method).searching(layer, settings)
+        if layer.drawn:
+            swap.begin_far(module)
         model.set_submodule(planned.layer, module.train(model.training))
         found[planned.layer] = SearchedTable(layer, settings, module)
     return found

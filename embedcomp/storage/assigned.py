@@ -114,6 +114,9 @@ class AssignedRows(StoredRows, Trains):
             self.register_buffer(name, torch.zeros(shape, device=device))
             self.summed = (*self.summed, name)
 
+    def read_floats(self, until: float) -> None:
+        """There are none: codes are found anew after each epoch, and words reach anywhere."""
+
     def freeze(self) -> None:
         """Store the codebooks that were trained; what is read does not change by a bit.
 

@@ -66,9 +66,13 @@ class BitSearch(StoredRows):
         row_weights: Tensor | None = None,
         column_weights: Tensor | None = None,
     ) -> None:
-        """Take rows, and fit a grid of each number of bits to each group."""
+        """Take rows, and fit their grids."""
         columns = columns_of(weight, row_weights)
         super().fill(columns, None, column_weights)
+        self._fit(columns)
+
+    def _fit(self, columns: Columns) -> None:
+        """Fit a grid of each number of bits to each group."""
         every = [torch.full((self.width,), float(bits)) for bits in range(MOST + 1)]
         parts = columns.split(self._lengths)
         self.grids = torch.stack([torch.stack([p.fitted(b) for b in every]) for p in parts])
@@ -97,8 +101,20 @@ class BitSearch(StoredRows):
             Group((self.logits,), "dense", l2=0.0),
         ]
 
-    def penalty(self) -> Tensor:
-        """The price of the bytes that are expected."""
+    def read_floats(self, until: float) -> None:
+        if self.thawed:
+            self.rounds, self._rounds_from = torch.zeros((), dtype=torch.bool), until
+
+    @torch.no_grad()
+    def _begin_to_round(self) -> None:
+        assert self.master is not None and self.rounds is not None
+        self._fit(columns_of(self.master.detach(), self._fitted_by[0]))
+        self.rounds.fill_(True)
+
+    def penalty(self) -> Tensor | None:
+        """The price of the bytes that are expected, once fewer bits lose something."""
+        if self.reads_floats:
+            return None
         return self.price * (self.probabilities * self._bytes()).sum()
 
     @property

@@ -30,6 +30,10 @@ class StoredRows(Trains):
     with every rounding. A grid moves by the parameter `moves`, which has its shape, and is read as
     it will be stored; or it stays as it was fitted by `fill`.
 
+    What begins far from where it will end, as means of rows that meet or numbers that were drawn,
+    is read in floats for the first part of a run (`read_floats`): a grid that was fitted to what it
+    began with would hold it there. Then the grid is fitted to what was learnt.
+
     Where a row's bytes depend on other rows, thawed rows are read as they were encoded last: all
     are encoded anew after an epoch and, while the module trains, after as many reads of `LOOKED_UP`
     rows as they make up, and whenever they are read in evaluation. So `freeze` changes nothing that
@@ -48,10 +52,16 @@ class StoredRows(Trains):
     moves: nn.Parameter | None
     reads: Tensor | None  # since all rows were encoded; while thawed
     matters: Tensor | None  # errors of columns; while thawed
+    rounds: Tensor | None  # bool, whether what is read is rounded by now; while thawed, if not at
+    # first
+    begins_far = False  # from where it will end: set by whoever knows, until it was trained
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
     _trainable: Tensor | None = None  # while thawed
     _matters: Tensor | None = None  # errors of columns, where they were filled in
     _encoded_at = (-1, -1)  # the versions of `master` and `moves` that are stored
+    _rounds_from = 0.0  # the share of a run
+    _fitted_by: tuple[Tensor | None, Tensor | None] = None, None  # weights of rows and of columns,
+    # if it is to be trained
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
@@ -61,7 +71,7 @@ class StoredRows(Trains):
         for name in dict.fromkeys(("stored", "grid", *state)):
             self.register_buffer(name, state.get(name))
         self._parts = tuple(state)
-        for name in ("reads", "matters"):
+        for name in ("reads", "matters", "rounds"):
             self.register_buffer(name, None)
         for name in ("master", "moves"):
             self.register_parameter(name, None)
@@ -116,6 +126,8 @@ class StoredRows(Trains):
             even = torch.ones(self.width, device=self.device)
             self._matters = even if column_weights is None else column_weights.float()
         self._take(self.kind.fill(columns, column_weights))
+        if _KEEPS_UNROUNDED.get():
+            self._fitted_by = columns.weights, column_weights
         keeps = _KEEPS_UNROUNDED.get() and self.kind.trainable(self.state, self.width) is None
         self.unrounded = columns.values.contiguous() if keeps else None
 
@@ -136,21 +148,25 @@ class StoredRows(Trains):
         """Rows float32 [n, width] of ids [n]; thawed, with a sparse gradient."""
         if self.master is None:
             return self.kind.read(self.state, self.width, ids)
-        return self._rounded(F.embedding(ids, self.master, sparse=True), ids)
+        return self._read(F.embedding(ids, self.master, sparse=True), ids)
 
     def to_float(self) -> Tensor:
         """The whole matrix, float32 [rows, width]; thawed, with a dense gradient."""
         if self.master is None:
             return self.kind.read(self.state, self.width)
-        return self._rounded(self.master, None)
+        return self._read(self.master, None)
+
+    def _read(self, values: Tensor, ids: Tensor | None) -> Tensor:
+        """Rows of `master`, as they will be stored or in floats."""
+        if self._trainable is not None:
+            kept = self._trainable
+            values = values * (kept if ids is None else kept.index_select(0, ids))
+        return values if self.reads_floats else self._rounded(values, ids)
 
     def _rounded(self, values: Tensor, ids: Tensor | None) -> Tensor:
         """Rows of `master` as they will be stored."""
         if self.kind.together:
             self._encode_anew()
-        if self._trainable is not None:
-            kept = self._trainable
-            values = values * (kept if ids is None else kept.index_select(0, ids))
         return self.kind.rounded(values, self.state, ids)
 
     def _encode_anew(self) -> None:
@@ -178,6 +194,39 @@ class StoredRows(Trains):
             self.reads.zero_()
         self._encoded_at = self._versions
         return state
+
+    @property
+    def reads_floats(self) -> bool:
+        """Whether what is read is not rounded yet."""
+        return self.rounds is not None and not self.rounds
+
+    @property
+    def settled(self) -> bool:
+        return not self.reads_floats
+
+    def read_floats(self, until: float) -> None:
+        """Read what is thawed in floats until a share of the run is done, where it has a grid."""
+        if self.thawed and self.grid is not None:
+            self.rounds, self._rounds_from = torch.zeros((), dtype=torch.bool), until
+
+    def before_step(self, at: Progress) -> None:
+        if self.reads_floats and at.share >= self._rounds_from:
+            self._begin_to_round()
+
+    @torch.no_grad()
+    def _begin_to_round(self) -> None:
+        """Fit the grid to what was learnt in floats."""
+        assert self.master is not None and self.rounds is not None
+        values = self.master if self._trainable is None else self.master * self._trainable
+        of_rows, of_columns = self._fitted_by
+        self._take(self.kind.fill(columns_of(values.detach(), of_rows), of_columns))
+        if self.moves is not None:
+            self.moves.zero_()
+        if self.kind.together:
+            self._encoded_at = self._versions
+        else:
+            self.stored = None
+        self.rounds.fill_(True)
 
     def groups(self) -> list[Group]:
         return [] if self.moves is None else [Group((self.moves,), "dense", GRID_RATE, l2=0.0)]
@@ -220,6 +269,8 @@ class StoredRows(Trains):
         """
         if self.master is None:
             return
+        if self.reads_floats:
+            self._begin_to_round()
         state = self._encoded()
         if self.moves is not None:
             assert self.grid is not None
@@ -230,6 +281,7 @@ class StoredRows(Trains):
         if self.matters is not None:
             self._matters = self.matters
         self.master = self.moves = self.reads = self.matters = self._trainable = None
+        self.rounds, self._fitted_by, self.begins_far = None, (None, None), False
 
 
 _KEEPS_UNROUNDED = ContextVar("keeps unrounded", default=False)

@@ -95,8 +95,15 @@ class SparseRows(StoredRows, Trains):
 
     @property
     def settled(self) -> bool:
-        """Whether as many chunks live as are served."""
-        return int(self.alive.sum()) == self.kind.live
+        """Whether as many chunks live as are served, and are read as they will be stored."""
+        return super().settled and int(self.alive.sum()) == self.kind.live
+
+    @torch.no_grad()
+    def _begin_to_round(self) -> None:
+        """The mask stays."""
+        assert self.rounds is not None
+        self._take_mask(self.alive)
+        self.rounds.fill_(True)
 
     @torch.no_grad()
     def after_step(self, at: Progress) -> list[Moved]:
@@ -169,6 +176,7 @@ class GraduallyPruned(SparseRows):
 
     @torch.no_grad()
     def before_step(self, at: Progress) -> None:
+        super().before_step(at)
         if self.master is not None and self.schedule is not None and not at.step:
             self._take(self.kind.marked(self.master, torch.ones_like(self.alive)))
 

@@ -14,7 +14,7 @@ from embedcomp.planning.choices import empty_on_meta
 from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.plan import Plan, Planned
 from embedcomp.planning.sharing import decoder_groups, in_groups, share_parts
-from embedcomp.sensitivity.layer import Layer, Served
+from embedcomp.sensitivity.layer import IdsMeet, Layer, Served
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import StoredRows
@@ -64,6 +64,9 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer], watch: Wat
         return served
 
     _swap(model, plan, make, layers)
+    for planned in plan.layers:
+        if layers[planned.layer].drawn or isinstance(planned.typed_settings, IdsMeet):
+            begin_far(model.get_submodule(planned.layer))
     if plan.outcome is not None and plan.outcome.bias:
         add_to_bias(model, plan.outcome.bias, plan.outcome.shift)
 
@@ -133,11 +136,25 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, dict(empty))
 
 
-def thaw(model: nn.Module) -> None:
-    """Make every stored tensor of a compressed model trainable, grids too, in place."""
+def begin_far(served: nn.Module) -> None:
+    """Note that what a layer begins with is far from where training will bring it."""
+    for module in served.modules():
+        if isinstance(module, StoredRows):
+            module.begins_far = True
+
+
+def thaw(model: nn.Module, floats: float = 0.0) -> None:
+    """Make every stored tensor of a compressed model trainable, grids too, in place.
+
+    Args:
+        floats: the share of a run of the trainer, at first, in which what begins far from where it
+            will end is not rounded.
+    """
     for module in model.modules():
         if isinstance(module, StoredRows):
             module.thaw()
+            if floats and module.begins_far:
+                module.read_floats(floats)
 
 
 def freeze(model: nn.Module) -> None:

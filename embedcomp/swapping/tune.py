@@ -13,6 +13,8 @@ from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.settings import TrainSettings
 
+FLOATS = 0.5  # of a run, in which what begins far from where it will end is not rounded
+
 
 def train_form(
     compressed: nn.Module,
@@ -31,7 +33,7 @@ def train_form(
     Returns:
         The history of evaluations.
     """
-    thaw(compressed)
+    thaw(compressed, FLOATS)
     history = fit(compressed, data, settings, folder, teacher=teacher, watch=watch, step=step)
     freeze(compressed)
     return history

@@ -1,4 +1,4 @@
-"""Optimizers of embedding tables: only the rows that a batch looked up are read and written."""
+"""Optimizers: of dense weights, and of tables by the rows that a batch looked up."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from torch import Tensor, nn
 
 from embedcomp.storage.training import Group, Moved, parts_that_train
 from embedcomp.train.settings import TrainSettings
+
+NO_MEAN = 2.0**-100  # its root is far below Adam's eps
+FORGETS_EVERY = 128  # steps; 0.9 to their power takes no number from NO_MEAN to the denormal ones
+
+
+class DenseAdam(torch.optim.Adam):
+    """Adam that forgets means that are too small to move a weight.
+
+    The mean gradient of a weight behind a unit that is never active falls at every step, and ends
+    as a denormal number, which no rounding brings to zero and with which CPUs multiply many times
+    slower. The steps between two rounds of forgetting are too few for that.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = super().step(closure)
+        for state in self.state.values():
+            if int(state["step"]) % FORGETS_EVERY == 0:
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name].masked_fill_(state[name].abs() < NO_MEAN, 0.0)
+        return loss
 
 
 class OfRows(torch.optim.Optimizer):
@@ -208,7 +229,7 @@ def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[tor
         decay = "l2" if group.kind == "rows" else "weight_decay"
         kinds[group.kind].append({"params": [*group.parameters], "lr": rate, decay: weight})
     made: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-        "dense": partial(torch.optim.Adam, fused=True),
+        "dense": partial(DenseAdam, fused=True),
         "rows": OF_TABLES[settings.table_optimizer],
         "sgd": torch.optim.SGD,
     }

@@ -33,6 +33,7 @@ from embedcomp.planning.planner import by_name, plan
 from embedcomp.planning.search import LeastBytes, LeastLoss, Search
 from embedcomp.sensitivity.layer import LinearSpec, TableSpec
 from embedcomp.sensitivity.layers import find
+from embedcomp.sensitivity.loss import predicted_loss
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.kind import CannotStore
 from embedcomp.support.progress import Counter, quiet
@@ -324,6 +325,17 @@ def test_large_tables_are_judged_on_a_sample(monkeypatch):
         assert choice.bytes == sampled[choice.settings].bytes
         assert sampled[choice.settings].loss == pytest.approx(choice.loss, rel=0.5)
     assert module_bytes(nn.Linear(2, 3)) == 36
+
+
+def test_of_forms_whose_ids_meet_a_larger_one_is_expected_to_learn_more():
+    _, found, _ = small.measured()
+    layer = found.layers["embeddings.embedding_bags.t_a"]
+    rows, dim = layer.weight.shape
+    for name, power in (("hashed", 0.2), ("low_rank", 0.0)):
+        for choice in choices(layer, [name])[::5]:
+            begun = predicted_loss(layer, methods.get(name).compress(layer, choice.settings))
+            left = (rows * dim / choice.bytes) ** power
+            assert choice.loss == pytest.approx(begun * left, rel=1e-6)
 
 
 def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):

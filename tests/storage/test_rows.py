@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from embedcomp.storage.columns import Columns, fit_grid
 from embedcomp.storage.kind import CannotStore
 from embedcomp.storage.kinds import named
+from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.storage.names import STORAGES
 from embedcomp.storage.rows import StoredRows, keeping_unrounded
+from embedcomp.storage.training import Progress
 
 ROWS, WIDTHS = 40, (1, 3, 4, 7, 16)
 CODES = ("product1x4", "product3x4", "product2x8", "clustered3", "clustered8", "sparse2x16")
@@ -236,3 +238,45 @@ def test_thawing_goes_on_from_what_was_not_rounded_yet_where_it_was_kept(storage
     assert torch.equal(stored.to_float(), before)
     stored.freeze()
     assert torch.equal(stored.to_float(), before)
+
+
+def at(step):
+    return Progress("final", step, 10, 5, seed=0)
+
+
+@pytest.mark.parametrize("storage", ["column_int8", "column_mixed3", "trellis", "product2x4"])
+def test_what_begins_far_is_read_in_floats_until_its_grid_is_fitted(storage):
+    kind = Trellis((20, ROWS), (9, 7)) if storage == "trellis" else storage
+    with keeping_unrounded():
+        stored, _ = filled(kind, 8, scale=0.01)
+        fresh, large = filled(kind, 8)
+    stored.thaw()
+    stored.read_floats(0.5)
+    with torch.no_grad():
+        stored.master.copy_(large)
+        stored.moves.fill_(0.1)
+    for step in (0, 4):
+        stored.before_step(at(step))
+        assert torch.equal(stored.to_float(), large) and not stored.settled
+    stored.before_step(at(5))
+    assert stored.settled and not stored.moves.any()
+    read = stored.eval().to_float()
+    assert torch.equal(read, fresh.to_float()) and not torch.equal(read, large)
+    with torch.no_grad():
+        stored.moves.fill_(0.1)
+    moved = stored.to_float()
+    stored.before_step(at(6))
+    assert torch.equal(stored.to_float(), moved)
+    stored.freeze()
+    assert torch.equal(stored.to_float(), moved) and not stored.begins_far
+
+
+def test_rows_that_are_frozen_before_they_were_rounded_fit_their_grid():
+    stored, _ = filled("column_int8", 8, scale=0.01)
+    fresh, large = filled("column_int8", 8)
+    stored.thaw()
+    stored.read_floats(0.5)
+    with torch.no_grad():
+        stored.master.copy_(large)
+    stored.freeze()
+    assert torch.equal(stored.to_float(), fresh.to_float())

@@ -13,12 +13,16 @@ from embedcomp.modules.table import CompressedBag
 from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.kinds.trellis import Trellis
 from embedcomp.storage.rows import StoredRows
-from embedcomp.swapping.swap import thaw
+from embedcomp.swapping.swap import begin_far, thaw
 from tests.train.test_train import small_model
 
 
-def rounded_model(features: Features) -> nn.Module:
-    """Every kind of grid that moves, thawed."""
+def rounded_model(features: Features, floats: float = 0.0) -> nn.Module:
+    """Every kind of grid that moves, thawed.
+
+    Args:
+        floats: the share of a run in which all are read in floats.
+    """
     model = small_model(features)
     bags = {n: m for n, m in model.named_modules() if isinstance(m, nn.EmbeddingBag)}
     for (name, bag), kind in zip(bags.items(), cycle(range(4)), strict=False):
@@ -33,5 +37,6 @@ def rounded_model(features: Features) -> nn.Module:
     layer.stored.fill(linear.weight.detach())
     layer.set_bias(linear.bias.detach())
     model.set_submodule(name, layer)
-    thaw(model)
+    begin_far(model)
+    thaw(model, floats)
     return model

@@ -16,7 +16,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.train import fit as fitting
 from embedcomp.train.fit import Data, fit
-from embedcomp.train.optim import LazyAdam, groups
+from embedcomp.train.optim import DenseAdam, LazyAdam, groups
 from embedcomp.train.settings import TrainSettings
 from embedcomp.train.tables import fast_tables
 from tests.train.test_train import small_model
@@ -131,3 +131,20 @@ def test_each_epoch_has_an_order_of_its_own(
     first, second = torch.cat(seen[:16]), torch.cat(seen[16:])
     assert torch.equal(first.sort().values, second.sort().values)
     assert not torch.equal(first, second)
+
+
+def test_no_mean_of_a_weight_without_gradients_stays_denormal() -> None:
+    moved, still = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+    adam, plain = DenseAdam([moved], fused=True), torch.optim.Adam([still], fused=True)
+    least = 1.0
+    for step in range(1500):
+        gradient = torch.linspace(0, 1e-3, 8) if step < 100 else torch.zeros(8)
+        for weight, optimizer in ((moved, adam), (still, plain)):
+            weight.grad = gradient.clone()
+            optimizer.step()
+        mean = adam.state[moved]["exp_avg"]
+        least = min([least, *mean[mean != 0].tolist()])
+    assert torch.equal(moved, still)
+    assert not mean.any() and plain.state[still]["exp_avg"].any()
+    assert 1e-37 < least < 1e-30
+    assert torch.equal(*(o.state[w]["exp_avg_sq"] for w, o in ((moved, adam), (still, plain))))

@@ -24,9 +24,12 @@ from embedcomp.storage.names import FactorStorage
 from embedcomp.storage.probes import Probes
 from embedcomp.storage.rows import StoredRows
 
-SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # of a table, worth trying
+SHARES = (  # of a table, worth trying
+    *(0.7, 0.5, 0.35, 0.2, 0.14, 0.1, 0.07, 0.05),
+    *(0.03, 0.02, 0.014, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001),
+)
 OWN = (0.0, 0.5)  # of what is stored, worth giving to the most looked-up ids alone
-RANKS = (1, 2, 4, 8)  # coarse, since rows are chosen as well
+RANKS = (4, 8, 16)  # coarse, since rows are chosen as well
 STORAGE: FactorStorage = "column_int8"  # half the bytes of float16, of which training rounds little
 FEWEST = 2  # rows that are worth sharing
 ROUNDS = 8  # of fitting rows to what the others leave
