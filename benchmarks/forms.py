@@ -27,7 +27,7 @@ from embedcomp.modules.sizes import model_bytes
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 from embedcomp.sensitivity.layer import TableSpec
 from embedcomp.sensitivity.layers import Found
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FormTrainSettings
 
 WAYS = ("model", "log")
 SPLIT = "test"
@@ -53,7 +53,7 @@ class Forms:
             budget=str(budget),
             methods=names,
             rest=("keep",),
-            train=validated(TrainSettings, changes, "--train-set"),
+            train=validated(FormTrainSettings, changes, "--train-set"),
             from_log=way == "log",
         )
 
@@ -122,7 +122,7 @@ def main() -> None:
     for seed in range(options.seeds):
         step = f"beside-{seed}"
         found[step] = one.steps.run(step, partial(_beside, forms, seed))
-        for name, ratio, way in product(options.methods, options.ratios, WAYS):
+        for way, ratio, name in product(WAYS, options.ratios, options.methods):
             step = f"{name}-{ratio:g}x-{way}-{seed}"
             make = partial(_made, forms, name, ratio, way, seed)
             found[step] = one.steps.run(step, make)
@@ -144,7 +144,7 @@ def _options() -> argparse.Namespace:
     made = one_model.options(__doc__)
     made.add_argument("--ratios", nargs="+", type=float, default=[10.0, 50.0, 100.0])
     made.add_argument("--methods", nargs="+", default=methods.that_train())
-    made.add_argument("--epochs", type=int, default=15, help="of training a form, at most")
+    made.add_argument("--epochs", type=int, default=10, help="of training a form, at most")
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--train-set", action="append", default=[], help="a setting of that training")
     return made.parse_args()

@@ -11,7 +11,7 @@ from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSet
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.support.fields import meanings
 from embedcomp.swapping.settings import TuneSettings
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
 HEAD = """\
 # Settings
@@ -31,6 +31,7 @@ def page() -> str:
         ("The job", JobSettings),
         ("`[train]`", TrainSettings),
         ("`[compress]`", CompressSettings),
+        ("`[compress.train]`", FormTrainSettings),
         ("`[compress.tune]`", TuneSettings),
         ("`embedcomp compare`", CompareSettings),
         ("`embedcomp serve`", ServerSettings),

@@ -13,7 +13,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.settings import CompareSettings, CompressSettings
 from embedcomp.swapping.settings import TuneSettings
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
 ORIGINAL = "original"  # the trained model
 CONTROL = "control"  # the original, trained on labels for the epochs of what it is held against
@@ -180,7 +180,7 @@ def training(settings: CompareSettings, cell: Cell) -> TrainSettings:
     return replace(settings.train, seed=cell.seed)
 
 
-def form_training(settings: CompareSettings, cell: Cell) -> TrainSettings:
+def form_training(settings: CompareSettings, cell: Cell) -> FormTrainSettings:
     """How the cell's compressed form is trained, or its control before it is tuned."""
     return replace(settings.form_train, seed=cell.seed, epochs=cell.epochs.train)
 

@@ -69,7 +69,8 @@ def compress(
     """
     _refuse_untrained(plan, settings)
     model, data = original.model(), Data(log, original.features)
-    start, training = _start(original, model, measured, plan, settings), settings.train
+    start = _start(original, model, measured, plan, settings)
+    training: TrainSettings = settings.train
     trained, tuned = training.epochs > 0, settings.tune.epochs > 0
     teacher = None if settings.from_log else model
     if trained and searching.searches(plan):

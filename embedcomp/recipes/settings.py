@@ -6,7 +6,6 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +16,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
 from embedcomp.planning.goal import Goal
 from embedcomp.swapping.settings import TuneSettings
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
 S = TypeVar("S")
 
@@ -49,8 +48,8 @@ class CompressSettings:
     measure_rows: int = 65_536  # rows of the training split that statistics are gathered on
     held_rows: int = 262_144  # rows of the validation split that compressed models are compared on
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
-    train: TrainSettings = field(default_factory=partial(TrainSettings, epochs=0))  # of the
-    # compressed form, all of its numbers together; with epochs, methods that need it may be used
+    train: FormTrainSettings = field(default_factory=FormTrainSettings)  # of the compressed form,
+    # all of its numbers together; with epochs, methods that need it may be used
     from_log: bool = False  # train the compressed form from the log alone: it begins with drawn
     # numbers and learns from labels, not from the model
     student: str = ""  # a smaller network in the original's place, trained on labels and the
@@ -160,8 +159,8 @@ class CompareSettings:
     solver: str = "exact"  # of the plans, as in CompressSettings
     latency_budget: str = ""  # of every plan beside its bytes, as in CompressSettings
     train: TrainSettings = field(default_factory=TrainSettings)  # the seed is the comparison's
-    form_train: TrainSettings = field(default_factory=TrainSettings)  # of compressed forms; the
-    # seed and the epochs are the comparison's
+    form_train: FormTrainSettings = field(default_factory=FormTrainSettings)  # of compressed forms;
+    # the seed and the epochs are the comparison's
     tune: TuneSettings = field(default_factory=TuneSettings)  # so are the seed and the epochs
 
     def __post_init__(self) -> None:

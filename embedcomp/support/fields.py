@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import is_dataclass
 from typing import Any
 
 from embedcomp.errors import BadSettings
@@ -12,6 +13,8 @@ from embedcomp.errors import BadSettings
 def meanings(settings: type[Any]) -> dict[str, str]:
     """The comment beside each field; one that goes on stands alone on the lines below."""
     found: dict[str, str] = {}
+    for base in reversed(settings.__bases__):
+        found |= meanings(base) if is_dataclass(base) else {}
     name = ""
     for line in inspect.getsource(settings).splitlines():
         if match := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):

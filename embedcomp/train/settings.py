@@ -69,6 +69,15 @@ class TrainSettings:
         return self.precision == "bfloat16"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormTrainSettings(TrainSettings):
+    """How a compressed form is trained: as a model, but for the defaults that are given here."""
+
+    epochs: int = 0  # exactly; 0: it is not trained
+    schedule: Literal["plateau", "linear"] = "linear"  # falls to zero over `epochs`; plateau: the
+    # rate is cut where the AUC stops rising, which may end the run earlier
+
+
 def refuse_no_share(name: str, value: float | None) -> None:
     """Raise BadSettings where a setting is given and is not between 0 and 1."""
     if value is not None and not 0 <= value <= 1:
