@@ -53,6 +53,7 @@ MOVIES, VIDEOS, CLICKS = "movielens_1m", "kuairand", "globo_clicks"
 QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
 COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
 BOUNDS = "--bounds 0.01"
+STUDENTS = "--budgets 5x --weights 0.7 --seeds 1 --set epochs=1"
 DEFAULTS = "--epochs 1 --seeds 1"
 RUNS = (
     _on(MOVIES, "quality", minutes=25, tiny=f"{QUALITY} --budgets 5x"),
@@ -124,6 +125,16 @@ RUNS = (
         "forms",
         minutes=600,
         tiny="--ratios 5 --epochs 1 --methods hashed --set epochs=1",
+    ),
+    _on(MOVIES, "students", "--tune-set batch_rows=1024", minutes=120, tiny=STUDENTS),
+    _on(VIDEOS, "students", minutes=90, tiny=STUDENTS),
+    _on(
+        CLICKS,
+        "students",
+        "--model deepfm --min-count 10 --set epochs=3 --student hidden=64,32 --seeds 1 "
+        "--budgets 10x 30x",
+        minutes=250,
+        tiny=STUDENTS,
     ),
     _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),
     Run(
