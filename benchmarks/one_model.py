@@ -27,11 +27,20 @@ from embedcomp.train.settings import TrainSettings
 EVERY_ROW = 10**9
 
 
-def options(text: str | None, *, log: str = "movielens_1m") -> argparse.ArgumentParser:
-    """A parser that describes itself by `text`, with the options that `OneModel` reads."""
+def options(
+    text: str | None, *, log: str = "movielens_1m", models: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser that describes itself by `text`, with the options that `OneModel` reads.
+
+    Args:
+        models: several that are taken one after the other, where none are named.
+    """
     made = parser(text)
     made.add_argument("--log", default=log, help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
+    if models:
+        made.add_argument("--models", dest="model", nargs="+", default=list(models))
+    else:
+        made.add_argument("--model", default="dcnv2", help="of embedcomp")
     made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
     made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
     made.add_argument("--trained", type=Path, help="folder of an original that is there")
