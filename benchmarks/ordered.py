@@ -2,16 +2,16 @@
 
     python -m benchmarks.ordered --log movielens_1m
 
-The artifact is compressed to the first budget and scored by what serves it, opened at each; beside
-it are models compressed apart by ordered_rank alone, trained as long, and the best plan of methods
-that need no training, untuned and tuned. Codes of a smaller form have to be bytes of the file.
-Figures are those of the test split.
+The artifact has nearly all ranks of all layers that can have ordered ones, and is scored by what
+serves it, opened at each budget; beside it are models compressed apart by ordered_rank alone,
+trained as long, and the best plan of methods that need no training, untuned and tuned. Codes of a
+smaller form have to be bytes of the file. Figures are those of the test split.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,21 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original, of_plan, score
 from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadSettings
+from embedcomp.methods.trained import ordered_rank
 from embedcomp.modules.sizes import model_bytes
+from embedcomp.planning import planner
+from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 from embedcomp.recipes.verify import LARGEST, SMALLEST
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.storage.names import NestedStorage
 from embedcomp.support.metrics import Quality
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 METHOD = "ordered_rank"
 SPLIT = "test"
+STORAGE: NestedStorage = "column_int8"  # of what serves all budgets
 
 
 class Ways:
@@ -48,21 +53,38 @@ class Ways:
         artifact = one.of_seed(seed)
         self.original = Original.measure(artifact, one.log, CompressSettings(budget="1x"))
 
-    def alone(self, budget: str, name: str) -> dict[str, Any]:
-        """Compressed by ordered_rank alone, and trained."""
+    def training(self, budget: str) -> CompressSettings:
+        """Ordered ranks alone, trained."""
         given = self.one.given
         known = {"epochs": given.epochs, "seed": self.seed}
         train = validated(TrainSettings, read_changes(given.train_set, known), "--train-set")
-        return self._made(CompressSettings(budget=budget, methods=(METHOD,), train=train), name)
+        return CompressSettings(budget=budget, methods=(METHOD,), train=train)
 
-    def planned(self, budget: str, epochs: int, name: str) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
+        """What serves all budgets: every layer with the most ranks that make it smaller."""
+        planning = self.original.planning
+        offered = {
+            name: [s for s in ordered_rank.candidates(layer.spec) if s.storage == STORAGE]
+            for name, layer in planning.found.layers.items()
+        }
+        wanted = {n: max(some, key=lambda s: s.rank) for n, some in offered.items() if some}
+        plan = planner.by_name(planning.model, planning.found, wanted)
+        return self._made(plan, self.training("1x"), "whole")
+
+    def apart(self, budget: str) -> dict[str, Any]:
+        """Ordered ranks of a plan within one budget."""
+        settings = self.training(budget)
+        return self._made(self.original.plan(settings), settings, f"apart-{budget}")
+
+    def planned(self, budget: str, epochs: int) -> dict[str, Any]:
         """The best plan of the methods that need no training, tuned for so many epochs."""
         known = {"epochs": epochs, "seed": self.seed}
         tune = validated(TuneSettings, read_changes(self.one.given.tune_set, known), "--tune-set")
-        return self._made(CompressSettings(budget=budget, tune=tune), name)
+        settings = CompressSettings(budget=budget, tune=tune)
+        return self._made(self.original.plan(settings), settings, f"planned-{budget}-{epochs}")
 
-    def _made(self, settings: CompressSettings, name: str) -> dict[str, Any]:
-        plan = self.original.plan(settings)
+    def _made(self, plan: Plan | str, settings: CompressSettings, name: str) -> dict[str, Any]:
+        """Figures of a plan, or why it is none or cannot be carried out."""
         if isinstance(plan, str):
             return {"reason": plan}
         made = self.original.compress(plan, settings, self.place / name, recipes.quiet)
@@ -116,15 +138,17 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def forms(given: argparse.Namespace) -> Iterable[tuple[str, Callable[[Ways], dict[str, Any]]]]:
-    """What a seed's original is compressed to, and how; the first serves all budgets."""
+def forms(
+    given: argparse.Namespace,
+) -> dict[str, Callable[[Ways], dict[str, Any]]]:
+    """What a seed's original is compressed to, by name."""
+    made: dict[str, Callable[[Ways], dict[str, Any]]] = {"whole": Ways.whole}
     for budget in given.budgets:
-        name = f"apart-{budget}"
-        yield name, partial(Ways.alone, budget=budget, name=name)
-    for budget in given.budgets:
+        made[f"apart-{budget}"] = partial(Ways.apart, budget=budget)
         for epochs in given.tune_epochs:
             name = f"planned-{budget}-tuned-{epochs}"
-            yield name, partial(Ways.planned, budget=budget, epochs=epochs, name=name)
+            made[name] = partial(Ways.planned, budget=budget, epochs=epochs)
+    return made
 
 
 def main() -> None:
@@ -134,11 +158,11 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for seed in range(options.seeds):
         ways = cache(partial(Ways, one, seed))
-        for name, make in forms(options):
+        for name, make in forms(options).items():
             step = f"{name}-{seed}"
             found[step] = one.steps.run(step, partial(_made, make, ways))
             console.print(rendered(found))
-        whole = found[f"apart-{options.budgets[0]}-{seed}"]
+        whole = found[f"whole-{seed}"]
         for budget in options.budgets if "folder" in whole else ():
             step = f"served-{budget}-{seed}"
             serve = partial(served, one, Path(whole["folder"]), budget)
