@@ -43,7 +43,11 @@ def options(
         made.add_argument("--model", default="dcnv2", help="of embedcomp")
     made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
     made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
-    made.add_argument("--trained", type=Path, help="folder of an original that is there")
+    made.add_argument(
+        "--trained",
+        type=Path,
+        help='folder of an original that is there; "{seed}" in it is each seed',
+    )
     made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made
 
