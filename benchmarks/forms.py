@@ -3,15 +3,15 @@
     python -m benchmarks.forms --log movielens_1m
 
 The dense part is kept as it is, and trained with the tables. A method that cannot make tables so
-small says why. Beside them are the original and the control, trained on for as many epochs on
-labels. Figures are those of the test split.
+small says why. Beside them are magnitude pruning, trained on as long from the model, the plan of
+all that needs no training, untrained, the plan of all there is, trained, the original, and the
+control, trained on for as many epochs on labels. Figures are those of the test split.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -24,12 +24,16 @@ from benchmarks.script import command, console
 from embedcomp import methods, recipes
 from embedcomp.compare.original import Original, of_plan, score
 from embedcomp.modules.sizes import model_bytes
+from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 from embedcomp.sensitivity.layer import TableSpec
 from embedcomp.sensitivity.layers import Found
 from embedcomp.train.settings import FormTrainSettings
 
 WAYS = ("model", "log")
+PRUNED = [name for name in methods.every() if name.startswith("magnitude")]  # in every table
+UNTRAINED, PLANNED = PLANS = "untrained", "planned"  # the plan of all that needs no training,
+# as it is made, and that of all there is, trained
 SPLIT = "test"
 
 
@@ -43,15 +47,17 @@ class Forms:
         planning.found = tables_of(planning.found)
 
     def settings(
-        self, ratio: float, names: tuple[str, ...], way: str = "model"
+        self, ratio: float, names: tuple[str, ...], way: str = "model", seed: int = 0
     ) -> CompressSettings:
-        """Tables smaller by a ratio, by these methods."""
+        """Tables smaller by a ratio, by these methods or as one of `PLANS`."""
         sizes = model_bytes(self.one.artifact.model())
         budget = sizes["dense"] + int(sizes["tables"] / ratio)
-        changes = read_changes(self.options.train_set, {"epochs": self.options.epochs})
+        epochs = 0 if names == (UNTRAINED,) else self.options.epochs
+        known = {"epochs": epochs, "seed": seed}
+        changes = read_changes(self.options.train_set, known)
         return CompressSettings(
             budget=str(budget),
-            methods=names,
+            methods=() if names[0] in PLANS else names,
             rest=("keep",),
             train=validated(FormTrainSettings, changes, "--train-set"),
             from_log=way == "log",
@@ -59,27 +65,32 @@ class Forms:
 
     def made(self, name: str, ratio: float, way: str, seed: int) -> dict[str, Any]:
         """Figures of one form, or why there are none."""
-        settings = self.settings(ratio, (name,), way)
-        settings = replace(settings, train=replace(settings.train, seed=seed))
+        settings = self.settings(ratio, (name,), way, seed)
         plan = self.original.plan(settings)
         if isinstance(plan, str):
             return {"reason": plan}
-        folder = self.one.folder / "made" / f"{name}-{ratio:g}x-{way}-{seed}"
-        made = self.original.compress(plan, settings, folder, recipes.quiet)
+        return self.carried_out(plan, settings, f"{name}-{ratio:g}x-{way}-{seed}")
+
+    def carried_out(self, plan: Plan, settings: CompressSettings, name: str) -> dict[str, Any]:
+        """Figures of a plan that is trained, or why it cannot be."""
+        made = self.original.compress(
+            plan, settings, self.one.folder / "made" / name, recipes.quiet
+        )
         if isinstance(made, str):
             return {"reason": made}
+        assert made.plan is not None
         history = made.origin.training["history"]
         return {
             **of_plan(plan),
             **score(made, self.one.log, SPLIT),
             "tables": model_bytes(made.model())["tables"],
+            "settings": {planned.layer: planned.settings for planned in made.plan.tables},
             "trained_rows_per_second": [entry.get("rows_per_second") for entry in history],
         }
 
     def beside(self, seed: int) -> dict[str, Any]:
         """The original, and the control of as many epochs."""
-        settings = self.settings(1.0, ("keep",))
-        settings = replace(settings, train=replace(settings.train, seed=seed))
+        settings = self.settings(1.0, ("keep",), seed=seed)
         out = self.one.folder / "made" / f"control-{seed}"
         control = recipes.control(self.one.artifact, self.one.log, settings, out)
         return {
@@ -97,7 +108,9 @@ def tables_of(found: Found) -> Found:
 
 def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line a form: what it takes, and how good and how fast it is."""
-    table = Table("form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored")
+    table = Table(
+        "form", "bytes of tables", "AUC", "log loss", "rows/s trained", "scored, 64 a call"
+    )
     for name, one in found.items():
         if "reason" in one:
             table.add_row(name, one["reason"])
@@ -123,11 +136,13 @@ def main() -> None:
         step = f"beside-{seed}"
         found[step] = one.steps.run(step, partial(_beside, forms, seed))
         for way, ratio, name in product(WAYS, options.ratios, options.methods):
+            if way == "log" and name in [UNTRAINED, *PRUNED]:
+                continue  # numbers that were drawn are no reason to prune any
             step = f"{name}-{ratio:g}x-{way}-{seed}"
             make = partial(_made, forms, name, ratio, way, seed)
             found[step] = one.steps.run(step, make)
             console.print(rendered(found))
-    print(one.record(found, seeds=[*range(options.seeds)]))
+    print(one.record(found, seeds=range(options.seeds)))
 
 
 def _beside(forms: Callable[[], Forms], seed: int) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def _made(
 def _options() -> argparse.Namespace:
     made = one_model.options(__doc__)
     made.add_argument("--ratios", nargs="+", type=float, default=[10.0, 50.0, 100.0])
-    made.add_argument("--methods", nargs="+", default=methods.that_train())
+    made.add_argument("--methods", nargs="+", default=[*PLANS, *methods.that_train(), *PRUNED])
     made.add_argument("--epochs", type=int, default=10, help="of training a form, at most")
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--train-set", action="append", default=[], help="a setting of that training")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks import result
 from benchmarks.script import WORK, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp import recipes
-from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.artifact import Artifact, versions
 from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.counts import count
@@ -27,14 +27,27 @@ from embedcomp.train.settings import TrainSettings
 EVERY_ROW = 10**9
 
 
-def options(text: str | None, *, log: str = "movielens_1m") -> argparse.ArgumentParser:
-    """A parser that describes itself by `text`, with the options that `OneModel` reads."""
+def options(
+    text: str | None, *, log: str = "movielens_1m", models: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser that describes itself by `text`, with the options that `OneModel` reads.
+
+    Args:
+        models: several that are taken one after the other, where none are named.
+    """
     made = parser(text)
     made.add_argument("--log", default=log, help="its folder's name")
-    made.add_argument("--model", default="dcnv2", help="of embedcomp")
+    if models:
+        made.add_argument("--models", dest="model", nargs="+", default=list(models))
+    else:
+        made.add_argument("--model", default="dcnv2", help="of embedcomp")
     made.add_argument("--min-count", type=int, default=2, help="ids seen fewer times share a row")
     made.add_argument("--set", action="append", default=[], help="a setting of the trainer")
-    made.add_argument("--trained", type=Path, help="folder of an original that is there already")
+    made.add_argument(
+        "--trained",
+        type=Path,
+        help='folder of an original that is there; "{seed}" in it is each seed',
+    )
     made.add_argument("--work", type=Path, default=WORK, help="folder for what is done")
     return made
 
@@ -73,17 +86,49 @@ class OneModel:
         return Steps(self.folder, self.settings)
 
     @cached_property
+    def features(self) -> Features:
+        found = count(self.log, self.log.pieces("train"))
+        return Features.from_counts(self.log, found, self.given.min_count)
+
+    @cached_property
     def artifact(self) -> Artifact:
         """The original, trained with default settings unless it is there already."""
-        folder = self.given.trained or self.folder / "model"
-        if folder.is_dir() and any(folder.glob("*/manifest.json")):
+        return self.trained(self.given.trained or self.folder / "model")
+
+    def of_seed(self, seed: int) -> Artifact:
+        """The original that begins with this seed; --trained names it with "{seed}" in its path."""
+        told = self.given.trained
+        known = None if told is None else Path(str(told).format(seed=seed))
+        return self.trained(known or self.folder / f"model-{seed}", seed=seed)
+
+    def trained(
+        self,
+        folder: Path,
+        source: ModelSource | None = None,
+        teacher: Artifact | None = None,
+        **changes: Any,
+    ) -> Artifact:
+        """A model, trained unless it is there already.
+
+        Args:
+            source: of the model; None: the one that is asked for.
+            changes: of the trainer's settings.
+        """
+        if versions(folder):
             return Artifact.open(folder)
-        found = count(self.log, self.log.pieces("train"))
-        features = Features.from_counts(self.log, found, self.given.min_count)
         settings = validated(TrainSettings, read_changes(self.given.set), "--set")
-        source = ModelSource(model=self.given.model, settings={}).complete()
+        if source is None:
+            source = ModelSource(model=self.given.model, settings={}).complete()
         with shown("training") as watch:
-            return recipes.train(self.log, features, source, settings, folder, watch=watch)
+            return recipes.train(
+                self.log,
+                self.features if teacher is None else teacher.features,
+                source,
+                replace(settings, **changes),
+                folder,
+                teacher=teacher,
+                watch=watch,
+            )
 
     def test_rows(self) -> HeldOut:
         """All rows of the test split."""
@@ -98,7 +143,7 @@ class OneModel:
             f"{self.name}-{self.given.log}",
             data={"name": self.given.log, "rows": rows},
             settings=self.settings,
-            seeds=seeds,
+            seeds=list(seeds),
             results=results,
             folder=self.given.results,
         )

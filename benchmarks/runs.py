@@ -53,6 +53,8 @@ MOVIES, VIDEOS, CLICKS = "movielens_1m", "kuairand", "globo_clicks"
 QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
 COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
 BOUNDS = "--bounds 0.01"
+STUDENTS = "--budgets 5x --weights 0.7 --seeds 1 --set epochs=1"
+BORN_AGAIN = "--models nfm dlrm --ratios 3 --seeds 1 --set epochs=1"
 DEFAULTS = "--epochs 1 --seeds 1"
 RUNS = (
     _on(MOVIES, "quality", minutes=25, tiny=f"{QUALITY} --budgets 5x"),
@@ -125,6 +127,31 @@ RUNS = (
         minutes=600,
         tiny="--ratios 5 --epochs 1 --methods hashed --set epochs=1",
     ),
+    _on(
+        MOVIES,
+        "shapes",
+        minutes=400,
+        tiny="--shares 0.5 --ratios 4 --epochs 1 --seeds 1 --set epochs=1",
+    ),
+    _on(
+        MOVIES,
+        "ordered",
+        "--tune-set batch_rows=1024",
+        minutes=90,
+        tiny="--budgets 3x 6x --epochs 1 --set epochs=1",
+    ),
+    _on(MOVIES, "students", "--tune-set batch_rows=1024", minutes=120, tiny=STUDENTS),
+    _on(VIDEOS, "students", minutes=90, tiny=STUDENTS),
+    _on(
+        CLICKS,
+        "students",
+        "--model deepfm --min-count 10 --set epochs=3 --student hidden=64,32 --seeds 1 "
+        "--budgets 10x 30x",
+        minutes=250,
+        tiny=STUDENTS,
+    ),
+    _on(VIDEOS, "born_again", minutes=240, tiny=BORN_AGAIN),
+    _on("criteo_14k", "born_again", "--seeds 3", minutes=60, tiny=BORN_AGAIN),
     _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),
     Run(
         script="defaults",

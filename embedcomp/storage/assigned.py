@@ -24,6 +24,7 @@ from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Group, Moved, Progress, Trains
 
 DAMPING = 1e-3  # of the mean curvature, that every direction has at least
+STEP = 0.5  # of the way to a row's target: all tables go at once, each as if the others stayed
 
 
 def stored_rows(rows: int, width: int, storage: AnyStorage) -> StoredRows:
@@ -40,10 +41,11 @@ class AssignedRows(StoredRows, Trains):
     Thawed, it holds the float32 parameter `words`, of the grid's shape, which is read as it will be
     stored; codes are in `stored` as ever. After an epoch every row takes the codes nearest to
 
-        (sum of e + prior e_now - G^-1 sum of g) / (look-ups + prior)
+        (sum of e + prior e_now - G^-1 sum of g) / (look-ups + prior),
 
-    in the metric G, where e is the row as a look-up read it, g the gradient of the loss of that row
-    of the log, and G the mean curvature of a look-up (Gauss-Newton). That is the least of
+    or rather to what lies half way there, in the metric G, where e is the row as a look-up read it,
+    g the gradient of the loss of that row of the log, and G the mean curvature of a look-up
+    (Gauss-Newton). That is the least of
 
         the sum over look-ups of g x + (x - e)^T G (x - e) / 2,
         and prior (x - e_now)^T G (x - e_now) / 2,
@@ -177,7 +179,7 @@ class AssignedRows(StoredRows, Trains):
         now, counts = self.to_float(), self.look_ups[:, None]
         pull = self.points - counts * now - self.gradients @ inverse
         prior = self.prior(pull, root, inverse)
-        targets = now + pull / (counts + prior).clamp_min(1)
+        targets = now + STEP * pull / (counts + prior).clamp_min(1)
         state = self.state
         self.stored = self.kind.encode(targets, state["grid"], root, state["stored"])
 

@@ -17,6 +17,12 @@ from embedcomp.storage.training import Progress
 AT = Progress("final", 0, 1, 1, 0)
 
 
+@pytest.fixture(autouse=True)
+def whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one table alone, the whole way is the best one."""
+    monkeypatch.setattr(assigned, "STEP", 1.0)
+
+
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.manual_seed(seed))
 
@@ -103,6 +109,22 @@ def test_gradients_of_a_row_that_moved_meanwhile_are_taken_where_they_were(
         tier = int(row >= 4)
         losses = [loss(words[tier] + words[2 + word]) for word in range(4)]
         assert int(found[row]) == min(range(4), key=losses.__getitem__), (row, losses)
+
+
+def test_rows_go_a_part_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 0, a row whose target is 1 takes the word at 0.5 where a step is half the way."""
+    monkeypatch.setattr(AssignedRows, "prior", lambda *_: 0.0)
+    for step, word in ((1.0, 1.0), (0.5, 0.5), (0.25, 0.25)):
+        monkeypatch.setattr(assigned, "STEP", step)
+        rows = thawed(2, 1, (1,), (2,))
+        assert rows.words is not None
+        rows.words.data = torch.tensor([[0.0], [0.0], [0.25], [0.5], [1.0]])
+        rows.stored = rows.kind.packed(torch.zeros(2, 1, dtype=torch.int64))
+        rows.look_ups.fill_(4.0)
+        rows.curvature.fill_(2.0 * 8)  # 2 a look-up
+        rows.gradients.fill_(-2.0 * 4)
+        rows.assign()
+        assert rows.to_float().detach().tolist() == [[word], [word]]
 
 
 def test_the_loss_of_the_log_does_not_rise_over_assignments() -> None:
