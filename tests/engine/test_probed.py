@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -49,14 +50,20 @@ def kind(storage: str, width: int):
     return Csr(KEPT * width // 2) if storage == "csr" else named(storage)
 
 
+@cache
+def rows_of(storage: str, width: int) -> StoredRows:
+    """Rows that tests only read."""
+    torch.manual_seed(0)
+    stored = StoredRows(KEPT, width, kind(storage, width))
+    stored.fill(torch.randn(KEPT, width) + 2)
+    return stored
+
+
 def bag(
     storage: str, width: int, probes: Probes, ids: int = 700, pooling: str = "sum"
 ) -> CompressedBag:
     """A table without a decoder; rows around the stored ones give themselves away."""
-    torch.manual_seed(0)
-    stored = StoredRows(KEPT, width, kind(storage, width))
-    stored.fill(torch.randn(KEPT, width) + 2)
-    index = Probed(KEPT, probes)
+    stored, index = rows_of(storage, width), Probed(KEPT, probes)
     dim = index.width(width)
     return CompressedBag(ids, dim, pooling, stored, decode=None, index=index, padding_idx=5)
 
@@ -121,6 +128,7 @@ def test_a_decoder_follows_what_is_read(
     codes = table.code_width
     dim = codes - 2 if form == "residual" else 12
     if form:
+        torch.manual_seed(0)
         decode = Affine(codes - dim if form == "residual" else codes, dim, "float32", True,
                         residual=form == "residual")  # fmt: skip
         decode.fill(torch.randn(decode.k, dim), torch.randn(dim))
