@@ -47,7 +47,10 @@ from tests import small
 from tests.planning.killed import killed_at
 
 WHOLE = model_bytes(small.model())["total"]
-SHARES = (0.9, 0.5, 0.2, 0.08, 0.04)
+SHARES = (0.5, 0.2, 0.08)
+every_share = pytest.mark.parametrize(
+    "share", [*SHARES, *(pytest.param(share, marks=pytest.mark.matrix) for share in (0.9, 0.04))]
+)
 # with these every byte lowers the loss; rows that are never looked up cost nothing to drop
 SPENDING = ("half", "row_int8", "row_int4", "svd", "low_rank")
 KNOWN = {}  # about the layers, whatever is planned
@@ -106,7 +109,7 @@ def test_every_tensor_of_a_model_is_counted():
     assert model_bytes(on_meta(small.model())) == sizes
 
 
-@pytest.mark.parametrize("share", SHARES)
+@every_share
 def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     found = planned(share)
     _, compressed = applied(share)
@@ -197,7 +200,7 @@ def test_the_predicted_loss_is_about_the_real_one(share):
     assert 0.4 < planned(share).loss / real < 2.5
 
 
-@pytest.mark.parametrize("share", SHARES)
+@every_share
 def test_an_empty_model_takes_the_tensors_of_the_compressed_one(share):
     model, compressed = applied(share)
     stored = Plan.from_dict(json.loads(json.dumps(planned(share).to_dict())))
@@ -545,7 +548,7 @@ def test_candidates_are_spared_where_their_losses_say_enough(solver, known, spar
     assert (tried < every_one) if sparing else (tried == every_one)
 
 
-@pytest.mark.parametrize("share", SHARES)
+@every_share
 def test_sparing_candidates_costs_a_plan_little(share):
     """Beside the plan of all candidates, which a search in time needs."""
     model, found, measured = small.measured()
