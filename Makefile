@@ -24,12 +24,11 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard embedcomp/*/*.cpp e
 demo: $(STAMP)
 	$(BIN)/python -m embedcomp.pipelines.demo --rows 300000 --out demo_out
 
-# Ray takes all cores itself, and gives up on workers that start slowly.
+# The tests with Ray are first: mostly they wait, while the others use the other cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not ray"
-	$(BIN)/python -m pytest tests/pipelines -m ray
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix"
 
-# What differs from a test of `make test` in sizes alone.
+# What differs from tests of `make test` in sizes, or in the combination of parts they have.
 matrix: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m matrix
 

@@ -37,6 +37,7 @@ COLUMNS = {
 
 LONG = (  # files of tests that take more than about ten seconds, so that no worker ends with one
     "cli/test_commands.py",
+    "cli/test_students.py",
     "planning/test_grouping.py",
     "planning/test_latency.py",
     "planning/test_plan.py",
@@ -49,6 +50,7 @@ LONG = (  # files of tests that take more than about ten seconds, so that no wor
     "tests/test_artifact.py",
     "tests/test_inplace.py",
     "tests/test_torch_rechub.py",
+    "train/test_search.py",
     "train/test_train.py",
     "train/test_workers.py",
 )
@@ -60,10 +62,16 @@ torch.set_num_threads(1)  # the models here are small; a second thread costs mor
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers take whole files, whose tests share what they train; long ones first."""
-    items.sort(key=lambda item: not str(item.path).endswith(LONG))
+    """Several workers take whole files, whose tests share what they train; long ones first.
+
+    Files may have a group of several; those with Ray, which takes longest to start, are one.
+    """
+    ray = {item for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item not in ray, not str(item.path).endswith(LONG)))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        if item.get_closest_marker("xdist_group") is None:
+            group = "ray" if item in ray else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

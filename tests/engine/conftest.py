@@ -9,10 +9,10 @@ import pytest
 from embedcomp.kernels import native
 
 library = native.library()
-KERNELS = library.embedcomp_kernels(-1) if library is not None else 1
+KERNELS = range(library.embedcomp_kernels(-1) if library is not None else 1)
 
 
-@pytest.fixture(params=range(KERNELS), ids=lambda i: f"kernels_{i}")
+@pytest.fixture(params=KERNELS, ids=lambda i: f"kernels_{i}")
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     native.needed().embedcomp_kernels(request.param)
     yield

@@ -29,6 +29,7 @@ from embedcomp.storage.kmeans import nearest
 from embedcomp.storage.names import STORAGES
 from embedcomp.storage.pursuit import likest
 from embedcomp.storage.rows import StoredRows
+from tests.covering import in_pairs
 from tests.engine.conftest import KERNELS
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
@@ -60,12 +61,15 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("precision", native.FORMATS)
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"),
-    [(1, 1, 1), (1, 33, 64), (2, 7, 65), (5, 64, 16), (7, 100, 130), (49, 17, 31), (100, 3, 257)],
-)
-def test_linear(kernels: None, rows: int, inputs: int, outputs: int, precision: str) -> None:
+SHAPES = (
+    *((1, 1, 1), (1, 33, 64), (2, 7, 65), (5, 64, 16), (7, 100, 130), (49, 17, 31)),
+    (100, 3, 257),
+)  # rows, inputs, outputs
+
+
+@in_pairs(kernels=KERNELS, shape=SHAPES, precision=native.FORMATS)
+def test_linear(kernels: None, shape: tuple[int, int, int], precision: str) -> None:
+    rows, inputs, outputs = shape
     x, w, b = numbers(rows, inputs), numbers(outputs, inputs, seed=1), numbers(outputs, seed=2)
     layer = Node(
         op="linear", at=inputs, width=outputs, x=((0, inputs),), name="w", bias="b",
@@ -106,9 +110,12 @@ def test_an_output_without_weights_is_its_bias(kernels: None) -> None:
     assert (found == bias.sum()).all()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("n", "m", "width"), [(3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5)])
-def test_dots(kernels: None, n: int, m: int, width: int, precision: str) -> None:
+VECTORS = ((3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5))  # of either side, and their width
+
+
+@in_pairs(kernels=KERNELS, vectors=VECTORS, precision=("float32", "bfloat16"))
+def test_dots(kernels: None, vectors: tuple[int, int, int], precision: str) -> None:
+    n, m, width = vectors
     x, y = numbers(9, n * width), numbers(9, m * width, seed=1)
     at = (n + m) * width
     dots = Node(
@@ -197,11 +204,12 @@ CODES = (
 )
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 16, 40, 150])
-@pytest.mark.parametrize(
-    "storage",
-    (*STORAGES, *CODES, "tiered", "trellis", "residual", "csr", "chunked_float16", "chunked_int8"),
+EVERY = (
+    *(*STORAGES, *CODES, "tiered", "trellis", "residual", "csr", "chunked_float16", "chunked_int8"),
 )
+
+
+@in_pairs(kernels=KERNELS, storage=EVERY, width=(1, 2, 7, 16, 40, 150))
 def test_rows_of_every_storage(kernels: None, storage: str, width: int) -> None:
     torch.manual_seed(0)
     by = 3 if storage == "trellis" else 1  # so that rows begin anywhere in a byte
@@ -255,7 +263,7 @@ def test_bytes_give_the_same_scores_on_every_kind_of_cpu() -> None:
     x, w = numbers(50, 130) * np.linspace(0, 3, 50, dtype=np.float32)[:, None], numbers(70, 130)
     layer = Node(op="linear", at=130, width=70, x=((0, 130),), name="w", inputs=130, outputs=70)
     found = []
-    for kind in range(KERNELS):
+    for kind in KERNELS:
         native.needed().embedcomp_kernels(kind)
         found.append(run(summed(dense(130), layer), {"w": w}, x, precision="int8"))
     native.needed().embedcomp_kernels(0)

@@ -25,6 +25,8 @@ from embedcomp.kernels.native import address
 from embedcomp.modules.table import CompressedBag
 from embedcomp.storage.index import Cut, Index, Map, Ranked, probes_of
 from embedcomp.storage.rows import StoredRows
+from tests.covering import in_pairs
+from tests.engine.conftest import KERNELS
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
@@ -105,18 +107,21 @@ def expected(
     lengths: np.ndarray,
     counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pooled rows, summed one id after the other, from the table as floats."""
-    rows = table.to_float().double().numpy()
+    """Scores of pooled rows, summed one id after the other, from the table as floats.
+
+    The score of a sum of rows is the sum of theirs.
+    """
+    of_row = (table.to_float().double().numpy() @ weights(table.dim)).tolist()
     scores, at = [], 0
-    for length in lengths:
-        total, taken = np.zeros(table.dim), 0.0
+    for length in lengths.tolist():
+        total, taken = 0.0, 0.0
         for i in range(at, at + length):
             if ids[i] != table.padding_idx:
                 count = 1.0 if counts is None else float(counts[i])
-                total, taken = total + count * rows[ids[i]], taken + count
+                total, taken = total + count * of_row[ids[i]], taken + count
         if table.pooling == "mean" and taken:
             total /= taken
-        scores.append(total @ weights(table.dim))
+        scores.append(total)
         at += length
     return np.array(scores)
 
@@ -125,8 +130,7 @@ def ones(ids: np.ndarray) -> np.ndarray:
     return np.ones(len(ids), np.int64)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("storage", STORAGES)
+@in_pairs(kernels=KERNELS, storage=STORAGES, width=WIDTHS)
 def test_ids_of_a_cut_tail_read_the_last_row(kernels: None, storage: str, width: int) -> None:
     table = bag(600, width, storage, index=Cut(300))
     ids = np.arange(600)
@@ -152,9 +156,7 @@ def test_every_id_of_a_map_reads_its_own_row(kernels: None, kept: int, place: to
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("ids", [1, 255, 256, 257, 5000])
-@pytest.mark.parametrize("tiers", [2, 3, 4, 5])
-@pytest.mark.parametrize("shared", [False, True], ids=["all", "last_shared"])
+@in_pairs(kernels=KERNELS, ids=(1, 255, 256, 257, 5000), tiers=(2, 3, 4, 5), shared=(False, True))
 def test_every_id_of_a_ranked_index_reads_its_own_row(
     kernels: None, ids: int, tiers: int, shared: bool
 ) -> None:
@@ -174,9 +176,7 @@ def test_every_id_of_a_ranked_index_reads_its_own_row(
     np.testing.assert_allclose(found, stored[wanted], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("storage", STORAGES)
+@in_pairs(kernels=KERNELS, storage=STORAGES, width=WIDTHS, pooling=("sum", "mean"))
 def test_padding_counts_for_nothing(kernels: None, storage: str, width: int, pooling: str) -> None:
     """Neither its row nor, where codes are summed, what a decoder adds to each."""
     table = bag(20, width, storage, pooling=pooling, padding=5)
@@ -198,8 +198,7 @@ def test_padding_counts_for_nothing(kernels: None, storage: str, width: int, poo
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("id", [-1, 40, 41, 1 << 31, 1 << 62, -(1 << 63)])
-@pytest.mark.parametrize("storage", STORAGES)
+@in_pairs(kernels=KERNELS, storage=STORAGES, id=(-1, 40, 41, 1 << 31, 1 << 62, -(1 << 63)))
 def test_an_id_beyond_the_table_is_named(kernels: None, storage: str, id: int) -> None:
     made = engine(bag(40, 16, storage, index=Cut(20)))
     ids = np.array([0, 39, id])

@@ -17,6 +17,8 @@ from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Feature, Graph, Node
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
+from tests.covering import in_pairs
+from tests.engine.conftest import KERNELS
 from tests.engine.test_engine import TORCH
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
@@ -79,9 +81,7 @@ def test_functions_of_two_numbers(kernels: None, name: str) -> None:
     np.testing.assert_allclose(logits(pairs, node), only_finite(wanted), rtol=2e-6, atol=1e-37)
 
 
-@pytest.mark.parametrize("precision", native.FORMATS)
-@pytest.mark.parametrize("outputs", [1, 70])
-@pytest.mark.parametrize("relu", [False, True])
+@in_pairs(kernels=KERNELS, relu=(False, True), outputs=(1, 70), precision=native.FORMATS)
 def test_layers(kernels: None, relu: bool, outputs: int, precision: str) -> None:
     """One number that is none makes the whole layer's outputs none, with a ReLU or without."""
     rows = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -26,6 +27,8 @@ from embedcomp.storage.kinds.tiered import Tiered
 from embedcomp.storage.names import STORAGES
 from embedcomp.storage.probes import Combine, Digit, Hash, Permuted, Probe, Probes
 from embedcomp.storage.rows import StoredRows
+from tests.covering import in_pairs
+from tests.engine.conftest import KERNELS
 from tests.engine.test_look_up import engine, expected, ones, score
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
@@ -47,21 +50,25 @@ def kind(storage: str, width: int):
     return Csr(KEPT * width // 2) if storage == "csr" else named(storage)
 
 
+@cache
+def rows_of(storage: str, width: int) -> StoredRows:
+    """Rows that tests only read."""
+    torch.manual_seed(0)
+    stored = StoredRows(KEPT, width, kind(storage, width))
+    stored.fill(torch.randn(KEPT, width) + 2)
+    return stored
+
+
 def bag(
     storage: str, width: int, probes: Probes, ids: int = 700, pooling: str = "sum"
 ) -> CompressedBag:
     """A table without a decoder; rows around the stored ones give themselves away."""
-    torch.manual_seed(0)
-    stored = StoredRows(KEPT, width, kind(storage, width))
-    stored.fill(torch.randn(KEPT, width) + 2)
-    index = Probed(KEPT, probes)
+    stored, index = rows_of(storage, width), Probed(KEPT, probes)
     dim = index.width(width)
     return CompressedBag(ids, dim, pooling, stored, decode=None, index=index, padding_idx=5)
 
 
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("width", [7, 16])
-@pytest.mark.parametrize("storage", (*STORAGES, *CODES))
+@in_pairs(kernels=KERNELS, storage=(*STORAGES, *CODES), width=(7, 16), combine=COMBINES)
 def test_every_id_reads_what_its_formulas_say(
     kernels: None, storage: str, width: int, combine: Combine
 ) -> None:
@@ -83,19 +90,17 @@ def test_every_id_reads_what_its_formulas_say(
             np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    "probe",
-    [
-        Digit(rows=211),
-        Digit(rows=211, divisor=65_537),
-        Digit(rows=101, divisor=(1 << 32) + 1),
-        Hash(rows=211, salt=(1 << 31) - 1),
-        Permuted(rows=211, first=1 << 33, stride=3, salt=4),
-        Permuted(rows=2, salt=1),
-    ],
-    ids=repr,
+EXTREME = (
+    Digit(rows=211),
+    Digit(rows=211, divisor=65_537),
+    Digit(rows=101, divisor=(1 << 32) + 1),
+    Hash(rows=211, salt=(1 << 31) - 1),
+    Permuted(rows=211, first=1 << 33, stride=3, salt=4),
+    Permuted(rows=2, salt=1),
 )
-@pytest.mark.parametrize("base", [0, (1 << 31) - 150, (1 << 32) - 150, 1 << 40])
+
+
+@in_pairs(kernels=KERNELS, probe=EXTREME, base=(0, (1 << 31) - 150, (1 << 32) - 150, 1 << 40))
 def test_ids_of_all_sizes_read_the_row_of_the_formula(
     kernels: None, probe: Probe, base: int
 ) -> None:
@@ -108,9 +113,12 @@ def test_ids_of_all_sizes_read_the_row_of_the_formula(
     np.testing.assert_allclose(score(engine(table), ids, ones(ids)), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("storage", ["float16", "column_int8", "row_int4", "column_mixed3"])
-@pytest.mark.parametrize("form", ["", "affine", "residual"])
+@in_pairs(
+    kernels=KERNELS,
+    storage=("float16", "column_int8", "row_int4", "column_mixed3"),
+    combine=COMBINES,
+    form=("", "affine", "residual"),
+)
 def test_a_decoder_follows_what_is_read(
     kernels: None, storage: str, combine: Combine, form: str
 ) -> None:
@@ -120,6 +128,7 @@ def test_a_decoder_follows_what_is_read(
     codes = table.code_width
     dim = codes - 2 if form == "residual" else 12
     if form:
+        torch.manual_seed(0)
         decode = Affine(codes - dim if form == "residual" else codes, dim, "float32", True,
                         residual=form == "residual")  # fmt: skip
         decode.fill(torch.randn(decode.k, dim), torch.randn(dim))

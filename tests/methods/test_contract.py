@@ -25,6 +25,7 @@ from embedcomp.sensitivity.layer import (
     TableStatistics,
 )
 from embedcomp.swapping.swap import freeze, thaw
+from tests.covering import covering
 
 TABLES = [
     TableSpec(name="mean", rows=50, dim=4, pooling="mean"),
@@ -54,12 +55,19 @@ def form(layout):
     return layout if layout is None or isinstance(layout, bool) else bool(layout)
 
 
-def candidates():
-    """All candidates; of those of one form, one is tried in `make test`.
+def parts(form, where=()):
+    """What a form is made of: each of its values, with where it stands."""
+    if not isinstance(form, tuple):
+        return {(where, form)}
+    named = [
+        one if isinstance(one, tuple) and len(one) == 2 else (place, one)
+        for place, one in enumerate(form)
+    ]
+    return set().union(*(parts(value, (*where, name)) for name, value in named))
 
-    `make test-all` tries the others, which differ in sizes alone, too.
-    """
-    tried = set()
+
+def candidates():
+    """All candidates, and what is said of each: the form of its layout, part by part."""
     for name in (*methods.every(), *methods.that_train()):
         method = methods.get(name)
         for spec in (*TABLES, *LINEARS):
@@ -72,14 +80,27 @@ def candidates():
                     replace(c, activation=True) for c in found[:3] if hasattr(c, "activation")
                 ]
             for settings in found:
-                label = "-".join(str(v) for v in asdict(settings).values())
                 served = nn.ModuleDict({"served": empty_on_meta(name, spec, settings)})
-                kind = name, form(layouts(served))
-                marks = [pytest.mark.matrix] if kind in tried else []
-                tried.add(kind)
-                yield pytest.param(
-                    name, spec, settings, id=f"{name}-{spec.name}-{label}", marks=marks
-                )
+                yield (name, spec, settings), said_of(name, spec, parts(form(layouts(served))))
+
+
+def said_of(name, spec, found):
+    """Each part of a layout, and what is and what is zero in each layer."""
+    sizes = [(where, value) for where, value in found if not isinstance(value, str)]
+    return {*((name, part) for part in found), *((name, spec.name, size) for size in sizes)}
+
+
+def parametrized():
+    """Candidates of which each method has all of its layers and parts of layouts in `make test`.
+
+    `make test-all` tries the others, which combine the same parts or differ in sizes alone, too.
+    """
+    every = list(candidates())
+    chosen = covering([said for _, said in every])
+    for place, ((name, spec, settings), _) in enumerate(every):
+        label = "-".join(str(v) for v in asdict(settings).values())
+        marks = [] if place in chosen else [pytest.mark.matrix]
+        yield pytest.param(name, spec, settings, id=f"{name}-{spec.name}-{label}", marks=marks)
 
 
 # their codes are so coarse that a step of length 1 over a whole table can leave all as they are
@@ -91,7 +112,7 @@ COARSE = (
     "weight_clustering",
 )
 
-CANDIDATES = list(candidates())
+CANDIDATES = list(parametrized())
 
 
 def pytest_generate_tests(metafunc):

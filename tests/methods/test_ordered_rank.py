@@ -51,7 +51,7 @@ from embedcomp.train.settings import TrainSettings
 from tests.train.killed import Killed
 from tests.train.test_train import small_model
 
-STEPS = 6000
+STEPS, RATE = 1500, 0.05
 
 
 def at(step: int) -> Progress:
@@ -89,7 +89,7 @@ def test_what_is_trained_on_least_squares_is_the_singular_value_decomposition(ki
     every = torch.arange(rows)[:, None] if kind == "table" else torch.eye(columns)
     thaw(layer)
     optimizer = torch.optim.Adam(
-        [p for p in layer.parameters() if p.shape != (1, columns)], lr=0.02
+        [p for p in layer.parameters() if p.shape != (1, columns)], lr=RATE
     )
 
     def matrix() -> Tensor:
@@ -97,7 +97,7 @@ def test_what_is_trained_on_least_squares_is_the_singular_value_decomposition(ki
         return found if kind == "table" else found.T
 
     for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = 0.02 * min(1, 3 * (1 - step / STEPS)) ** 2
+        optimizer.param_groups[0]["lr"] = RATE * min(1, 3 * (1 - step / STEPS)) ** 2
         optimizer.zero_grad()
         full = matrix()
         loss = (full - wanted).square().sum()

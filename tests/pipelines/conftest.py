@@ -35,16 +35,27 @@ tune = {{ epochs = 1, batch_rows = 512 }}
 """
 
 
-@pytest.fixture(scope="session")
+# Training is looked at every two seconds otherwise, and what it reports waits for that; tests run
+# beside these, to which workers would yield, and processes that start slowly are given up.
+BESIDE_OTHERS = {
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+}
+
+
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[str]:
     """Ray on two CPUs with its dashboard; gives the dashboard's address."""
-    found = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{found}"  # for drivers that Ray starts
-    os.environ["OMP_NUM_THREADS"] = "1"  # so that sums have one order everywhere
-    os.environ |= {AUTH_MODE: "disabled", **QUIET, **LOCAL}
-    started = ray.init(num_cpus=2, include_dashboard=True, _node_ip_address="127.0.0.1")
-    yield f"http://{started.dashboard_url}"
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {AUTH_MODE: "disabled", **QUIET, **LOCAL, **BESIDE_OTHERS}.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for drivers that Ray starts
+        patch.setenv("OMP_NUM_THREADS", "1")  # so that sums have one order everywhere
+        started = ray.init(num_cpus=2, include_dashboard=True, _node_ip_address="127.0.0.1")
+        yield f"http://{started.dashboard_url}"
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

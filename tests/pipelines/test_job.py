@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import ray
@@ -23,6 +25,7 @@ from safetensors.torch import load_file
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
+from embedcomp.pipelines import run
 from embedcomp.pipelines.job import Job
 from embedcomp.pipelines.records import CHECKPOINTS
 from embedcomp.pipelines.submit import submit
@@ -33,6 +36,9 @@ from tests.train.joined import train_joined
 from tests.train.killed import without_seconds
 
 pytestmark = pytest.mark.ray
+
+T = TypeVar("T")
+STEPS = ("count", "train", "measure", "plan", "control", "compress", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +54,17 @@ def settings(job_file: Path) -> JobSettings:
 
 
 @pytest.fixture(scope="module")
-def result(cluster: str, job_file: Path, settings: JobSettings) -> dict[str, Any]:
+def streamed(cluster: str, job_file: Path) -> str:
+    """What is told of the job while it runs through the Job API."""
+    told = io.StringIO()
+    with redirect_stdout(told):
+        assert submit(job_file, cluster, force=False, changes=[]) == 0
+    return told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def result(streamed: str, settings: JobSettings) -> dict[str, Any]:
     """The job's result, after it was run through the Job API."""
-    assert submit(job_file, cluster, force=False, changes=[]) == 0
     found: dict[str, Any] = json.loads((Path(settings.out) / "evaluation.json").read_text())
     return found
 
@@ -64,27 +78,21 @@ def test_a_submitted_job_compares_original_control_and_compressed(result: dict[s
     assert models["original"]["auc"] > 0.5
 
 
-def test_a_job_can_start_from_weights_of_ones_own(
-    cluster: str, result: object, settings: JobSettings, tmp_path: Path
-) -> None:
-    trained = Artifact.open(Path(settings.out) / "model").folder / "model.safetensors"
-    none = replace(settings.train, epochs=0)
-    job = Job(replace(settings, out=str(tmp_path / "out"), train=none, checkpoint=str(trained)))
-    made = load_file(job.train(job.count()) / "model.safetensors")
-    wanted = load_file(trained)
-    assert made.keys() == wanted.keys()
-    assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
+def test_the_jobs_log_is_streamed(streamed: str) -> None:
+    for step in STEPS:
+        assert f"{step}: " in streamed
+    assert "compressed" in streamed  # the table
+    assert "predicted log loss +" in streamed  # the plan
 
 
-def test_the_jobs_log_and_exit_code_are_streamed(
-    cluster: str, result: object, job_file: Path, capfd: pytest.CaptureFixture[str]
+def test_a_job_whose_inputs_stayed_runs_no_step_and_prints_the_same(
+    result: object, job_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert submit(job_file, cluster, force=False, changes=[]) == 0
-    out = capfd.readouterr().out
-    for step in ("count", "train", "measure", "plan", "control", "compress", "evaluate"):
-        assert f"{step}: nothing changed" in out
-    assert "compressed" in out  # the table
-    assert "predicted log loss +" in out  # the plan
+    assert run.main([str(job_file)]) == 0
+    told = capfd.readouterr()
+    for step in STEPS:
+        assert f"{step}: nothing changed" in told.err
+    assert "predicted log loss +" in told.err and "compressed" in told.out
 
 
 def test_a_mistake_found_by_the_job_ends_with_2_and_its_sentence(
@@ -138,10 +146,10 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing_in_the_model(
     again = Job(killed)
     with ThreadPoolExecutor() as pool:
         trained = pool.submit(lambda: again.train(again.count()))
+        (pid,) = wait_for(training_pids)
         wait_for(lambda: trained.done() or newest(checkpoints) > progress)
         assert not trained.done(), "the training ended before it could be killed"
-        for pid in training_pids():
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         folder = trained.result()
 
     assert made(killed)["count"] == counted  # not counted again
@@ -152,14 +160,20 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing_in_the_model(
 
 
 def test_two_workers_make_the_model_of_one_that_has_their_batches_together(
-    cluster: str, settings: JobSettings, tmp_path: Path
+    cluster: str, result: object, settings: JobSettings, tmp_path: Path
 ) -> None:
-    once = replace(settings.train, epochs=1, embedding_l2=50.0, precision="float32")
-    two = Job(replace(settings, out=str(tmp_path), workers=2, train=once))
+    """From weights of one's own, which the job is given."""
+    once = replace(
+        settings.train, epochs=1, embedding_l2=50.0, precision="float32", evaluations_per_epoch=1
+    )
+    start = Artifact.open(Path(settings.out) / "model").folder / "model.safetensors"
+    given = {"train": once, "checkpoint": str(start)}
+    two = Job(replace(settings, out=str(tmp_path), workers=2, **given))
     folder = two.train(features := two.count())
     assert [child.name for child in (tmp_path / "model").iterdir()] == ["1"]
     data = Data(two.log, Features.load(features))
     wanted = two.source.build(data.features, once.seed)
+    wanted.load_state_dict(load_file(start))
     train_joined(wanted, data, once, 2)
     found = Artifact.open(folder).model().state_dict()
     for name, tensor in wanted.state_dict().items():
@@ -186,8 +200,10 @@ def without_speed(model: Artifact) -> list[dict[str, Any]]:
     return [without_seconds(entry) for entry in model.origin.training["history"]]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "nothing happened for two minutes"
+def wait_for(condition: Callable[[], T]) -> T:
+    """What the condition gives once that is anything."""
+    end = time.monotonic() + 300
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened for five minutes"
         time.sleep(0.01)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.sharing import groups
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.progress import Watch
 from embedcomp.swapping import swap
 from embedcomp.train.fit import Report
 from embedcomp.train.settings import TrainSettings
@@ -47,29 +50,35 @@ def asked(original: Artifact, ratio: float, **settings: Any) -> CompressSettings
 
 
 @pytest.fixture(scope="module")
-def planning(synth_log: ClickLog, original: Artifact) -> recipes.Planning:
-    return recipes.Planning(original, recipes.measure(original, synth_log, asked(original, 8)))
+def measured(synth_log: ClickLog, original: Artifact) -> Statistics:
+    return recipes.measure(original, synth_log, asked(original, 8))
 
 
 @pytest.fixture(scope="module")
-def plan(planning: recipes.Planning, original: Artifact) -> Plan:
-    return planning.plan(asked(original, 8))
+def plan(original: Artifact, measured: Statistics) -> Plan:
+    return recipes.Planning(original, measured).plan(asked(original, 8))
 
 
-def made(
-    log: ClickLog, original: Artifact, plan: Plan, out: Path, watch: Any = None, **more: Any
-) -> Artifact:
-    settings = asked(original, 8, **more)
-    measured = recipes.measure(original, log, settings)
-    watch = watch or recipes.quiet
-    return recipes.compress(original, log, measured, plan, settings, out, watch=watch)
+Makes = Callable[..., Artifact]
 
 
 @pytest.fixture(scope="module")
-def small(
-    synth_log: ClickLog, original: Artifact, plan: Plan, tmp_path_factory: pytest.TempPathFactory
-) -> Artifact:
-    return made(synth_log, original, plan, tmp_path_factory.mktemp("small"))
+def made(synth_log: ClickLog, original: Artifact, measured: Statistics, plan: Plan) -> Makes:
+    """Carries the plan out on a model."""
+
+    def make(
+        out: Path, of: Artifact = original, watch: Watch = recipes.quiet, **more: Any
+    ) -> Artifact:
+        settings = asked(original, 8, **more)
+        known = measured if of is original else recipes.measure(of, synth_log, settings)
+        return recipes.compress(of, synth_log, known, plan, settings, out, watch=watch)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def small(made: Makes, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return made(tmp_path_factory.mktemp("small"))
 
 
 def stored(model: nn.Module, plan: Plan) -> set[int]:
@@ -95,7 +104,7 @@ def test_the_pool_is_one_in_memory_in_bytes_and_on_disk(small: Artifact, plan: P
 
 
 def test_a_run_that_is_killed_while_the_form_trains_gives_the_same_artifact(
-    synth_log: ClickLog, original: Artifact, plan: Plan, small: Artifact, tmp_path: Path
+    made: Makes, small: Artifact, tmp_path: Path
 ) -> None:
     steps = 0
 
@@ -106,8 +115,8 @@ def test_a_run_that_is_killed_while_the_form_trains_gives_the_same_artifact(
             raise Killed
 
     with pytest.raises(Killed):
-        made(synth_log, original, plan, tmp_path, watch)
-    resumed = made(synth_log, original, plan, tmp_path)
+        made(tmp_path, watch=watch)
+    resumed = made(tmp_path)
     before, after = small.tensors(), resumed.tensors()
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -115,7 +124,7 @@ def test_a_run_that_is_killed_while_the_form_trains_gives_the_same_artifact(
 
 
 def test_from_the_log_nothing_is_taken_from_the_model(
-    synth_log: ClickLog, original: Artifact, plan: Plan, tmp_path: Path
+    synth_log: ClickLog, original: Artifact, made: Makes, tmp_path: Path
 ) -> None:
     """Another model of the same shape gives the same artifact, and the same model another one."""
     other = recipes.train(
@@ -125,19 +134,23 @@ def test_from_the_log_nothing_is_taken_from_the_model(
         replace(ONCE, epochs=0, seed=5),
         tmp_path / "other",
     )
-    first = made(synth_log, original, plan, tmp_path / "a", from_log=True).tensors()
-    second = made(synth_log, other, plan, tmp_path / "b", from_log=True).tensors()
+    first = made(tmp_path / "a", from_log=True).tensors()
+    second = made(tmp_path / "b", other, from_log=True).tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
     seeded = replace(ONCE, seed=1)
-    third = made(synth_log, original, plan, tmp_path / "c", from_log=True, train=seeded).tensors()
+    third = made(tmp_path / "c", from_log=True, train=seeded).tensors()
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
 def test_a_form_learns_the_scores_of_its_model(
-    synth_log: ClickLog, original: Artifact, plan: Plan, tmp_path: Path
+    synth_log: ClickLog,
+    original: Artifact,
+    measured: Statistics,
+    plan: Plan,
+    made: Makes,
+    tmp_path: Path,
 ) -> None:
     longer = replace(FASTER, epochs=4, distil=1.0)
-    measured = recipes.measure(original, synth_log, asked(original, 8))
     found = recipes.layers_of(original, original.model())
     begun = swap.apply(original.model(), plan, found, measured)
     batches = recipes.rows_of(original, synth_log, "valid", 2000)
@@ -151,7 +164,7 @@ def test_a_form_learns_the_scores_of_its_model(
         one, other = (torch.cat(scores) for scores in pairs)
         return float((one - other).square().mean())
 
-    after = made(synth_log, original, plan, tmp_path, train=longer)
+    after = made(tmp_path, train=longer)
     assert off(after.model()) < 0.5 * off(begun)
 
 

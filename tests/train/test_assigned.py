@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -29,6 +26,9 @@ from embedcomp.train.settings import TrainSettings
 from tests.train.joined import joined
 from tests.train.killed import trained_in_spite_of_kills
 from tests.train.test_train import small_model
+from tests.train.two_workers import in_two_workers
+
+pytestmark = pytest.mark.xdist_group("two workers")
 
 SETTINGS = TrainSettings(
     epochs=3,
@@ -81,10 +81,7 @@ def test_workers_assign_by_the_sums_over_all_of_them(
 ) -> None:
     """They are evaluated in the middle of the epoch, when each has sums of its own."""
     synth_features.save(tmp_path / "features")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_work, (port, synth_log.path, str(tmp_path)), nprocs=2)
+    in_two_workers(_work, synth_log.path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     wanted = _joined(coded_model(synth_features), Data(synth_log, synth_features))
     for own, other, sums in zip(first, second, wanted, strict=True):
@@ -121,10 +118,7 @@ def _sums(rows: AssignedRows) -> dict[str, Tensor]:
     return {name: getattr(rows, name).clone() for name in rows.summed}
 
 
-def _work(rank: int, port: int, path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _work(rank: int, path: str, folder: str) -> None:
     checkpoint.restore_weights = lambda run, file: None  # what training left is compared
     features = Features.load(Path(folder, "features"))
     model, told = coded_model(features), []
@@ -138,7 +132,6 @@ def _work(rank: int, port: int, path: str, folder: str) -> None:
     AssignedRows.assign = tell
     fit(model, Data(ClickLog(path), features), ONE_EPOCH, Path(folder, "scratch"))
     torch.save(told, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
 
 
 def test_what_turns_squared_gradients_into_curvature() -> None:

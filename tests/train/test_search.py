@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes import searching
 from embedcomp.recipes.settings import CompressSettings
+from embedcomp.sensitivity.statistics import Statistics
+from embedcomp.support.progress import Watch
 from embedcomp.swapping import swap
 from embedcomp.train.fit import Data, Report
 from embedcomp.train.settings import TrainSettings
@@ -53,32 +56,36 @@ def asked(original: Artifact, method: str, **settings: Any) -> CompressSettings:
 
 
 @pytest.fixture(scope="module")
-def plans(synth_log: ClickLog, original: Artifact) -> dict[str, Plan]:
-    measured = recipes.measure(original, synth_log, asked(original, METHODS[0]))
+def measured(synth_log: ClickLog, original: Artifact) -> Statistics:
+    return recipes.measure(original, synth_log, asked(original, METHODS[0]))
+
+
+@pytest.fixture(scope="module")
+def plans(original: Artifact, measured: Statistics) -> dict[str, Plan]:
     planning = recipes.Planning(original, measured)
     return {method: planning.plan(asked(original, method)) for method in METHODS}
 
 
-def made(
-    log: ClickLog, original: Artifact, plan: Plan, method: str, out: Path, **more: Any
-) -> Artifact:
-    watch = more.pop("watch", recipes.quiet)
-    settings = asked(original, method, **more)
-    measured = recipes.measure(original, log, settings)
-    return recipes.compress(original, log, measured, plan, settings, out, watch=watch)
+Makes = Callable[..., Artifact]
 
 
 @pytest.fixture(scope="module")
-def artifacts(
-    synth_log: ClickLog,
-    original: Artifact,
-    plans: dict[str, Plan],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Artifact]:
-    return {
-        method: made(synth_log, original, plan, method, tmp_path_factory.mktemp(method))
-        for method, plan in plans.items()
-    }
+def made(
+    synth_log: ClickLog, original: Artifact, measured: Statistics, plans: dict[str, Plan]
+) -> Makes:
+    """Carries the plan of a method out."""
+
+    def make(method: str, out: Path, watch: Watch = recipes.quiet, **more: Any) -> Artifact:
+        settings = asked(original, method, **more)
+        given = (original, synth_log, measured, plans[method])
+        return recipes.compress(*given, settings, out, watch=watch)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def artifacts(made: Makes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return {method: made(method, tmp_path_factory.mktemp(method)) for method in METHODS}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,16 +111,17 @@ def test_the_search_says_what_is_served_within_the_plan(
     assert max(searched) == max(final) == 1 and len(searched) + len(final) == len(history)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", [STEPS // 2, STEPS + STEPS // 2])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        ("optembed", STEPS // 2),
+        ("mixed_precision", STEPS + STEPS // 2),
+        pytest.param("mixed_precision", STEPS // 2, marks=pytest.mark.matrix),
+        pytest.param("optembed", STEPS + STEPS // 2, marks=pytest.mark.matrix),
+    ],
+)
 def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
-    step: int,
-    method: str,
-    synth_log: ClickLog,
-    original: Artifact,
-    plans: dict[str, Plan],
-    artifacts: dict[str, Artifact],
-    tmp_path: Path,
+    step: int, method: str, made: Makes, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     steps, said = 0, set()
 
@@ -124,11 +132,10 @@ def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
         if steps == step:
             raise Killed
 
-    plan = plans[method]
     with pytest.raises(Killed):
-        made(synth_log, original, plan, method, tmp_path, watch=watch)
+        made(method, tmp_path, watch)
     assert ("training the compressed form" in said) is (step > STEPS)
-    resumed, whole = made(synth_log, original, plan, method, tmp_path), artifacts[method]
+    resumed, whole = made(method, tmp_path), artifacts[method]
     assert resumed.plan == whole.plan
     before, after = whole.tensors(), resumed.tensors()
     assert before.keys() == after.keys()
@@ -139,13 +146,12 @@ def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
 @pytest.mark.parametrize("method", METHODS)
 def test_from_the_log_a_search_takes_nothing_from_the_model(
     method: str,
-    synth_log: ClickLog,
-    original: Artifact,
+    made: Makes,
     plans: dict[str, Plan],
     artifacts: dict[str, Artifact],
     tmp_path: Path,
 ) -> None:
-    small = made(synth_log, original, plans[method], method, tmp_path, from_log=True)
+    small = made(method, tmp_path, from_log=True)
     assert small.plan is not None
     assert module_bytes(small.model()) == small.plan.bytes_after <= plans[method].bytes_after
     assert small.plan != artifacts[method].plan
@@ -153,14 +159,18 @@ def test_from_the_log_a_search_takes_nothing_from_the_model(
 
 @pytest.mark.parametrize("start", ["searched", "initial"])
 def test_the_form_begins_with_what_the_search_left(
-    start: str, synth_log: ClickLog, original: Artifact, plans: dict[str, Plan], tmp_path: Path
+    start: str,
+    synth_log: ClickLog,
+    original: Artifact,
+    measured: Statistics,
+    plans: dict[str, Plan],
+    tmp_path: Path,
 ) -> None:
     """Or with what the search began with; either way the search says which rows are kept."""
     model, plan = original.model(), plans["optembed"]
     layers = [replace(p, settings={**p.settings, "start": start}) for p in plan.layers]
     kept = [p if p.method == "optembed" else q for p, q in zip(layers, plan.layers, strict=True)]
     settings = asked(original, "optembed")
-    measured = recipes.measure(original, synth_log, settings)
     begin = searching.Start(
         model, recipes.layers_of(original, model), measured, replace(plan, layers=tuple(kept))
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from itertools import cycle
 from pathlib import Path
 
+import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from embedcomp.log.click_log import ClickLog
@@ -23,6 +21,9 @@ from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
 from tests.train.killed import trained_in_spite_of_kills
 from tests.train.test_train import small_model
+from tests.train.two_workers import in_two_workers
+
+pytestmark = pytest.mark.xdist_group("two workers")
 
 SETTINGS = TrainSettings(
     epochs=2,
@@ -85,10 +86,7 @@ def test_workers_have_the_same_masks_after_every_step(
 ) -> None:
     """An evaluation would give all of them those of the first one."""
     synth_features.save(tmp_path / "features")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_work, (port, synth_log.path, str(tmp_path)), nprocs=2)
+    in_two_workers(_work, synth_log.path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys() and len(first) > 4
     for name, steps in first.items():
@@ -96,10 +94,7 @@ def test_workers_have_the_same_masks_after_every_step(
         assert not torch.equal(steps[0], steps[-1]), name
 
 
-def _work(rank: int, port: int, path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _work(rank: int, path: str, folder: str) -> None:
     features = Features.load(Path(folder, "features"))
     model = sparse_model(features)
     seen: dict[str, list[torch.Tensor]] = {}
@@ -115,4 +110,3 @@ def _work(rank: int, port: int, path: str, folder: str) -> None:
     fit(model, Data(ClickLog(path), features), SETTINGS, Path(folder, "scratch"), watch=watch)
     found = {name: torch.stack(steps) for name, steps in seen.items()}
     torch.save(found, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from embedcomp.errors import BadSettings
@@ -25,6 +22,9 @@ from tests.train.joined import train_joined
 from tests.train.rounded import rounded_model
 from tests.train.test_teacher import Teacher
 from tests.train.test_train import small_model
+from tests.train.two_workers import in_two_workers
+
+pytestmark = pytest.mark.xdist_group("two workers")
 
 ONE_EPOCH = TrainSettings(epochs=1, precision="float32", embedding_l2=50.0, batch_rows=350)
 CASES = {
@@ -77,10 +77,7 @@ def trained(
     folder = tmp_path_factory.mktemp("workers")
     synth_features.save(folder / "features")
     _log_of(synth_log, 9_601, folder / "uneven")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_work, (port, synth_log.path, str(folder)), nprocs=2)
+    in_two_workers(_work, synth_log.path, str(folder))
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     return {case: [told[case] for told in found] for case in found[0]}
 
@@ -172,17 +169,13 @@ def _log_of(log: ClickLog, rows: int, folder: Path) -> ClickLog:
     return ClickLog(str(folder))
 
 
-def _work(rank: int, port: int, path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _work(rank: int, path: str, folder: str) -> None:
     probe.FEWEST, probe.STEPS = 1000, 2
     checkpoint.restore_weights = lambda run, file: None  # what training left is compared
     logs = {"uneven": str(Path(folder, "uneven"))}
     told = {case: _weights(logs.get(case, path), case, rank, Path(folder)) for case in CASES}
     told["share"] = {"of three and of one row": torch.tensor(workers.weight((3, 1)[rank]))}
     torch.save(told, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
 
 
 def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]:

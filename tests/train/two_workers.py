@@ -1,0 +1,32 @@
+"""Two workers of one process group, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+# imported once for the workers of all tests, which are copies of a process that has done so
+HEAVY = ["embedcomp.recipes.training", "embedcomp.swapping.swap"]
+
+
+def in_two_workers(work: Callable[..., None], *given: Any) -> None:
+    """Run `work(rank, *given)` in both and wait until they end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(HEAVY)
+    mp.start_processes(_worker, (port, work, given), nprocs=2, start_method="forkserver")
+
+
+def _worker(rank: int, port: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    work(rank, *given)
+    dist.destroy_process_group()
