@@ -24,9 +24,10 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard embedcomp/*/*.cpp e
 demo: $(STAMP)
 	$(BIN)/python -m embedcomp.pipelines.demo --rows 300000 --out demo_out
 
-# The tests with Ray are first: mostly they wait, while the others use the other cores.
+# Ray takes all cores itself, and gives up on workers that start slowly.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix"
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not ray"
+	$(BIN)/python -m pytest tests/pipelines -m ray
 
 # What differs from tests of `make test` in sizes, or in the combination of parts they have.
 matrix: $(STAMP)
