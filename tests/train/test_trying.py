@@ -1,0 +1,341 @@
+"""Short runs that choose among plans."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedcomp import recipes
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.source import ModelSource
+from embedcomp.errors import BadSettings
+from embedcomp.log.click_log import ClickLog
+from embedcomp.log.features import Features
+from embedcomp.modules.sizes import model_bytes
+from embedcomp.planning.plan import Plan, Trial, _caption
+from embedcomp.recipes import trying
+from embedcomp.recipes.forming import Forming
+from embedcomp.recipes.settings import CompressSettings
+from embedcomp.storage.kind import CannotStore
+from embedcomp.train import probe
+from embedcomp.train.fit import Data, Report
+from embedcomp.train.settings import TrainSettings
+from tests.train.killed import Killed
+
+SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [8], "cross_layers": 1})
+ONCE = TrainSettings(epochs=1, batch_rows=512, checkpoint_rows=1024, embedding_l2=50.0, distil=0.7)
+FAMILIES = ("hashed", "optembed", "half", "low_rank")
+
+
+@pytest.fixture(scope="module")
+def original(
+    synth_log: ClickLog, synth_features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    folder, well = tmp_path_factory.mktemp("trying"), replace(ONCE, epochs=3, batch_rows=128)
+    return recipes.train(synth_log, synth_features, SOURCE.complete(), well, folder)
+
+
+def asked(original: Artifact, methods: Sequence[str], **more: Any) -> CompressSettings:
+    """Tables an eighth of their size, the dense part as it is."""
+    sizes = model_bytes(original.model())
+    values = {
+        "budget": str(sizes["dense"] + sizes["tables"] // 8),
+        "methods": tuple(methods),
+        "train": ONCE,
+        "measure_rows": 2000,
+        "held_rows": 1000,
+    }
+    return CompressSettings(**{**values, **more})
+
+
+@pytest.fixture(scope="module")
+def planning(synth_log: ClickLog, original: Artifact) -> recipes.Planning:
+    measured = recipes.measure(original, synth_log, asked(original, FAMILIES))
+    return recipes.Planning(original, measured)
+
+
+def made(log: ClickLog, original: Artifact, plan: Plan, out: Path, **more: Any) -> Artifact:
+    watch = more.pop("watch", recipes.quiet)
+    settings = asked(original, FAMILIES, **more)
+    measured = recipes.measure(original, log, settings)
+    return recipes.compress(original, log, measured, plan, settings, out, watch=watch)
+
+
+def forming(log: ClickLog, original: Artifact, **more: Any) -> Forming:
+    settings = asked(original, FAMILIES, **more)
+    measured, held = (f(original, log, settings) for f in (recipes.measure, recipes.held_out))
+    data = Data(log, original.features)
+    return Forming(original, original.model(), measured, settings, data, held)
+
+
+def test_each_family_of_methods_has_a_plan(planning: recipes.Planning, original: Artifact) -> None:
+    plan = planning.plan(asked(original, FAMILIES))
+    names = [one.name for one in (plan, *plan.others)]
+    assert names[0] == "mix" and set(names) <= {"mix", "post-training", "hashed", "optembed"}
+    assert {"hashed", "optembed"} <= set(names)  # the mix has no more than some of either
+    for one in plan.others:
+        assert one.bytes_after <= plan.budget_bytes and one.others == ()
+        methods = {planned.method for planned in one.tables}
+        assert methods <= ({one.name, "keep"} if one.name in FAMILIES else {*FAMILIES[2:], "keep"})
+    losses = [one.loss for one in plan.others if one.name in FAMILIES]
+    assert losses == sorted(losses)
+    for number in (1, 2, 3):
+        fewer = planning.plan(asked(original, FAMILIES, plans_tried=number))
+        assert fewer.others == plan.others[: number - 1]
+
+
+def test_nothing_is_tried_where_one_family_is_offered(
+    planning: recipes.Planning, original: Artifact
+) -> None:
+    untrained = TrainSettings(epochs=0)
+    for settings in (
+        asked(original, ("half", "low_rank")),
+        asked(original, ("hashed",), rest=("keep",)),
+        asked(original, (), train=untrained, budget="50%"),
+    ):
+        plan = planning.plan(settings)
+        assert plan.others == () and plan.name == ""
+    with pytest.raises(BadSettings, match="plans_tried is 0"):
+        asked(original, FAMILIES, plans_tried=0)
+
+
+AUCS = {"a": 0.70, "b": 0.72, "c": 0.74, "d": 0.71, "e": math.nan, "f": 0.73}
+
+
+def halved(
+    monkeypatch: pytest.MonkeyPatch, aucs: dict[str, float], epochs: int, **later: float
+) -> tuple[Plan, list[tuple[str, float]]]:
+    """The plan that is chosen where runs have these AUCs, later ones others; and all the runs."""
+    ran: list[tuple[str, float]] = []
+
+    def run(plan: Plan, epochs: float) -> Trial:
+        name = plan.name
+        auc = later.get(name, aucs[name]) if name in dict(ran) else aucs[name]
+        ran.append((name, epochs))
+        refused = "too large" if math.isnan(auc) else ""
+        return Trial(name=name, bytes=1, epochs=epochs, auc=auc, logloss=1 - auc, refused=refused)
+
+    monkeypatch.setattr(trying, "_Trials", lambda *given: run)
+    empty = {"budget_bytes": 1, "bytes_before": 1, "bytes_after": 1, "layers": ()}
+    plans = [Plan(**empty, untouched={}, single_valued=(), name=name) for name in aucs]
+    settings = CompressSettings(budget="5x", train=replace(ONCE, epochs=epochs))
+    given: Any = type("Given", (), {"settings": settings})
+    plan = replace(plans[0], others=tuple(plans[1:]))
+    return trying.best(given, plan, Path(), recipes.quiet), ran
+
+
+def test_the_better_half_is_tried_for_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, ran = halved(monkeypatch, AUCS, 12, f=0.8)
+    assert ran == [*((name, 1.0) for name in AUCS), ("c", 2.0), ("f", 2.0), ("b", 2.0)]
+    assert chosen.name == "f" and chosen.others == ()
+    assert [(one.name, one.epochs) for one in chosen.trials] == ran
+
+
+@pytest.mark.parametrize("plans", [2, 3, 4, 5, 6])
+def test_trials_take_as_long_as_the_training_that_follows(
+    plans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = dict(list(AUCS.items())[:plans])
+    chosen, ran = halved(monkeypatch, some, 8)
+    assert chosen.name == max(some, key=lambda name: some[name] if some[name] > 0 else 0)
+    assert sum(epochs for _, epochs in ran) == pytest.approx(8)
+
+
+def test_of_equal_plans_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert halved(monkeypatch, {"a": 0.7, "b": 0.7, "c": 0.7}, 1)[0].name == "a"
+    refused = {"a": math.nan, "b": math.nan}
+    assert halved(monkeypatch, refused, 1)[0].name == "a"  # carrying it out says why
+
+
+def test_a_short_run_is_a_part_of_the_whole_one(
+    synth_log: ClickLog,
+    original: Artifact,
+    planning: recipes.Planning,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "FEWEST", 100)
+    plan = planning.plan(asked(original, FAMILIES))
+    (searched,) = (one for one in plan.others if one.name == "optembed")
+    (hashed,) = (one for one in plan.others if one.name == "hashed")
+    left_open = TrainSettings(epochs=10, batch_rows=512)
+    whole = forming(synth_log, original, train=left_open)
+    for one, epochs, wanted in (
+        (hashed, 0.25, (1, 0.25)),
+        (hashed, 1.5, (2, 0.75)),
+        (hashed, 2.0, (2, 1.0)),
+        (searched, 0.5, (2, 0.25)),
+        (searched, 2.5, (3, 2.5 / 3)),
+        (hashed, 1e-9, (1, 100 / synth_log.rows("train"))),
+    ):
+        short = trying.shorter(whole, one, epochs, tmp_path)
+        assert (short.settings.train.epochs, short.data.share) == pytest.approx(wanted)
+        assert short.data.taught == tmp_path
+        assert short.settings.train.embedding_l2 == probe.USUAL_L2
+        assert short.settings.train.distil == probe.USUAL_DISTIL
+    alone = forming(synth_log, original, train=left_open, from_log=True)
+    assert trying.shorter(alone, hashed, 1.0, tmp_path).settings.train.distil is None
+
+
+@pytest.fixture(scope="module")
+def two(planning: recipes.Planning, original: Artifact) -> dict[str, Plan]:
+    """A plan in which many ids share few rows, and one that rounds numbers to bfloat16."""
+    sizes = model_bytes(original.model())
+    few = str(sizes["dense"] + sizes["tables"] // 32)
+    plans = {
+        "poor": planning.plan(asked(original, ("hashed",), rest=("keep",), budget=few)),
+        "good": planning.plan(asked(original, ("half",), budget="60%")),
+    }
+    return {name: replace(plan, name=name) for name, plan in plans.items()}
+
+
+@pytest.mark.parametrize("from_log", [False, True])
+@pytest.mark.parametrize("first", ["poor", "good"])
+def test_the_better_plan_is_chosen(
+    first: str,
+    from_log: bool,
+    synth_log: ClickLog,
+    original: Artifact,
+    two: dict[str, Plan],
+    tmp_path: Path,
+) -> None:
+    """Whichever the planner likes more; the artifact tells what was tried."""
+    how = replace(ONCE, distil=None) if from_log else ONCE
+    how = replace(how, learning_rate=3e-3, table_learning_rate=3e-3)
+    (other,) = {"poor", "good"} - {first}
+    plan = replace(two[first], others=(two[other],))
+    small = made(synth_log, original, plan, tmp_path, train=how, from_log=from_log)
+    assert small.plan is not None and small.plan.name == "good" and small.plan.others == ()
+    assert small.manifest.bytes["total"] == two["good"].bytes_after
+    trials = {one.name: one for one in small.plan.trials}
+    assert [*trials] == [first, other]
+    assert trials["good"].auc > trials["poor"].auc + 0.01
+    for one in trials.values():
+        assert one.bytes == two[one.name].bytes_after
+        assert 0 < one.logloss < 1 and one.epochs == pytest.approx(
+            probe.FEWEST / synth_log.rows("train")
+        )
+    assert small.origin.plan is not None
+    assert small.origin.plan["trials"][0]["name"] == first
+    assert Plan.from_dict(json.loads(json.dumps(small.plan.to_dict()))) == small.plan
+    assert not list(tmp_path.glob(".checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def mixed(planning: recipes.Planning, original: Artifact) -> Plan:
+    """A plan and another one that is searched for in training."""
+    plan = planning.plan(asked(original, FAMILIES))
+    others = tuple(one for one in plan.others if one.name == "optembed")
+    assert others
+    return replace(plan, others=others)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    synth_log: ClickLog, original: Artifact, mixed: Plan, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    return made(synth_log, original, mixed, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("kill", ["first", "search", "second", "final"])
+def test_a_run_that_is_killed_goes_on_where_it_was(
+    kill: str,
+    synth_log: ClickLog,
+    original: Artifact,
+    mixed: Plan,
+    whole: Artifact,
+    tmp_path: Path,
+) -> None:
+    """In either trial, in the search of one, and in the training that follows."""
+    steps: dict[str, int] = {}
+
+    def count(state: Any) -> None:
+        if isinstance(state, Report) and state.valid is None:
+            steps[state.step] = steps.get(state.step, 0) + 1
+
+    def killed(state: Any) -> None:
+        count(state)
+        at = {
+            "first": ("trying the plan mix", 7),
+            "search": ("trying the plan optembed", 3),
+            "second": ("trying the plan optembed", 20),
+            "final": ("training the compressed form", 7),
+        }
+        step, number = at[kill]
+        if steps.get(step) == number:
+            raise Killed
+
+    with pytest.raises(Killed):
+        made(synth_log, original, mixed, tmp_path, watch=killed)
+    before = set(steps)
+    steps.clear()
+    resumed = made(synth_log, original, mixed, tmp_path, watch=count)
+    if kill in ("search", "second", "final"):
+        assert "trying the plan mix" in before and "trying the plan mix" not in steps
+    assert ("trying the plan optembed" in steps) is (kill != "final")
+    assert resumed.plan == whole.plan and resumed.plan is not None
+    assert [one.name for one in resumed.plan.trials] == ["mix", "optembed"]
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, resumed.tensors()[name]), name
+
+
+def test_what_was_tried_with_other_settings_is_tried_again(
+    synth_log: ClickLog, original: Artifact, two: dict[str, Plan], tmp_path: Path
+) -> None:
+    plan = replace(two["poor"], others=(two["good"],))
+    ran: list[str] = []
+
+    def told(state: Any) -> None:
+        if isinstance(state, Report) and state.step not in ran[-1:]:
+            ran.append(state.step)
+
+    def choose(**more: Any) -> list[str]:
+        ran.clear()
+        given = forming(synth_log, original, **more)
+        trying.best(given, plan, tmp_path, told)
+        return [step for step in ran if step.startswith("trying")]
+
+    both = ["trying the plan poor", "trying the plan good"]
+    assert choose() == both
+    assert choose() == []
+    assert choose(train=replace(ONCE, seed=1)) == both
+    assert choose(train=replace(ONCE, seed=1)) == []
+
+
+def test_a_plan_that_cannot_be_carried_out_is_not_chosen(
+    synth_log: ClickLog,
+    original: Artifact,
+    two: dict[str, Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    once = Forming.form
+
+    def form(self: Forming, plan: Plan, folder: Path, watch: Any) -> Any:
+        if plan.name == "good":
+            raise CannotStore("a value is too large")
+        return once(self, plan, folder, watch)
+
+    monkeypatch.setattr(Forming, "form", form)
+    plan = replace(two["good"], others=(two["poor"],))
+    chosen = trying.best(forming(synth_log, original), plan, tmp_path, recipes.quiet)
+    assert chosen.name == "poor"
+    assert "good: 1" not in str(chosen.trials[1])
+    assert str(chosen.trials[0]).endswith("cannot be carried out: a value is too large")
+
+
+def test_a_plan_tells_what_it_was_tried_beside(two: dict[str, Plan]) -> None:
+    plan = replace(two["poor"], others=(two["good"],))
+    assert _caption(plan).startswith("short runs choose among 2 plans: poor (predicted loss ")
+    trial = Trial(name="good", bytes=1234, epochs=0.25, auc=0.75, logloss=0.5)
+    told = _caption(replace(two["good"], trials=(trial,)))
+    line = "good: 1,234 bytes, AUC 0.75000, log loss 0.50000 after 0.25 epochs"
+    assert told == f"good, chosen by short runs:\n{line}"
+    assert _caption(two["good"]) == ""
