@@ -15,7 +15,7 @@ from embedcomp.recipes.settings import CompressSettings
 
 MIX, POST_TRAINING = "mix", "post-training"  # names of plans: by all methods, and by those that
 # need no training
-ROUNDS = 3  # of finding out which layers a method has a use for
+ROUNDS = 2  # of finding out which layers a method has a use for
 
 Make = Callable[[CompressSettings, Collection[str]], Plan | None]  # the best plan, where some
 # layers are left to the rest of the methods; None: nothing keeps to the budgets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
@@ -69,8 +72,8 @@ def made(log: ClickLog, original: Artifact, plan: Plan, out: Path, **more: Any) 
 
 def forming(log: ClickLog, original: Artifact, **more: Any) -> Forming:
     settings = asked(original, FAMILIES, **more)
-    measured, held = (f(original, log, settings) for f in (recipes.measure, recipes.held_out))
-    data = Data(log, original.features)
+    measured = recipes.measure(original, log, settings)
+    held, data = recipes.held_out(original, log, settings), Data(log, original.features)
     return Forming(original, original.model(), measured, settings, data, held)
 
 
@@ -121,8 +124,10 @@ def halved(
         return Trial(name=name, bytes=1, epochs=epochs, auc=auc, logloss=1 - auc, refused=refused)
 
     monkeypatch.setattr(trying, "_Trials", lambda *given: run)
-    empty = {"budget_bytes": 1, "bytes_before": 1, "bytes_after": 1, "layers": ()}
-    plans = [Plan(**empty, untouched={}, single_valued=(), name=name) for name in aucs]
+    empty = Plan(
+        budget_bytes=1, bytes_before=1, bytes_after=1, layers=(), untouched={}, single_valued=()
+    )
+    plans = [replace(empty, name=name) for name in aucs]
     settings = CompressSettings(budget="5x", train=replace(ONCE, epochs=epochs))
     given: Any = type("Given", (), {"settings": settings})
     plan = replace(plans[0], others=tuple(plans[1:]))
@@ -327,6 +332,33 @@ def test_what_was_tried_with_other_settings_is_tried_again(
     assert choose() == []
     assert choose(train=replace(ONCE, seed=1)) == both
     assert choose(train=replace(ONCE, seed=1)) == []
+
+
+def test_workers_choose_the_same_plan(
+    synth_log: ClickLog, original: Artifact, two: dict[str, Plan], tmp_path: Path
+) -> None:
+    """One of them writes down what was tried; a trial that one cannot make, none can."""
+    plan = replace(two["poor"], others=(two["good"],))
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_choose, (port, synth_log.path, str(original.folder), str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["name"] == "good" and [one["name"] for one in first["trials"]] == ["poor", "good"]
+
+
+def _choose(rank: int, port: int, path: str, original: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    plan = Plan.from_dict(json.loads(Path(folder, "plan.json").read_text()))
+    given = forming(ClickLog(path), Artifact.open(Path(original)))
+    chosen = trying.best(given, plan, Path(folder), recipes.quiet)
+    assert trying.best(given, plan, Path(folder), recipes.quiet) == chosen
+    Path(folder, f"{rank}.json").write_text(json.dumps(chosen.to_dict()))
+    dist.destroy_process_group()
 
 
 def test_a_plan_that_cannot_be_carried_out_is_not_chosen(
