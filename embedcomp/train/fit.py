@@ -40,7 +40,7 @@ WHICH_NARROWS = 1  # salt of the draw
 class Data:
     """What a run reads.
 
-    share: of the training split's rows, in runs at equal distances; an epoch goes over those alone.
+    share: of the rows of both splits, in runs at equal distances; an epoch goes over those alone.
     taught: folder of a teacher's scores; None: that of the run's checkpoints.
     """
 
@@ -53,9 +53,11 @@ class Data:
 
     def pieces(self) -> tuple[list[Piece], list[Piece]]:
         """Pieces of the training split and of the validation split."""
-        train = self.log.pieces(self.train)
-        rows = math.ceil(self.share * sum(piece.rows for piece in train))
-        return probe.sample(train, rows), self.log.pieces(self.valid)
+        train, valid = (
+            probe.sample(pieces, math.ceil(self.share * sum(piece.rows for piece in pieces)))
+            for pieces in (self.log.pieces(self.train), self.log.pieces(self.valid))
+        )
+        return train, valid
 
 
 @dataclass(frozen=True)

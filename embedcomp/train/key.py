@@ -37,7 +37,7 @@ class RunKey:
     model: str
     teacher: str
     stage: Stage
-    share: float = 1.0  # of the training split's rows
+    share: float = 1.0  # of the splits' rows
 
     @classmethod
     def of(
