@@ -86,7 +86,7 @@ def test_each_family_of_methods_has_a_plan(planning: recipes.Planning, original:
         assert one.bytes_after <= plan.budget_bytes and one.others == ()
         used = {planned.method for planned in one.layers}
         assert used.intersection(FAMILIES[:2]) == {one.name}.intersection(FAMILIES)
-        assert {planned.method for planned in one.tables} > {one.name}  # small ones have others
+        assert "low_rank" in {planned.method for planned in one.tables}  # small ones have others
     for number in (1, 2):
         fewer = planning.plan(asked(original, FAMILIES, plans_tried=number))
         assert fewer.others == plan.others[: number - 1]
