@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "methods",
     "solver",
     "train.epochs",
+    "plans_tried",
     "from_log",
     "student",
     "tune.epochs",

@@ -140,7 +140,8 @@ class Frontier:
             return _told({**point, **of_plan(plan), "reason": compressed}, clock.seconds, progress)
         watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(compressed, self.log, self.split))
-        point |= {**of_plan(plan), "path": str(compressed.folder), **figures}
+        assert compressed.plan is not None
+        point |= {**of_plan(compressed.plan), "path": str(compressed.folder), **figures}
         return _told(point, clock.seconds, progress)
 
     def _baseline(

@@ -134,6 +134,8 @@ class Original:
         compressed = clock.time("compress", lambda: self.compress(plan, settings, folder, watch))
         if isinstance(compressed, str):
             return {**result, "reason": compressed}
+        assert compressed.plan is not None
+        result |= of_plan(compressed.plan)  # short runs may have chosen another one
         watch(Doing("evaluating"))
         figures = clock.time("evaluate", lambda: score(compressed, self.log, split))
         return {**result, **figures}

@@ -76,6 +76,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a short run made of one of several plans."""
+
+    name: str  # of the plan
+    bytes: int
+    epochs: float  # of the run; less than one: over so many of the rows
+    auc: float = math.nan  # on validation rows
+    logloss: float = math.nan
+    refused: str = ""  # why the plan could not be carried out
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"{self.name}: {self.bytes:,} bytes, cannot be carried out: {self.refused}"
+        return (
+            f"{self.name}: {self.bytes:,} bytes, AUC {self.auc:.5f}, log loss {self.logloss:.5f} "
+            f"after {self.epochs:.2g} epochs"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is done with every layer of a model."""
 
@@ -96,6 +116,9 @@ class Plan:
     measured_microseconds_before: float | None = None  # of the original, in turns with it
     measured_error: float | None = None  # of the ratio of these two, relative
     bytes_resident: int | None = None  # of the whole model, predicted as those of its layers are
+    name: str = ""  # among others
+    others: tuple[Plan, ...] = ()  # that short runs are to choose among too
+    trials: tuple[Trial, ...] = ()  # that chose this one among others
     measured: Statistics | None = field(default=None, repr=False, compare=False)  # what it was made
     # of, where it is carried out in the same process; not stored with the plan
 
@@ -142,9 +165,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        values = asdict(replace(self, measured=None))
+        values = asdict(replace(self, measured=None, others=()))
         del values["measured"]
-        return values
+        return {**values, "others": [one.to_dict() for one in self.others]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -154,6 +177,8 @@ class Plan:
             "layers": layers,
             "single_valued": tuple(values["single_valued"]),
             "outcome": None if outcome is None else Outcome(**outcome),
+            "others": tuple(map(cls.from_dict, values.get("others", ()))),
+            "trials": tuple(Trial(**trial) for trial in values.get("trials", ())),
         }
         return cls(**{**values, **converted})
 
@@ -174,7 +199,7 @@ def render(plan: Plan, resident: Mapping[str, int] | None = None) -> Table:
     """
     if resident is None and plan.bytes_resident is not None:
         resident = {planned.layer: planned.bytes_resident or 0 for planned in plan.layers}
-    table = Table(title=_title(plan), caption=plan.missed or None)
+    table = Table(title=_title(plan), caption=_caption(plan) or None, caption_justify="left")
     table.add_column("layer", overflow="fold")
     for column in ("shape", "method", "settings"):
         table.add_column(column)
@@ -204,6 +229,17 @@ def told(method: str, settings: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{n} {v}" for n, v in settings.items() if n not in defaults or v != defaults[n]
     )
+
+
+def _caption(plan: Plan) -> str:
+    """What is wrong with the plan, and what it is or was tried beside."""
+    lines = [plan.missed] if plan.missed else []
+    if plan.others:
+        losses = [f"{one.name} (predicted loss {one.loss:.2e})" for one in (plan, *plan.others)]
+        lines.append(f"short runs choose among {len(losses)} plans: {', '.join(losses)}")
+    if plan.trials:
+        lines += [f"{plan.name}, chosen by short runs:", *map(str, plan.trials)]
+    return "\n".join(lines)
 
 
 def _title(plan: Plan) -> str:

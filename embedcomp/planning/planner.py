@@ -64,6 +64,7 @@ def plan(
     most_loss: float | None = None,
     solver: str = "exact",
     rest: Collection[str] = (),
+    to_rest: Collection[str] = (),
     known: Known | None = None,
     timing: Timing | None = None,
     lowered: Lowered | None = None,
@@ -80,6 +81,7 @@ def plan(
         most_loss: predicted increase of the mean log loss. The plan's budget is what it then takes.
         solver: one of embedcomp/planning/solvers.
         rest: methods for a layer that none of `names` takes.
+        to_rest: layers that are left to those, whatever takes them.
         known: filled with what was found out about the layers, for further plans of them.
         timing: of the layers' choices; the plan keeps to its budget too.
         lowered: what predicts the bytes in a scorer's memory; None: the timing's, or nobody does.
@@ -106,6 +108,7 @@ def plan(
         rest,
         {} if known is None else known,
         timing,
+        to_rest=to_rest,
         watch=watch,
     )
     goal = _goal(None if budget is None else budget - fixed, most_loss, search)

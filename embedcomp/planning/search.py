@@ -173,6 +173,7 @@ class Search:
         known: choices that searches of the same layers share, whatever their methods and goals.
         timing: says how long choices take, where a goal is about time.
         only: the one of `names` that may be used; None: all of them.
+        to_rest: layers that are left to `rest`, whatever takes them.
         watch: is told how many candidates are made, and that plans are searched.
     """
 
@@ -185,6 +186,7 @@ class Search:
     known: Known = field(default_factory=dict)
     timing: Timing | None = None
     only: str | None = None
+    to_rest: Collection[str] = ()
     watch: Watch = quiet
     _options: dict[Hashable, Menu] = field(default_factory=dict)
     _empty: dict[Hashable, Served] = field(default_factory=dict)  # tables as chosen, on torch's
@@ -345,7 +347,8 @@ class Search:
 
         Shared decoders are planned in grouping.py and shared pools in pools.py.
         """
-        found = self._able(name, self.names) or self._able(name, self.rest)
+        offered = () if name in self.to_rest else self.names
+        found = self._able(name, offered) or self._able(name, self.rest)
         if self.only is None:
             return found
         return [n for n in found if n == self.only or n not in self.names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,19 +21,18 @@ from embedcomp.planning import planner
 from embedcomp.planning.goal import LatencyBudget
 from embedcomp.planning.latency import Timing
 from embedcomp.planning.plan import Plan
-from embedcomp.recipes import searching
+from embedcomp.recipes import trying
+from embedcomp.recipes.forming import Forming
 from embedcomp.recipes.measuring import held_out, layers_of, measure
 from embedcomp.recipes.planned import timing
 from embedcomp.recipes.save import figures, on_validation, saved, scratch, seeds_of
-from embedcomp.recipes.searching import Start
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.training import train
-from embedcomp.sensitivity.layers import Found, as_drawn
+from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.statistics import Statistics
-from embedcomp.storage.rows import keeping_unrounded
 from embedcomp.support.progress import Doing, Watch, quiet
-from embedcomp.swapping import swap, tune
-from embedcomp.swapping.cutting import cuts, drop_dead_
+from embedcomp.swapping import tune
+from embedcomp.swapping.cutting import cuts
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.swapping.repriced import repriced
 from embedcomp.train.fit import Data, fit
@@ -59,6 +57,7 @@ def compress(
 ) -> Artifact:
     """Carry out a plan, train and tune the result if asked, and write it to `out` with its proof.
 
+    Where the plan has others beside it, short runs choose among them first (trying.py).
     The mean score on the held-out rows is brought back to the original's, if it learnt from that,
     and what the model loses there is written into its plan.
 
@@ -69,24 +68,12 @@ def compress(
     """
     _refuse_untrained(plan, settings)
     model, data = original.model(), Data(log, original.features)
-    start = _start(original, model, measured, plan, settings)
-    training: TrainSettings = settings.train
-    trained, tuned = training.epochs > 0, settings.tune.epochs > 0
-    teacher = None if settings.from_log else model
-    if trained and searching.searches(plan):
-        held = held_out(original, log, settings, watch) if held is None else held
-        first, training = searching.stages(training)
-        priced = measured.measured(layers_of(original, model)).layers
-        start = searching.search(start, priced, teacher, data, held, first, scratch(out), watch)
-    plan, history = start.plan, start.history
-    with keeping_unrounded() if trained or tuned else nullcontext():  # learns which way to round
-        compressed = swap.apply(start.model, plan, start.found, start.measured, watch)
-    if trained:
-        history += tune.train_form(compressed, teacher, data, training, scratch(out), watch)
-        plan = drop_dead_(compressed, plan)
-    if tuned:
-        history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
     held = held_out(original, log, settings, watch) if held is None else held
+    forming = Forming(original, model, measured, settings, data, held)
+    formed = forming.form(trying.best(forming, plan, scratch(out), watch), scratch(out), watch)
+    compressed, plan, history = formed.model, formed.plan, formed.history
+    if settings.tune.epochs:
+        history += tune.tune(compressed, model, data, settings.tune, scratch(out), watch)
     watch(Doing("evaluating"))
     with one_thread(), fast_tables(compressed):
         kept = held.compared if settings.from_log else held.keep_mean_  # labels gave it its mean
@@ -100,8 +87,8 @@ def compress(
         control=None if control is None else figures(control, log),
         seeds=seeds_of(
             original,
-            ({"form": settings.train.seed} if trained else {})
-            | ({"tune": settings.tune.seed} if tuned else {}),
+            ({"form": settings.train.seed} if settings.train.epochs else {})
+            | ({"tune": settings.tune.seed} if settings.tune.epochs else {}),
         ),
     )
     layers = measured.measured(layers_of(original, model)).layers
@@ -117,20 +104,6 @@ def _refuse_untrained(plan: Plan, settings: CompressSettings) -> None:
             f"the plan uses {', '.join(names)}, whose form is good only once it is trained; give "
             "train.epochs as well"
         )
-
-
-def _start(
-    original: Artifact,
-    model: nn.Module,
-    measured: Statistics,
-    plan: Plan,
-    settings: CompressSettings,
-) -> Start:
-    """A plan and the model, or one of its structure whose numbers are drawn."""
-    if not settings.from_log:
-        return Start(model, layers_of(original, model), measured, plan)
-    fresh = original.source.build(original.features, settings.train.seed)
-    return Start(fresh, as_drawn(layers_of(original, fresh)), Statistics(), plan)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from embedcomp.planning.latency import Timing
 from embedcomp.planning.lowered import Lowered
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.search import Known
-from embedcomp.recipes import in_time
+from embedcomp.recipes import families, in_time
 from embedcomp.recipes.in_time import Measured
 from embedcomp.recipes.measuring import layers_of
 from embedcomp.recipes.save import saved
@@ -80,7 +80,9 @@ class Planning:
         return _lowered(self._original, alone.graph, alone, self.model, self.found)
 
     def plan(self, settings: CompressSettings) -> Plan:
-        """The best choices within the budgets or the loss of AUC.
+        """The best choices within the budgets or the loss of AUC, by predictions.
+
+        Where the form will be trained, plans beside it are those that may turn out better then.
 
         For a bound on the AUC plans are carried out and measured until one holds, and so they are
         for a latency of this machine (in_time.py). Otherwise nothing is compressed yet.
@@ -92,10 +94,24 @@ class Planning:
                 model cannot be read.
             LimitsTooSmall: no choices keep to them.
         """
-        goal = settings.goal
-        bound = goal.auc_loss
+        bound = settings.goal.auc_loss
         if bound is None:
-            return in_time.best(self.tried(settings))
+            best = in_time.best(self.tried(settings))
+            others = families.others(settings, best, self._kept_to)
+            return replace(best, name=families.MIX, others=others) if others else best
+        return self._smallest_within(settings, bound)
+
+    def _kept_to(self, settings: CompressSettings, to_rest: Collection[str]) -> Plan | None:
+        """The best plan that keeps to the budgets; None: there is none."""
+        try:
+            plan = in_time.best(self.tried(settings, to_rest))
+        except LimitsTooSmall:
+            return None
+        return plan if plan.in_time else None
+
+    def _smallest_within(self, settings: CompressSettings, bound: float) -> Plan:
+        """The smallest plan whose AUC is measured to be lower by at most a bound."""
+        goal = settings.goal
         assert self._held is not None, "a bound on the AUC is held against held-out rows"
         first = Noisy.of(self._held.quality).log_loss(bound)
         self._held.refuse_one_kind()
@@ -108,15 +124,19 @@ class Planning:
         )
         return replace(found, max_auc_loss=bound)
 
-    def tried(self, settings: CompressSettings) -> list[Plan]:
-        """The plans without a bound on the AUC that are made on the way to the best one."""
+    def tried(self, settings: CompressSettings, to_rest: Collection[str] = ()) -> list[Plan]:
+        """The plans without a bound on the AUC that are made on the way to the best one.
+
+        Args:
+            to_rest: layers that are left to the rest of the methods.
+        """
         goal = settings.goal
         budget = None if goal.bytes is None else self._bytes(settings, goal.bytes)
         if goal.latency is None:
-            return [self._within(settings, goal.methods, budget, None)]
+            return [self._within(settings, goal.methods, budget, None, to_rest=to_rest)]
         self._watch(Doing("finding out what calls cost"))
         times = timing(self._original, self.model, self.found, goal.latency, settings.cost_model)
-        make = partial(self._within, settings, goal.methods, budget, None, times)
+        make = partial(self._within, settings, goal.methods, budget, None, times, to_rest)
         if times.model.machine != calibrate.cpu():  # it will be served where it cannot be timed
             return [make()]
         return in_time.tried(make, partial(self._time, times.rows), times)
@@ -193,6 +213,7 @@ class Planning:
         budget: int | None,
         most_loss: float | None,
         timing: Timing | None = None,
+        to_rest: Collection[str] = (),
     ) -> Plan:
         tuned = settings.trains
         planned = planner.plan(
@@ -205,6 +226,7 @@ class Planning:
             most_loss=most_loss,
             solver=settings.solver,
             rest=settings.rest,
+            to_rest=to_rest,
             known=self._known.setdefault(tuned, {}),
             timing=timing,
             lowered=self.lowered,

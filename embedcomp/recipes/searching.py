@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -46,6 +46,8 @@ from embedcomp.train.settings import TrainSettings
 SHARE = 3  # one in so many epochs is the search's
 FITNESS_ROWS = 16_384  # held-out rows that settings are compared on
 
+Training = TypeVar("Training", bound=TrainSettings)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -68,7 +70,7 @@ def searches(plan: Plan) -> bool:
     return bool(_by_method(plan))
 
 
-def stages(settings: TrainSettings) -> tuple[TrainSettings, TrainSettings]:
+def stages(settings: Training) -> tuple[Training, Training]:
     """Settings of the search and of the final stage, each of an epoch at least."""
     first = max(1, round(settings.epochs / SHARE))
     final = max(1, settings.epochs - first)

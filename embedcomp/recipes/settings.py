@@ -15,6 +15,7 @@ from embedcomp import models
 from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
 from embedcomp.planning.goal import Goal
+from embedcomp.support.fields import refuse_below
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
@@ -50,6 +51,9 @@ class CompressSettings:
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
     train: FormTrainSettings = field(default_factory=FormTrainSettings)  # of the compressed form,
     # all of its numbers together; with epochs, methods that need it may be used
+    plans_tried: int = 6  # at most, where the form is trained and offered methods are of several
+    # kinds: short runs, as long as that training together, choose among the best mix, the methods
+    # that need no training, and plans by one method that trains each; 1: the best mix alone
     from_log: bool = False  # train the compressed form from the log alone: it begins with drawn
     # numbers and learns from labels, not from the model
     student: str = ""  # a smaller network in the original's place, trained on labels and the
@@ -60,6 +64,7 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
+        refuse_below(self, plans_tried=1)
         read_student(self.student)
         if self.student and (goal.bytes is None or self.budget_of != "served"):
             raise BadSettings("a student is compressed to a budget of what is served; give that")

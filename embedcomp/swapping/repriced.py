@@ -28,4 +28,4 @@ def repriced(model: nn.Module, plan: Plan, found: Found, measured: Statistics) -
     compressing = Compressing(model, plan, layers)
     losses = {p.layer: predicted_loss(*compressing.served(p)) for p in plan.tables + plan.linears}
     today = tuple(replace(p, loss=losses[p.layer]) for p in plan.layers)
-    return replace(plan, layers=today, auc_loss=None, outcome=None)
+    return replace(plan, layers=today, auc_loss=None, outcome=None, trials=())

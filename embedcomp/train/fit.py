@@ -38,12 +38,26 @@ WHICH_NARROWS = 1  # salt of the draw
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads."""
+    """What a run reads.
+
+    share: of the rows of both splits, in runs at equal distances; an epoch goes over those alone.
+    taught: folder of a teacher's scores; None: that of the run's checkpoints.
+    """
 
     log: ClickLog
     features: Features
     train: str = "train"
     valid: str = "valid"
+    share: float = 1.0
+    taught: Path | None = None
+
+    def pieces(self) -> tuple[list[Piece], list[Piece]]:
+        """Pieces of the training split and of the validation split."""
+        train, valid = (
+            probe.sample(pieces, math.ceil(self.share * sum(piece.rows for piece in pieces)))
+            for pieces in (self.log.pieces(self.train), self.log.pieces(self.valid))
+        )
+        return train, valid
 
 
 @dataclass(frozen=True)
@@ -111,21 +125,25 @@ def fit(
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
     """
-    refuse_too_many(workers.count(), data.log.rows(data.train))
+    pieces = data.pieces()
+    rows = sum(piece.rows for piece in pieces[0])
+    refuse_too_many(workers.count(), rows)
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
-    name = RunKey.of(model, data.log, splits, data.features, settings, teacher, stage).name
-    settings = settings.for_rows(data.log.rows(data.train) // workers.count())
+    key = RunKey.of(
+        model, data.log, splits, data.features, settings, teacher, stage, share=data.share
+    )
+    name, settings = key.name, settings.for_rows(rows // workers.count())
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(memory.freed_is_kept())
         taught = None
         if teacher is not None and settings.epochs:
-            taught = _taught(teacher, data, folder, watch)
+            taught = _taught(teacher, data, data.taught or folder, watch)
         file = folder / f"{name}.probes.json"
         settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage)
         stack.enter_context(fast_tables(model))
-        run = _Run(model, _pieces(data), data, settings, folder / name, taught, step, stage)
+        run = _Run(model, pieces, data, settings, folder / name, taught, step, stage)
         run.resume()
         run.train(watch)
         run.take_best()
@@ -177,7 +195,7 @@ def _weight(
     stage: Stage,
 ) -> tuple[float, list[probe.Probe]]:
     """The value of one weight, and the probes that chose it: none where they would not tell."""
-    train, valid = _pieces(data)
+    train, valid = data.pieces()
     rows = weight.rows_of(sum(piece.rows for piece in train))
     if rows < max(probe.FEWEST, workers.count()):
         return weight.usual, []
@@ -196,11 +214,6 @@ def _weight(
 
     probes = probe.Probes(weight.setting, trained, file)
     return weight.choose(probes), probes.done
-
-
-def _pieces(data: Data) -> tuple[list[Piece], list[Piece]]:
-    """Pieces of the training split and of the validation split."""
-    return data.log.pieces(data.train), data.log.pieces(data.valid)
 
 
 class _Run:
@@ -236,7 +249,7 @@ class _Run:
         )
         self.plateau = _plateau(settings, self.evaluations)
         self.best = self.last = Quality()  # of the evaluations
-        self.optimizers = optimizers(model, settings, self.rows)
+        self.optimizers = optimizers(model, settings, round(self.rows / data.share))
         self.epoch = self.batch = 0
         self.loss = math.nan  # of the last batch
         self._trained, self._began = 0, perf_counter()  # since the last evaluation

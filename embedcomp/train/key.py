@@ -37,6 +37,7 @@ class RunKey:
     model: str
     teacher: str
     stage: Stage
+    share: float = 1.0  # of the splits' rows
 
     @classmethod
     def of(
@@ -48,6 +49,7 @@ class RunKey:
         settings: TrainSettings,
         teacher: nn.Module | None,
         stage: Stage = "final",
+        share: float = 1.0,
     ) -> RunKey:
         return cls(
             version=__version__,
@@ -58,6 +60,7 @@ class RunKey:
             model=of_module(model),
             teacher="" if teacher is None else of_module(teacher),
             stage=stage,
+            share=share,
         )
 
     @property

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from embedcomp.log.click_log import Piece
 from embedcomp.support.files import replacing
@@ -56,6 +56,7 @@ class Probe:
     seconds: float
 
 
+Settings = TypeVar("Settings", bound=TrainSettings)
 Trained = Callable[[float], Quality]  # the validation quality of a probe with this value
 
 
@@ -181,7 +182,7 @@ class Weight:
         """Rows of a probe, by those of the training split."""
         return max(1, min(self.most, train // self.part))
 
-    def set(self, settings: TrainSettings, value: float) -> TrainSettings:
+    def set(self, settings: Settings, value: float) -> Settings:
         """The settings with this value."""
         changes: dict[str, Any] = {self.setting: value}
         return replace(settings, **changes)

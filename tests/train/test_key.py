@@ -63,6 +63,7 @@ def test_runs_that_differ_in_anything_have_names_of_their_own(
         key(log, features, frozen),
         key(log, features, nn.Sequential(model)),
         key(log, features, model, splits=("train", "test")),
+        key(log, features, model, share=0.5),
         key(ClickLog(str(tmp_path / "other")), features, model),
         key(log, others, model),
         replace(key(log, features, model), workers=2),
