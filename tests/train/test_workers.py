@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from embedcomp.errors import BadSettings
+from embedcomp.errors import BadSettings, BudgetTooSmall
 from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
@@ -199,3 +199,28 @@ def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]
     evaluations = workers.gathered([entry["auc"] for entry in history])
     assert evaluations[0] == evaluations[1] and evaluations[0][-1] > 0.5
     return model.state_dict()
+
+
+def test_what_the_first_worker_makes_all_have_and_its_mistakes_too(tmp_path: Path) -> None:
+    assert workers.once(lambda: 7) == 7
+    with pytest.raises(BudgetTooSmall, match="smallest plan needs 9"):
+        workers.once(_too_small)
+    mp.spawn(_once, args=(tmp_path,), nprocs=2)
+    assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["by 0: " + TOO_SMALL] * 2
+
+
+TOO_SMALL = str(BudgetTooSmall(5, 9))
+
+
+def _too_small() -> None:
+    raise BudgetTooSmall(5, 9)
+
+
+def _once(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    made = workers.once(lambda: f"by {rank}")
+    try:
+        workers.once(_too_small)
+    except BudgetTooSmall as error:
+        (folder / f"{rank}").write_text(f"{made}: {error}")
+    dist.destroy_process_group()
