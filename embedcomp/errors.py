@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EmbedcompError(Exception):
     """Base of every error that a user can mend; the command line prints it and exits with 2."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is sent to other processes, whatever it was made of."""
+        return _with_message, (type(self), self.args, self.__dict__)
+
+
+def _with_message(kind: type[EmbedcompError], args: tuple[Any, ...], values: Any) -> Exception:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(values)
+    return error
 
 
 class BadSchema(EmbedcompError):

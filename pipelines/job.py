@@ -1,5 +1,7 @@
 """The steps of a compression job: count, train, measure, plan, control, compress, evaluate.
 
+Where a student takes the original's place, it is measured and planned for in the step compress.
+
 out/count/            features: vocabularies and dense scales of the training split
 out/model/N/          the trained model
 out/statistics/       sums over the log that compression is planned from
@@ -74,12 +76,15 @@ class Job:
         """Every step whose inputs have changed; the result is that of the last one."""
         features = self.count()
         original = self.train(features)
-        statistics = self.measure(original)
-        planned = self.plan(original, statistics)
         models, beside = {"original": original}, None
+        compress: Callable[..., Path] = self.student
+        if not self.settings.compress.student:
+            statistics = self.measure(original)
+            planned = self.plan(original, statistics)
+            compress = partial(self.compress, statistics=statistics, planned=planned)
         if self.settings.compress.trains:
             models["control"] = beside = self.control(original)
-        models["compressed"] = self.compress(original, statistics, planned, beside)
+        models["compressed"] = compress(original, control=beside)
         result = self.evaluate(models)
         for name, found in result["models"].items():
             if found.get("needs_code"):
@@ -177,6 +182,22 @@ class Job:
             if settings.trains:
                 return self.trained(recipe)
             return self.once(partial(_untrained, recipe))
+
+        return self.records.step("compress", "artifact", inputs, make)
+
+    def student(self, original: Path, control: Path | None = None) -> Path:
+        """Students trained, planned and compressed, of which the best is the job's artifact."""
+        settings = self.settings.compress
+        inputs = {
+            "log": self.log.stamp([TRAIN, VALID]),
+            "train": self.records.made("train"),
+            "control": self.records.made("control") if control is not None else None,
+            "compress": asdict(settings),
+            "workers": self.settings.workers,
+        }
+
+        def make(place: Path) -> Path:
+            return self.trained(partial(_student, self.log, original, control, settings, place))
 
         return self.records.step("compress", "artifact", inputs, make)
 
@@ -301,6 +322,20 @@ def _compress(
         control=Artifact.open(control) if control is not None else None,
         watch=watch,
     )
+
+
+def _student(
+    log: ClickLog,
+    original: Path,
+    control: Path | None,
+    settings: CompressSettings,
+    out: Path,
+    *,
+    watch: Watch,
+) -> Artifact:
+    beside = Artifact.open(control) if control is not None else None
+    opened = Artifact.open(original)
+    return recipes.with_student(opened, log, settings, out, control=beside, watch=watch)
 
 
 def _untrained(recipe: Makes) -> Path:

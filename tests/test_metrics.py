@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.support.metrics import KEPT, Quality, auc_fall
+from embedcomp.support.metrics import KEPT, AucRange, Quality, auc_fall
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,59 @@ def test_an_auc_without_clicks_is_not_a_number() -> None:
     found = Quality()
     found.add(np.zeros(3), np.zeros(3))
     assert np.isnan(found.auc) and np.isnan(found.calibration)
+
+
+def between(logits: list[float], labels: list[int], error: float) -> tuple[float, float]:
+    found = AucRange()
+    for i in range(len(logits)):  # a row at a time
+        found.add(np.array(logits[i : i + 1]), np.array(labels[i : i + 1]), np.array([error]))
+    return found.low, found.high
+
+
+@pytest.mark.parametrize(
+    ("logits", "low", "high"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], 0.0, 1.0),  # all pairs are ties
+        ([0.0, 1e-7, 0.0, 1e-7], 0.0, 1.0),  # and here but for rounding
+        ([1.0, 0.0, 0.0, -1.0], 0.75, 1.0),  # one of four pairs is one
+        ([1.0, 0.5, 0.0, -1.0], 1.0, 1.0),  # none
+        ([1.0, -0.5, 0.0, -1.0], 0.75, 0.75),  # none, and one pair is in the wrong order
+        ([1.0, 1.9e-6, 0.0, -1.0], 0.75, 1.0),  # just within what two errors come to
+        ([1.0, 2.1e-6, 0.0, -1.0], 1.0, 1.0),  # and just beyond
+    ],
+)
+def test_pairs_closer_than_their_errors_count_either_way(
+    logits: list[float], low: float, high: float
+) -> None:
+    assert between(logits, [1, 1, 0, 0], 1e-6) == (low, high)
+
+
+def test_an_auc_range_ends_where_errors_could_bring_the_auc() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        logits, errors = rng.normal(size=7), rng.random(7) / 2
+        labels = np.array([1, 0, 1, 0, 1, 0, 0])
+        found = AucRange()
+        found.add(logits, labels, errors)
+        every = [roc_auc_score(labels, logits + errors * s) for s in product((-1.0, 1.0), repeat=7)]
+        assert found.low == pytest.approx(min(every)) and found.high == pytest.approx(max(every))
+
+
+@pytest.mark.parametrize("rows", [1_000, KEPT + 1_000])
+def test_the_auc_of_equal_scores_that_are_rounded_is_in_its_range(rows: int) -> None:
+    """Also beyond the rows that are kept, where scores may lie at the edges of bins."""
+    rng = np.random.default_rng(5)
+    logits = rng.integers(-3, 4, rows) * 0.25
+    labels = (rng.random(rows) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    here, there, found = Quality(), Quality(), AucRange()
+    here.add(logits, labels)
+    there.add(logits + 1e-7 * (labels - 0.5), labels)  # every tie is won
+    found.add(logits, labels, np.full(rows, 1e-7))
+    assert there.auc - here.auc > 0.005
+    assert found.low < here.auc < there.auc <= found.high
+    none = AucRange()
+    none.add(logits, np.zeros(rows), np.full(rows, 1e-7))
+    assert np.isnan(none.low) and np.isnan(none.high)
 
 
 def two_scores(seed: int, rows: int, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

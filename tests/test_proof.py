@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,60 @@ def test_a_figure_that_differs_is_told(
     assert found.differences[name] == pytest.approx(-3e-5, abs=2e-6)
     assert "does not score as recorded" in str(found) and "more than 1e-05" in str(found)
     assert verify(made, synth_log, tolerance=1e-4).holds
+
+
+def equal_scores(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """Have many rows of one score each, that is off by at most `error` of it."""
+    score, rng = Scorer.score, np.random.default_rng(0)
+
+    def rounded(self: Scorer, rows: Any) -> np.ndarray:
+        scores = score(self, rows).round(2)
+        return scores * (1 + error * rng.uniform(-1, 1, len(scores)).astype(np.float32))
+
+    monkeypatch.setattr(Scorer, "score", rounded)
+
+
+def test_ties_that_rounding_breaks_are_no_difference(
+    original: Artifact, synth_log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        equal_scores(patch, 0.0)
+        valid = original.manifest.metrics["valid"] | asdict(verify(original, synth_log).found)
+    made = rewritten(original, tmp_path / "m", metrics={"valid": valid})
+    bad = [valid | {"auc": valid["auc"] + off} for off in (-0.02, 0.02)]
+    wrong = [
+        rewritten(original, tmp_path / str(i), metrics={"valid": v}) for i, v in enumerate(bad)
+    ]
+    with monkeypatch.context() as patch:
+        equal_scores(patch, 1e-6)
+        found = verify(made, synth_log)
+        assert abs(found.differences["auc"] or 0) > 1e-4 and found.holds
+        assert "by rows whose scores are equal but for rounding" in str(found)
+        low, high = found.to_dict()["auc_range"]
+        assert valid["auc"] - 0.02 < low < valid["auc"] < high < valid["auc"] + 0.02
+        for one in wrong:
+            assert not verify(one, synth_log).holds
+    with monkeypatch.context() as patch:
+        equal_scores(patch, 2e-3)  # which is no rounding
+        assert verify(made, synth_log).unexplained["auc"] > 1e-4
+
+
+def test_scores_near_1_are_known_no_better_than_float32_holds_them(
+    original: Artifact, synth_log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are 1 but for a step of float32, up in one measurement and down in the other."""
+    steps = np.random.default_rng(0).integers(1, 3, (2, 10_000))
+
+    def nearly_1(steps: np.ndarray) -> Any:
+        return lambda self, rows: (1 - steps[: rows.num_rows] * 2.0**-24).astype(np.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", nearly_1(steps[0]))
+        valid = original.manifest.metrics["valid"] | asdict(verify(original, synth_log).found)
+    made = rewritten(original, tmp_path / "m", metrics={"valid": valid})
+    monkeypatch.setattr(Scorer, "score", nearly_1(steps[1]))
+    found = verify(made, synth_log)
+    assert abs(found.differences["auc"] or 0) > 1e-4 and found.unexplained["auc"] == 0
 
 
 def test_another_log_proves_nothing_even_if_figures_agree(

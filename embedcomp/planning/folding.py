@@ -65,7 +65,7 @@ def _moved(layer: Layer, parts: Sequence[Codes | int]) -> Layer:
     decoders = [part if isinstance(part, int) else part.decoder for part in parts]
     weight, bias = fold_weight(layer.weight, layer.bias, decoders)
     spec = replace(layer.spec, inputs=weight.shape[1], bias=True)
-    return Layer(spec, weight, bias, _encoded(layer.inputs, parts))
+    return Layer(spec, weight, bias, _encoded(layer.inputs, parts), drawn=layer.drawn)
 
 
 def _encoded(inputs: LinearStatistics, parts: Sequence[Codes | int]) -> LinearStatistics:

@@ -215,7 +215,9 @@ class Planning:
         timing: Timing | None = None,
         to_rest: Collection[str] = (),
     ) -> Plan:
-        tuned = settings.trains
+        # An activation between factors is fitted to what a layer puts out, and of drawn numbers
+        # the few that it leaves may never be above zero.
+        tuned = settings.trains and not settings.from_log
         planned = planner.plan(
             self.model,
             self.found,

@@ -133,7 +133,6 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.min_count < 1:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
-        self.compress.refuse_student("a job")
         if self.workers < 1:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
         models.refuse_unknown([self.model])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from embedcomp.modules.sizes import model_bytes
 from embedcomp.recipes.compressing import compress
 from embedcomp.recipes.measuring import held_out, measure
 from embedcomp.recipes.planned import plan
+from embedcomp.recipes.save import scratch
 from embedcomp.recipes.settings import AUTO, CompressSettings, read_student
 from embedcomp.recipes.training import train
 from embedcomp.support.files import remove
 from embedcomp.support.progress import Watch, quiet
 from embedcomp.swapping.heldout import HeldOut
+from embedcomp.train import workers
 
 PARTS = (0.5, 0.25, 0.125)  # of the widths of hidden layers, that are tried
 FEWEST = 4  # numbers of a hidden layer that is tried
@@ -88,13 +91,14 @@ def with_student(
     """Compress students of the original, and write the best of them to `out` with its proof.
 
     A run that was killed goes on from the students that it had trained. Where shapes are tried, so
-    is the original, which therefore no student that is worse takes the place of.
+    is the original, which therefore no student that is worse takes the place of. Several workers
+    train together, and the first of them plans for all.
 
     Raises:
         BadSettings: there is no student of such a model.
         LimitsTooSmall: none of them keeps to the budget.
     """
-    wanted, folder = shapes(original, settings.student), out / ".students"
+    wanted, folder = shapes(original, settings.student), scratch(out) / "students"
     held = held_out(original, log, settings, watch)
     absolute = _in_bytes(original, settings)
     tried: list[Tried] = []
@@ -111,9 +115,14 @@ def with_student(
     if not tried:
         raise refusals[0]
     best = min(tried, key=lambda one: one.auc_loss)
-    found = artifact.take_over(best.made, out)
-    remove(folder)
-    return found
+    return Artifact.open(workers.once(partial(_taken_over, best.made, out)))
+
+
+def _taken_over(made: Artifact, out: Path) -> Path:
+    """Where the artifact lies once nothing else is left of what led to it."""
+    found = artifact.take_over(made, out)
+    remove(scratch(out))
+    return found.folder
 
 
 def _in_bytes(original: Artifact, settings: CompressSettings) -> CompressSettings:
@@ -157,7 +166,7 @@ def _tried(
 ) -> Tried:
     """What compressing a student, or the original, makes of it."""
     measured = measure(start, log, settings, watch)
-    planned = plan(start, measured, settings, held, watch)
+    planned = workers.once(partial(plan, start, measured, settings, held, watch))
     made = compress(
         start,
         log,

@@ -17,17 +17,21 @@ from embedcomp.artifact.proof import Figures, Proof, chosen
 from embedcomp.errors import BadArtifact
 from embedcomp.log.click_log import ClickLog
 from embedcomp.scorer.scorer import Scorer
-from embedcomp.support.metrics import Quality
+from embedcomp.support.metrics import AucRange, Quality
 
 TOLERANCE = 1e-5  # of AUC, log loss and calibration: what engines and machines differ by
+ROUNDING = 4e-6  # of a logit, and of one beyond 1 in its size; twice what was seen between engines
 COMPARED = {"auc": "AUC", "logloss": "log loss", "calibration": "calibration"}
-SMALLEST, LARGEST = 1e-30, 1 - 2.0**-24  # probabilities: what float32 holds short of 0 and 1
+STEP = 2.0**-24  # between float32 probabilities below 1
+SMALLEST, LARGEST = 1e-30, 1 - STEP  # probabilities: what float32 holds short of 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """A proof beside what was measured again.
 
+    auc_range: the lowest and the highest AUC that rounding of the scores may lead to, in which the
+    recorded one has to be: rows of equal scores differ by their rounding alone, and that by chance.
     same_rows: the log has the very rows that were recorded.
     scored_by: what computed the scores.
     """
@@ -35,6 +39,7 @@ class Verified:
     path: str
     proof: Proof
     found: Figures
+    auc_range: tuple[float, float]
     same_rows: bool
     scored_by: str
     tolerance: float
@@ -46,9 +51,18 @@ class Verified:
         return {n: None if None in (then[n], now[n]) else now[n] - then[n] for n in COMPARED}
 
     @property
+    def unexplained(self) -> dict[str, float]:
+        """How far each figure is off, and the AUC beyond its range; 0 where one is not known."""
+        off = {name: abs(d or 0.0) for name, d in self.differences.items()}
+        recorded = self.proof.model.auc if self.proof.model else None
+        if recorded is not None and self.found.auc is not None:
+            low, high = self.auc_range
+            off["auc"] = max(low - recorded, recorded - high, 0.0)
+        return off
+
+    @property
     def holds(self) -> bool:
-        near = [d is None or abs(d) <= self.tolerance for d in self.differences.values()]
-        return self.same_rows and all(near)
+        return self.same_rows and all(d <= self.tolerance for d in self.unexplained.values())
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -59,6 +73,7 @@ class Verified:
             "scored_by": self.scored_by,
             "measured": asdict(self.found),
             "differences": self.differences,
+            "auc_range": None if self.found.auc is None else self.auc_range,
             "recorded": asdict(self.proof),
         }
 
@@ -75,7 +90,9 @@ class Verified:
             for n, d in self.differences.items()
         )
         if self.holds:
-            return f"{self.path} scores as recorded on {where}: {differences}"
+            ties = abs(self.differences["auc"] or 0.0) > self.tolerance
+            note = ", by rows whose scores are equal but for rounding" if ties else ""
+            return f"{self.path} scores as recorded on {where}: {differences}{note}"
         return (
             f"{self.path} does not score as recorded on {where}: {differences}, more than "
             f"{self.tolerance:g}; it was scored by {self.scored_by}"
@@ -97,19 +114,29 @@ def verify(artifact: Artifact, log: ClickLog, tolerance: float = TOLERANCE) -> V
             f"{artifact.folder} has no record of its quality{reason}; make it again with "
             "`embedcomp train` or `embedcomp compress` on a log with a validation split"
         )
-    scorer, quality = Scorer(artifact), Quality()
+    scorer, quality, auc = Scorer(artifact), Quality(), AucRange()
     for rows in _rows(log, proof):
         scores = scorer.score(rows).astype(np.float64)
         labels = rows[log.schema.label].to_numpy()
-        quality.add(logit(scores.clip(SMALLEST, LARGEST)), labels)
+        logits = logit(scores.clip(SMALLEST, LARGEST))
+        quality.add(logits, labels)
+        auc.add(logits, labels, _errors(logits))
     return Verified(
         path=str(artifact.folder),
         proof=proof,
         found=Figures.of(quality),
+        auc_range=(auc.low, auc.high),
         same_rows=proof.is_of(log),
         scored_by=scorer.engine,
         tolerance=tolerance,
     )
+
+
+def _errors(logits: np.ndarray) -> np.ndarray:
+    """How much logits of float32 scores may differ from what another engine computes [B]."""
+    of_probabilities = STEP * (1 + np.exp(logits))
+    errors: np.ndarray = ROUNDING * np.maximum(1.0, np.abs(logits)) + of_probabilities
+    return errors
 
 
 def _rows(log: ClickLog, proof: Proof) -> Iterator[pa.RecordBatch]:

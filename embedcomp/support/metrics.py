@@ -100,6 +100,32 @@ class Quality:
         }
 
 
+class AucRange:
+    """The lowest and the highest AUC of logits that are known to within an error each.
+
+    An AUC never falls where a clicked row scores higher or another one lower. So its ends are found
+    with every row at an end of its own range, and pairs that are closer than that count either way.
+    """
+
+    def __init__(self) -> None:
+        self._low, self._high = Quality(), Quality()
+
+    def add(self, logits: np.ndarray, labels: np.ndarray, errors: np.ndarray) -> None:
+        """Count one batch: logits float64 [B], labels 0 or 1 [B], errors that none exceeds [B]."""
+        better = np.where(labels > 0.5, errors, -errors)
+        self._low.add(logits - better, labels)
+        self._high.add(logits + better, labels)
+
+    @property
+    def low(self) -> float:
+        """NaN when one kind of label is absent, as `high`."""
+        return self._low.auc
+
+    @property
+    def high(self) -> float:
+        return self._high.auc
+
+
 class Estimate(NamedTuple):
     """A measured value and its standard error."""
 

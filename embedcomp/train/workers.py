@@ -5,7 +5,7 @@ Everything here is the identity in a single process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar, cast
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from embedcomp.errors import EmbedcompError
 from embedcomp.log.click_log import Piece
 from embedcomp.support.metrics import Quality
 
@@ -67,6 +68,27 @@ def weight(rows: int) -> float:
     total = torch.tensor(float(rows))
     dist.all_reduce(total)
     return rows / float(total)
+
+
+def once(make: Callable[[], T]) -> T:
+    """What the first worker makes, on every worker.
+
+    The others wait for it, so it takes no part in anything that workers do together. A user's
+    mistake that it raises is raised on all of them.
+    """
+    if count() == 1:
+        return make()
+    made: list[tuple[T | None, EmbedcompError | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            made = [(make(), None)]
+        except EmbedcompError as error:
+            made = [(None, error)]
+    dist.broadcast_object_list(made, 0)
+    value, mistake = made[0]
+    if mistake is not None:
+        raise mistake
+    return cast(T, value)
 
 
 def total(quality: Quality) -> Quality:

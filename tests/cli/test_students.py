@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact, versions
@@ -66,7 +69,7 @@ def test_a_student_keeps_to_the_bytes_of_the_original(
     assert made.source.settings["hidden"] == [8] and made.source.settings["cross_layers"] == 1
     assert made.proof is not None and original.proof is not None
     assert made.proof.original == original.proof.model
-    assert versions(tmp_path) == [1] and not (tmp_path / ".students").exists()
+    assert versions(tmp_path) == [1] and not (tmp_path / ".checkpoints").exists()
 
 
 def test_the_best_of_some_students_and_the_original_is_taken(
@@ -100,3 +103,22 @@ def test_what_no_student_can_be_is_refused(
     )
     with pytest.raises(BadSettings, match="embedcomp train --teacher"):
         students.shapes(foreign, "auto")
+
+
+def test_several_workers_make_one_student(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    mp.spawn(_made_together, args=(tmp_path, synth_log.path, original.folder), nprocs=2)
+    made = Artifact.open(tmp_path / "out")
+    assert versions(tmp_path / "out") == [1] and not (tmp_path / "out/.checkpoints").exists()
+    assert made.source.settings["hidden"] == [8]
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == str(made.folder)
+
+
+def _made_together(rank: int, folder: Path, log: str, original: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    settings = asked("hidden=8,cross_layers=1")
+    made = recipes.with_student(Artifact.open(original), ClickLog(log), settings, folder / "out")
+    (folder / f"{rank}").write_text(str(made.folder))
+    dist.destroy_process_group()

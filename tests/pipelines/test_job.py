@@ -13,7 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any, TypeVar
 
 import pytest
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.ray
 
 T = TypeVar("T")
 STEPS = ("count", "train", "measure", "plan", "control", "compress", "evaluate")
+TENSORS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +181,54 @@ def test_two_workers_make_the_model_of_one_that_has_their_batches_together(
     found = Artifact.open(folder).model().state_dict()
     for name, tensor in wanted.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def copied(folder: Path, place: Path) -> Path:
+    return Path(copytree(folder, place))
+
+
+def with_a_student(settings: JobSettings, folder: Path, workers: int) -> JobSettings:
+    taught = replace(settings.train, epochs=2, distil=0.7)
+    compress = replace(
+        settings.compress,
+        budget="4x",
+        methods=("low_rank", "half"),
+        student="hidden=8,cross_layers=1",
+        student_train=taught,
+    )
+    return replace(settings, out=str(folder), workers=workers, compress=compress)
+
+
+def test_a_student_whose_worker_is_killed_takes_the_place_of_the_original(
+    cluster: str, settings: JobSettings, tmp_path: Path
+) -> None:
+    job = Job(with_a_student(settings, tmp_path, workers=2))
+    original = job.train(job.count())
+    control = job.control(original)
+    students = tmp_path / "artifact" / CHECKPOINTS / "students"
+    with ThreadPoolExecutor() as pool:
+        ran = pool.submit(job.student, original, control)
+        wait_for(lambda: ran.done() or [*students.glob(f"*/{CHECKPOINTS}/*.last.pt")])
+        assert not ran.done(), "the student was trained before a worker could be killed"
+        for pid in training_pids():
+            os.kill(pid, signal.SIGKILL)
+        folder = ran.result()
+    models = job.run()["models"]
+    assert models["compressed"]["path"] == str(folder)
+    assert list(models) == ["original", "control", "compressed"]
+    sizes = {name: found["bytes"]["total"] for name, found in models.items()}
+    assert sizes["compressed"] <= sizes["original"] / 4
+
+    found = Artifact.open(tmp_path / "artifact")
+    assert found.source.settings["hidden"] == [8]
+    assert [child.name for child in (tmp_path / "artifact").iterdir()] == ["1"]
+    whole = Job(replace(job.settings, out=str(tmp_path / "whole")))
+    for step, place, made_by in (("train", "model", original), ("control", "control", control)):
+        whole.records.step(step, place, {}, partial(copied, made_by))
+    wanted = load_file(whole.student(original, control) / TENSORS)
+    tensors = load_file(found.folder / TENSORS)
+    assert tensors.keys() == wanted.keys()
+    assert all(tensors[name].equal(wanted[name]) for name in wanted)
 
 
 def made(settings: JobSettings) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from embedcomp.log.features import Features
 from embedcomp.pipelines import job
 from embedcomp.pipelines.job import STATISTICS, Job
 from embedcomp.planning.plan import Plan
+from embedcomp.recipes import students
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
@@ -114,3 +116,51 @@ def test_what_a_plan_leaves_untouched_is_told(
         made.plan(tmp_path, tmp_path)
         told = " ".join(capsys.readouterr().err.split())
         assert "attention" in told and "is of a kind that no method takes" in told
+
+
+def test_a_job_whose_student_was_interrupted_goes_on_from_what_was_trained(
+    here: None,
+    synth_log: ClickLog,
+    synth_features: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, once = tmp_path / "out", TrainSettings(epochs=1, batch_rows=1024)
+    original = recipes.train(synth_log, synth_features, SOURCE, once, out / "model")
+    taught = replace(once, distil=0.7)
+    settings = CompressSettings(
+        budget="2x", methods=("row_int8", "half"), student="hidden=4", student_train=taught
+    )
+    made = Job(JobSettings(log=synth_log.path, out=str(out), compress=settings))
+    made.records.step("train", "model", {}, lambda place: original.folder)
+    trained: list[Path] = []
+    train: Callable[..., Artifact] = students.train
+
+    def counted(*given: Any, **more: Any) -> Artifact:
+        trained.append(given[4])
+        return train(*given, **more)
+
+    monkeypatch.setattr(students, "train", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.student(original.folder)
+    folder = made.student(original.folder)
+    assert len(trained) == 1
+    found = Artifact.open(folder)
+    assert found.source.settings["hidden"] == [4]
+    assert [child.name for child in (out / "artifact").iterdir()] == ["1"]
+    assert made.student(original.folder) == folder and len(trained) == 1  # nothing changed
+    other = replace(made.settings.compress, student_train=replace(taught, seed=1))
+    changed = Job(replace(made.settings, compress=other))
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            changed.student(original.folder)
+        with pytest.raises(KeyboardInterrupt):
+            made.student(original.folder)
+    assert len(trained) == 3  # of other settings nothing is gone on from
+
+
+def interrupted(*given: object) -> Plan:
+    raise KeyboardInterrupt

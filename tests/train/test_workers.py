@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedcomp.errors import BadSettings
+from embedcomp.errors import BadSettings, BudgetTooSmall
 from embedcomp.log.batches import read_rows
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
@@ -192,3 +192,26 @@ def _weights(path: str, case: str, rank: int, folder: Path) -> dict[str, Tensor]
     evaluations = workers.gathered([entry["auc"] for entry in history])
     assert evaluations[0] == evaluations[1] and evaluations[0][-1] > 0.5
     return model.state_dict()
+
+
+def test_what_the_first_worker_makes_all_have_and_its_mistakes_too(tmp_path: Path) -> None:
+    assert workers.once(lambda: 7) == 7
+    with pytest.raises(BudgetTooSmall, match="smallest plan needs 9"):
+        workers.once(_too_small)
+    in_two_workers(_once, tmp_path)
+    assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["by 0: " + TOO_SMALL] * 2
+
+
+TOO_SMALL = str(BudgetTooSmall(5, 9))
+
+
+def _too_small() -> None:
+    raise BudgetTooSmall(5, 9)
+
+
+def _once(rank: int, folder: Path) -> None:
+    made = workers.once(lambda: f"by {rank}")
+    try:
+        workers.once(_too_small)
+    except BudgetTooSmall as error:
+        (folder / f"{rank}").write_text(f"{made}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -88,6 +89,20 @@ def _layer_moments(layer: Layer) -> tuple[Tensor, Tensor]:
     return moments(layer.weight, layer.counts)
 
 
+def as_large(layer: Layer, basis: Basis, rank: int) -> Layer:
+    """A layer of drawn numbers, scaled so that its first ranks alone are as large as all were.
+
+    What is fitted to drawn numbers has most of its size in the ranks that are left out, and of one
+    such layer behind another nothing comes out that could be learnt from. Others are as they were.
+    """
+    if not layer.drawn:
+        return layer
+    weight, kept = layer.weight.double(), basis.encoder[:, :rank] @ basis.decoder[:rank]
+    first = weight @ kept if isinstance(layer.spec, TableSpec) else kept.T @ weight
+    scale = float(weight.norm() / first.norm()) if first.any() else 1.0
+    return replace(layer, weight=layer.weight * scale, _shared={})
+
+
 def mimic_table(served: nn.Module, layer: Layer, rank: int, weighting: Weighting) -> None:
     """Fill a table with codes in the leading directions of its output."""
     assert isinstance(served, CompressedTable)
@@ -106,6 +121,7 @@ def fill_table(
         refit: fit the decoder again to the codes as stored, by least squares weighted by counts.
     """
     assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
+    layer = as_large(layer, basis, rank)
     decoder, bias = basis.decoder[:rank], mean
 
     def codes(most: int | None) -> Columns:
@@ -157,6 +173,7 @@ def fill_linear(served: nn.Module, layer: Layer, basis: Basis, rank: int, *, ref
         refit: fit the second factor again to the first as stored, by least squares over the log.
     """
     assert isinstance(served, LowRankLinear)
+    layer = as_large(layer, basis, rank)
     weight, covariance = layer.weight.double(), layer.inputs.covariance
     second = basis.decoder[:rank].T  # [outputs, rank]
 

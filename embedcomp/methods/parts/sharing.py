@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import build
-from embedcomp.methods.parts.factors import encoded, layer_moments, output_basis
+from embedcomp.methods.parts.factors import as_large, encoded, layer_moments, output_basis
 from embedcomp.modules.table import CompressedTable
 from embedcomp.sensitivity.layer import IdsMeet, Layer, Spec, TableSpec
 from embedcomp.storage.decode import Affine
@@ -114,6 +114,7 @@ def fill(served: CompressedTable, layer: Layer) -> CompressedTable:
     codes = layer.weight
     if isinstance(served.decode, Affine):
         basis, mean = output_basis(layer, "loss"), layer_moments(layer)[0]
+        layer = as_large(layer, basis, served.code_width)
         codes = encoded(layer.weight, basis.encoder[:, : served.code_width], mean)
         served.decode.fill(basis.decoder[: served.code_width], mean)
     assert isinstance(served.index, Probed)

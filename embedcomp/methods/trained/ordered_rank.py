@@ -8,7 +8,7 @@ need. An artifact of such layers is served at many budgets, chosen when it is op
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
 from embedcomp.methods.parts import build
@@ -63,8 +63,6 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 def compress(layer: Layer, settings: Settings) -> Served:
     served, rank = empty(layer.spec, settings), settings.rank
-    if layer.drawn:
-        layer = _as_large(layer, rank)
     if isinstance(layer.spec, TableSpec):
         mimic_table(served, layer, rank, "loss")
         return served
@@ -84,12 +82,3 @@ def _most(spec: Spec) -> float:
     """The rank at which factors are as large as the layer."""
     whole, each = _numbers(spec)
     return whole / each
-
-
-def _as_large(layer: Layer, rank: int) -> Layer:
-    """A layer of drawn numbers, scaled so that its first ranks alone are as large as all were."""
-    basis, weight = output_basis(layer, "loss"), layer.weight.double()
-    kept = basis.encoder[:, :rank] @ basis.decoder[:rank]
-    first = weight @ kept if isinstance(layer.spec, TableSpec) else kept.T @ weight
-    scale = float(weight.norm() / first.norm()) if first.any() else 1.0
-    return replace(layer, weight=layer.weight * scale, _shared={})
