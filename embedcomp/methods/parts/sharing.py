@@ -6,7 +6,7 @@ begins with is only as good as the mean of the rows that meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,6 +68,19 @@ def candidates(spec: Spec, kind: type[Settings], parts: int = 1) -> list[Setting
         if (rank or spec.dim) % parts == 0 and (rank is None or rank < spec.dim)
     ]
     return [one for one in found if not one.own or sizes(spec, one, parts)[0]]
+
+
+def unlike(
+    spec: Spec, found: Sequence[Settings], empty: Callable[[Spec, Settings], CompressedTable]
+) -> list[Settings]:
+    """The first of all settings that make one table, where a method rounds sizes further."""
+    tables: dict[Hashable, Settings] = {}
+    with torch.device("meta"):
+        for one in found:
+            index = empty(spec, one).index
+            assert isinstance(index, Probed)
+            tables.setdefault((index.probes, one.rank, one.storage), one)
+    return [*tables.values()]
 
 
 def empty(

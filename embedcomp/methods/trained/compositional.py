@@ -37,7 +37,7 @@ def candidates(spec: Spec) -> list[Settings]:
         *(replace(one, combine="add") for one in found),
         *(replace(one, combine="concat") for one in halves),
     ]
-    return [one for one in every if _divisor_of(spec, one) is not None]
+    return sharing.unlike(spec, [one for one in every if _divisor_of(spec, one)], empty)
 
 
 def empty(spec: Spec, settings: Settings) -> CompressedTable:

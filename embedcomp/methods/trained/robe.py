@@ -28,11 +28,12 @@ class Settings(SharedRows):
 
 
 def candidates(spec: Spec) -> list[Settings]:
-    return [
+    every = [
         replace(one, chunks=chunks)
         for chunks in CHUNKS
         for one in sharing.candidates(spec, Settings, parts=chunks)
     ]
+    return sharing.unlike(spec, every, empty)
 
 
 def empty(spec: Spec, settings: Settings) -> CompressedTable:
