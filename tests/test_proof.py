@@ -273,17 +273,22 @@ def test_ties_that_rounding_breaks_are_no_difference(
 def test_scores_near_1_are_known_no_better_than_float32_holds_them(
     original: Artifact, synth_log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rows are 1 but for a step of float32, up in one measurement and down in the other."""
-    steps = np.random.default_rng(0).integers(1, 3, (2, 10_000))
+    """Rows are 1 but for a few steps of float32; one step more or less wins many of the ties."""
+    steps = np.random.default_rng(0).integers(3, 400, 10_000)
 
-    def nearly_1(steps: np.ndarray) -> Any:
-        return lambda self, rows: (1 - steps[: rows.num_rows] * 2.0**-24).astype(np.float32)
+    def nearly_1(more: int) -> Any:
+        def score(self: Scorer, rows: Any) -> np.ndarray:
+            clicked = rows[synth_log.schema.label].to_numpy() > 0.5
+            found = steps[: len(clicked)] - more * np.where(clicked, 1, -1)
+            return (1 - found * 2.0**-24).astype(np.float32)
+
+        return score
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", nearly_1(steps[0]))
+        patch.setattr(Scorer, "score", nearly_1(0))
         valid = original.manifest.metrics["valid"] | asdict(verify(original, synth_log).found)
     made = rewritten(original, tmp_path / "m", metrics={"valid": valid})
-    monkeypatch.setattr(Scorer, "score", nearly_1(steps[1]))
+    monkeypatch.setattr(Scorer, "score", nearly_1(1))
     found = verify(made, synth_log)
     assert abs(found.differences["auc"] or 0) > 1e-4 and found.unexplained["auc"] == 0
 

@@ -105,7 +105,8 @@ def follow_first(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             held = tensor.detach().contiguous().view(-1)
             dist.broadcast(held.view(torch.uint8), 0)  # as bytes: gloo does not know every type
-            tensor.detach().copy_(held.view(tensor.shape))
+            if held.data_ptr() != tensor.data_ptr():  # not received in place
+                tensor.detach().copy_(held.view(tensor.shape))
 
 
 def sum_into_all(tensors: Iterable[Tensor]) -> None:

@@ -20,6 +20,7 @@ from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.recipes import students
 from embedcomp.recipes.settings import CompressSettings, read_student
+from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import TrainSettings
 
 SOURCE = ModelSource(model="dcnv2", settings={"width": 8, "hidden": [32, 16], "cross_layers": 2})
@@ -118,7 +119,8 @@ def test_several_workers_make_one_student(
 def _made_together(rank: int, folder: Path, log: str, original: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    settings = asked("hidden=8,cross_layers=1")
+    tune = TuneSettings(epochs=1, batch_rows=1024)
+    settings = asked("hidden=8,cross_layers=1", tune=tune)
     made = recipes.with_student(Artifact.open(original), ClickLog(log), settings, folder / "out")
     (folder / f"{rank}").write_text(str(made.folder))
     dist.destroy_process_group()

@@ -88,14 +88,14 @@ def test_no_plan_from_the_log_has_an_activation_between_factors(
 ) -> None:
     asked: dict[bool, bool] = {}
     offered = low_rank.candidates
-
-    def seen(spec: Spec) -> list[low_rank.Settings]:
-        found = offered(spec)
-        asked[from_log] |= any(settings.activation for settings in found)
-        return found
-
-    monkeypatch.setattr(low_rank, "candidates", seen)
     for from_log in (False, True):
+
+        def seen(spec: Spec, from_log: bool = from_log) -> list[low_rank.Settings]:
+            found = offered(spec)
+            asked[from_log] |= any(settings.activation for settings in found)
+            return found
+
+        monkeypatch.setattr(low_rank, "candidates", seen)  # a new one is asked anew
         asked[from_log] = False
         given = {"methods": ("low_rank", "half"), "train": HOW, "from_log": from_log}
         settings = CompressSettings(budget="8x", **given)

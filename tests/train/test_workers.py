@@ -215,3 +215,16 @@ def _once(rank: int, folder: Path) -> None:
         workers.once(_too_small)
     except BudgetTooSmall as error:
         (folder / f"{rank}").write_text(f"{made}: {error}")
+
+
+def test_tensors_of_any_strides_follow_the_first_workers(tmp_path: Path) -> None:
+    in_two_workers(_follow, tmp_path)
+
+
+def _follow(rank: int, folder: Path) -> None:
+    numbers = torch.arange(6.0) + 10 * rank
+    column = numbers[:3].clone().as_strided((3, 1), (1, 3))  # contiguous, as codes of rank 1 are
+    turned = numbers.clone().view(2, 3).T
+    workers.follow_first([column, turned])
+    assert column[:, 0].tolist() == [0.0, 1.0, 2.0]
+    assert turned.T.flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
