@@ -29,7 +29,7 @@ SHARES = (  # of a table, worth trying
     *(0.03, 0.02, 0.014, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001),
 )
 OWN = (0.0, 0.5)  # of what is stored, worth giving to the most looked-up ids alone
-RANKS = (4, 8, 16)  # coarse, since rows are chosen as well
+RANKS = (1, 2, 4, 8, 16)  # coarse, since rows are chosen as well
 STORAGE: FactorStorage = "column_int8"  # half the bytes of float16, of which training rounds little
 FEWEST = 2  # rows that are worth sharing
 ROUNDS = 8  # of fitting rows to what the others leave
