@@ -38,7 +38,7 @@ from embedcomp.scorer.scorer import Scorer
 from embedcomp.storage.names import NestedStorage
 from embedcomp.support.metrics import Quality
 from embedcomp.swapping.settings import TuneSettings
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FormTrainSettings
 
 METHOD = "ordered_rank"
 SPLIT = "test"
@@ -57,7 +57,7 @@ class Ways:
         """Ordered ranks alone, trained."""
         given = self.one.given
         known = {"epochs": given.epochs, "seed": self.seed}
-        train = validated(TrainSettings, read_changes(given.train_set, known), "--train-set")
+        train = validated(FormTrainSettings, read_changes(given.train_set, known), "--train-set")
         return CompressSettings(budget=budget, methods=(METHOD,), train=train)
 
     def whole(self) -> dict[str, Any]:
