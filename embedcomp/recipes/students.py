@@ -28,6 +28,8 @@ from embedcomp.support.files import remove
 from embedcomp.support.progress import Watch, quiet
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train import workers
+from embedcomp.train.fit import Data
+from embedcomp.train.key import RunKey
 
 PARTS = (0.5, 0.25, 0.125)  # of the widths of hidden layers, that are tried
 FEWEST = 4  # numbers of a hidden layer that is tried
@@ -141,15 +143,16 @@ def _trained(
     folder: Path,
     watch: Watch,
 ) -> Artifact:
-    """A student with fewer numbers, trained unless it is there already."""
+    """A student with fewer numbers, trained unless a killed run trained this very one."""
     source = original.source.model_copy(
         update={"settings": {**original.source.settings, **shape}}
     ).complete()
-    name = "-".join(f"{key}={value}" for key, value in sorted(shape.items())).replace(" ", "")
-    place = folder / name
+    taught, data = settings.student_train, Data(log, original.features)
+    begun, splits = source.build(data.features, taught.seed), (data.train, data.valid)
+    key = RunKey.of(begun, log, splits, data.features, taught, original.model())
+    place = folder / key.name
     if artifact.versions(place):
         return Artifact.open(place)
-    taught = settings.student_train
     return train(log, original.features, source, taught, place, teacher=original, watch=watch)
 
 

@@ -91,6 +91,30 @@ def test_the_best_of_some_students_and_the_original_is_taken(
     assert made.plan.outcome.auc_loss == least.auc_loss
 
 
+def test_a_killed_run_leaves_students_to_the_same_settings_alone(
+    synth_log: ClickLog, original: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Path] = []
+    train = students.train
+
+    def counted(*given: Any, **more: Any) -> Artifact:
+        trained.append(given[4])
+        return train(*given, **more)
+
+    monkeypatch.setattr(students, "train", counted)
+    monkeypatch.setattr(students, "plan", interrupted)
+    one = asked("hidden=8,cross_layers=1")
+    other = replace(one, student_train=replace(one.student_train, seed=1))
+    for settings in (one, one, other, one):
+        with pytest.raises(KeyboardInterrupt):
+            recipes.with_student(original, synth_log, settings, tmp_path)
+    assert len(trained) == len({*trained}) == 2
+
+
+def interrupted(*given: object) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_what_no_student_can_be_is_refused(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
