@@ -54,6 +54,7 @@ class StoredRows(Trains):
     matters: Tensor | None  # errors of columns; while thawed
     rounds: Tensor | None  # bool, whether what is read is rounded by now; while thawed, if not at
     # first
+    weighs = False  # whether training asks what `fill` was told of errors in rows and in columns
     begins_far = False  # from where it will end: set by whoever knows, until it was trained
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
     _trainable: Tensor | None = None  # while thawed
@@ -61,7 +62,7 @@ class StoredRows(Trains):
     _encoded_at = (-1, -1)  # the versions of `master` and `moves` that are stored
     _rounds_from = 0.0  # the share of a run
     _fitted_by: tuple[Tensor | None, Tensor | None] = None, None  # weights of rows and of columns,
-    # if it is to be trained
+    # if training may ask
 
     def __init__(self, rows: int, width: int, storage: AnyStorage):
         super().__init__()
@@ -126,7 +127,7 @@ class StoredRows(Trains):
             even = torch.ones(self.width, device=self.device)
             self._matters = even if column_weights is None else column_weights.float()
         self._take(self.kind.fill(columns, column_weights))
-        if _KEEPS_UNROUNDED.get():
+        if _KEEPS_UNROUNDED.get() or self.weighs:
             self._fitted_by = columns.weights, column_weights
         keeps = _KEEPS_UNROUNDED.get() and self.kind.trainable(self.state, self.width) is None
         self.unrounded = columns.values.contiguous() if keeps else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embedcomp.storage.columns import Columns, columns_of
 from embedcomp.storage.kinds.chunked import Chunked, costs, cut, most, spread
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Moved, Progress, Trains
@@ -53,7 +52,7 @@ class SparseRows(StoredRows, Trains):
     schedule: Schedule | None
     row_weights: Tensor | None  # [rows], while thawed,
     column_weights: Tensor | None  # and [width]
-    _told: tuple[Tensor | None, Tensor | None] = None, None  # the same, as they were filled in
+    weighs = True
 
     def __init__(self, rows: int, width: int, kind: Chunked, schedule: Schedule):
         super().__init__(rows, width, kind)
@@ -61,23 +60,13 @@ class SparseRows(StoredRows, Trains):
         for name in ("row_weights", "column_weights"):
             self.register_buffer(name, None)
 
-    def fill(
-        self,
-        weight: Tensor | Columns,
-        row_weights: Tensor | None = None,
-        column_weights: Tensor | None = None,
-    ) -> None:
-        columns = columns_of(weight, row_weights)
-        super().fill(columns, None, column_weights)
-        self._told = columns.weights, column_weights
-
     def choose(self, values: Tensor, alive: Tensor) -> None:
         """Let these chunks live [rows, chunks] of what was filled in. Raises CannotStore."""
         self._take(self.kind.filled(values, alive))
 
     def thaw(self, grid: bool = True) -> None:
         super().thaw(grid)
-        self.row_weights, self.column_weights = self._told
+        self.row_weights, self.column_weights = self._fitted_by
 
     def freeze(self) -> None:
         """Store what was trained; a mask that did not come to its end is brought there before."""
