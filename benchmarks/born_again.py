@@ -154,7 +154,7 @@ def main() -> None:
         paper = cache(partial(Paper, one, model, seed))
         for name, make in forms(options).items():
             step = f"{model}-{name}-{seed}"
-            found[step] = one.steps.run(step, partial(_made, make, paper))
+            found[step] = one.steps.run_of(step, make, paper)
             console.print(rendered(found))
     print(one.record(found, seeds=range(options.seeds)))
 
@@ -168,10 +168,6 @@ def forms(given: argparse.Namespace) -> dict[str, Callable[[Paper], dict[str, An
         name = f"{ratio:g}x-{'activated' if activation else 'exact'}"
         made[name] = partial(Paper.compressed, ratio=ratio, activation=activation)
     return made
-
-
-def _made(make: Callable[[Paper], dict[str, Any]], paper: Callable[[], Paper]) -> dict[str, Any]:
-    return make(paper())
 
 
 def _options() -> argparse.Namespace:

@@ -11,7 +11,7 @@ control, trained on for as many epochs on labels. Figures are those of the test 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -126,33 +126,19 @@ def main() -> None:
     options = _options()
     more = {name: getattr(options, name) for name in ("ratios", "methods", "epochs", "train_set")}
     one = OneModel("forms", options, {**more, "seeds": options.seeds})
-
-    @cache
-    def forms() -> Forms:
-        return Forms(one, options)
-
+    forms = cache(partial(Forms, one, options))
     found: dict[str, dict[str, Any]] = {}
     for seed in range(options.seeds):
         step = f"beside-{seed}"
-        found[step] = one.steps.run(step, partial(_beside, forms, seed))
+        found[step] = one.steps.run_of(step, partial(Forms.beside, seed=seed), forms)
         for way, ratio, name in product(WAYS, options.ratios, options.methods):
             if way == "log" and name in [UNTRAINED, *PRUNED]:
                 continue  # numbers that were drawn are no reason to prune any
             step = f"{name}-{ratio:g}x-{way}-{seed}"
-            make = partial(_made, forms, name, ratio, way, seed)
-            found[step] = one.steps.run(step, make)
+            make = partial(Forms.made, name=name, ratio=ratio, way=way, seed=seed)
+            found[step] = one.steps.run_of(step, make, forms)
             console.print(rendered(found))
     print(one.record(found, seeds=range(options.seeds)))
-
-
-def _beside(forms: Callable[[], Forms], seed: int) -> dict[str, Any]:
-    return forms().beside(seed)
-
-
-def _made(
-    forms: Callable[[], Forms], name: str, ratio: float, way: str, seed: int
-) -> dict[str, Any]:
-    return forms().made(name, ratio, way, seed)
 
 
 def _options() -> argparse.Namespace:

@@ -160,7 +160,7 @@ def main() -> None:
         ways = cache(partial(Ways, one, seed))
         for name, make in forms(options).items():
             step = f"{name}-{seed}"
-            found[step] = one.steps.run(step, partial(_made, make, ways))
+            found[step] = one.steps.run_of(step, make, ways)
             console.print(rendered(found))
         whole = found[f"whole-{seed}"]
         for budget in options.budgets if "folder" in whole else ():
@@ -169,10 +169,6 @@ def main() -> None:
             found[step] = one.steps.run(step, serve)
     console.print(rendered(found))
     print(one.record(found, seeds=range(options.seeds)))
-
-
-def _made(make: Callable[[Ways], dict[str, Any]], ways: Callable[[], Ways]) -> dict[str, Any]:
-    return make(ways())
 
 
 def _options() -> argparse.Namespace:

@@ -134,13 +134,9 @@ def main() -> None:
     for seed in range(options.seeds):
         for name, make in forms(options, seed).items():
             step = f"{name} {seed}"
-            found[step] = one.steps.run(step.replace(" ", "-"), partial(_made, make, shapes))
+            found[step] = one.steps.run_of(step.replace(" ", "-"), make, shapes)
             console.print(rendered(found))
     print(one.record(found, seeds=range(options.seeds)))
-
-
-def _made(make: Callable[[Shapes], dict[str, Any]], shapes: Callable[[], Shapes]) -> dict[str, Any]:
-    return make(shapes())
 
 
 def _options() -> argparse.Namespace:

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import result
 from embedcomp.errors import BadSettings
 from embedcomp.support.files import replacing
+
+T = TypeVar("T")
 
 
 class Steps:
@@ -45,6 +47,12 @@ class Steps:
         with replacing(file) as fresh:
             fresh.write_text(json.dumps(made, indent=1) + "\n")
         return made
+
+    def run_of(
+        self, name: str, make: Callable[[T], dict[str, Any]], of: Callable[[], T]
+    ) -> dict[str, Any]:
+        """The result of a step of something that is only made where the step is not done yet."""
+        return self.run(name, lambda: make(of()))
 
     def record(self, name: str, **content: Any) -> Path:
         """Write the record of a run (`result.write`), unless these very results have one already.

@@ -156,8 +156,7 @@ def main() -> None:
     for seed in range(options.seeds):
         these = cache(partial(Students, one, seed))
         for name, make in forms(one).items():
-            step = partial(_made, make, these)
-            found[name].append(one.steps.run(f"{name}-{seed}", step))
+            found[name].append(one.steps.run_of(f"{name}-{seed}", make, these))
             console.print(f"{name}, seed {seed}: validation AUC {found[name][-1].get('auc')}")
     for name, of_seeds in found.items():
         for seed, made in enumerate(of_seeds):
@@ -165,12 +164,6 @@ def main() -> None:
             of_seeds[seed] = made | {"test": one.steps.run(f"{name}-{seed}-{REPORTED}", step)}
     console.print(rendered(found))
     print(one.record(found, seeds=range(options.seeds)))
-
-
-def _made(
-    make: Callable[[Students], dict[str, Any]], these: Callable[[], Students]
-) -> dict[str, Any]:
-    return make(these())
 
 
 def _options() -> argparse.Namespace:
