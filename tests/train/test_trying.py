@@ -211,7 +211,7 @@ def test_a_share_of_the_rows_is_a_part_of_an_epoch(
 def two(planning: recipes.Planning, original: Artifact) -> dict[str, Plan]:
     """A plan in which many ids share few rows, and one that rounds numbers to bfloat16."""
     sizes = model_bytes(original.model())
-    few = str(sizes["dense"] + sizes["tables"] // 400)
+    few = str(sizes["dense"] + sizes["tables"] // 200)
     plans = {
         "poor": planning.plan(asked(original, ("hashed",), rest=("keep",), budget=few)),
         "good": planning.plan(asked(original, ("half",), budget="60%")),
@@ -230,8 +230,9 @@ def test_the_better_plan_is_chosen(
     tmp_path: Path,
 ) -> None:
     """Whichever the planner likes more; the artifact tells what was tried."""
-    how = replace(ONCE, distil=None if from_log else 0.7, learning_rate=3e-3)
-    how = replace(how, table_learning_rate=3e-3)
+    how = replace(ONCE, distil=None if from_log else 0.7)
+    rate = 3e-3 if from_log else 3e-5  # what begins well is not to be learnt again
+    how = replace(how, learning_rate=rate, table_learning_rate=rate)
     (other,) = {"poor", "good"} - {first}
     plan = replace(two[first], others=(two[other],))
     small = made(synth_log, original, plan, tmp_path, train=how, from_log=from_log)
@@ -239,7 +240,7 @@ def test_the_better_plan_is_chosen(
     assert small.manifest.bytes["total"] == two["good"].bytes_after
     trials = {one.name: one for one in small.plan.trials}
     assert [*trials] == [first, other]
-    assert trials["good"].auc > trials["poor"].auc + 0.004
+    assert trials["good"].auc > trials["poor"].auc + 0.01
     for one in trials.values():
         assert one.bytes == two[one.name].bytes_after
         assert 0 < one.logloss < 1 and one.epochs == pytest.approx(
