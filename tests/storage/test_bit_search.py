@@ -10,6 +10,7 @@ import torch
 from embedcomp.storage.bit_search import MOST, TEMPERATURE, BitOption, BitSearch
 from embedcomp.storage.columns import Columns
 from embedcomp.storage.rows import StoredRows
+from embedcomp.storage.training import Progress
 
 ROWS, WIDTH, ENDS = 60, 4, (10, 60)
 
@@ -104,3 +105,16 @@ def test_what_is_taken_is_read_on_the_grids_that_were_trained() -> None:
     assert stored.master is not None and found.master is not None
     assert torch.equal(stored.master, found.master)
     assert torch.equal(stored.to_float(), read)
+
+
+def test_bits_cost_nothing_while_rows_are_in_floats_and_grids_are_fitted_then() -> None:
+    found = searched(price=0.5)
+    found.read_floats(0.5)
+    assert found.master is not None and found.penalty() is None
+    with torch.no_grad():
+        found.master.mul_(100)
+    assert torch.equal(found.to_float(), found.master)
+    before = found.grids.clone()
+    found.before_step(Progress("search", 5, 10, 5, seed=0))
+    assert found.penalty() is not None and not torch.equal(found.to_float(), found.master)
+    torch.testing.assert_close(found.grids[:, 1:, 0], 100 * before[:, 1:, 0], rtol=0.02, atol=0.0)

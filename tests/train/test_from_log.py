@@ -129,3 +129,36 @@ def test_a_layer_that_decoders_are_folded_into_is_still_drawn() -> None:
     codes = folded(reader, {table: (layers[table], served)}, SINGLE)
     assert codes and narrowed(layers[name], reader, codes).drawn
     assert not narrowed(found.layers[name], reader, codes).drawn
+
+
+@pytest.mark.parametrize(
+    "method, from_log, floats",
+    [("hashed", False, 1), ("low_rank", False, 0), ("hashed", True, 1), ("low_rank", True, 1)],
+)
+def test_what_begins_far_is_in_floats_for_half_a_run(
+    log: ClickLog, original: Artifact, tmp_path: Path, method: str, from_log: bool, floats: int
+) -> None:
+    """Before the first step it is neither, and after two epochs both are rounded."""
+    distil = None if from_log else 0.7
+    how = replace(HOW, epochs=2, schedule="linear", embedding_l2=0.0, distil=distil)
+    settings = CompressSettings(budget="5x", train=how, from_log=from_log)
+    table = {"share": 0.7} if method == "hashed" else {"rank": 4, "storage": "column_int8"}
+    wanted = {"*.user": {"method": method, **table}, "*": "keep"}
+    plan = planner.by_name(original.model(), layers_of(original, original.model()), wanted)
+    made = recipes.compress(original, log, Statistics(), plan, settings, tmp_path)
+    history = made.origin.training["history"]
+    at = {entry["epoch"]: entry.get("settled", True) for entry in history}
+    assert at[0] is (not floats) and at[2]
+
+
+def test_rows_of_four_bits_reach_their_size_from_the_log(
+    log: ClickLog, original: Artifact, tmp_path: Path
+) -> None:
+    how = replace(HOW, epochs=6, schedule="linear", embedding_l2=0.0)
+    settings = CompressSettings(budget="5x", train=how, from_log=True)
+    tables = {"method": "column_quantized", "storage": "column_mixed4"}
+    wanted = {"*embedding*": tables, "*": "half"}
+    plan = planner.by_name(original.model(), layers_of(original, original.model()), wanted)
+    made = recipes.compress(original, log, Statistics(), plan, settings, tmp_path)
+    assert made.proof is not None and made.proof.model is not None
+    assert (made.proof.model.auc or 0) > 0.75
