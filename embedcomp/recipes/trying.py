@@ -78,9 +78,7 @@ def shorter(forming: Forming, plan: Plan, epochs: float, folder: Path) -> Formin
     settings, data = forming.settings.train, forming.data
     epochs = max(epochs, min(1.0, probe.FEWEST / data.log.rows(data.train)))
     whole = max(math.ceil(epochs), 2 if searching.searches(plan) else 1)
-    for weight in probe.left_open(settings, taught=not forming.settings.from_log):
-        settings = weight.set(settings, weight.usual)
-    train = replace(settings, epochs=whole, evaluations_per_epoch=1)
+    train = replace(settings, epochs=whole, evaluations_per_epoch=1, probes=False)
     return replace(
         forming,
         settings=replace(forming.settings, train=train),

@@ -55,7 +55,7 @@ class StoredRows(Trains):
     rounds: Tensor | None  # bool, whether what is read is rounded by now; while thawed, if not at
     # first
     weighs = False  # whether training asks what `fill` was told of errors in rows and in columns
-    begins_far = False  # from where it will end: set by whoever knows, until it was trained
+    begins_far = False  # set by whoever knows, until it was trained
     unrounded: Tensor | None = None  # what was filled in, within `keeping_unrounded`
     _trainable: Tensor | None = None  # while thawed
     _matters: Tensor | None = None  # errors of columns, where they were filled in

@@ -93,9 +93,11 @@ class Trains(nn.Module):
 
     summed: names of buffers that a worker adds to in its steps; they hold the sums over all workers
         when `after_epoch` is called.
+    begins_far: whether its numbers are far from where training will bring them.
     """
 
     summed: tuple[str, ...] = ()
+    begins_far = False
 
     def groups(self) -> list[Group]:
         """Parameters of this module, not of those within it, that are not moved as usual.

@@ -28,13 +28,23 @@ def train_form(
     """Train `compressed` in place; its numbers are rounded as they will be served.
 
     Args:
-        teacher: the original, whose scores are learnt beside the labels; None: labels alone are.
+        teacher: the original, whose scores are learnt beside the labels; None: labels alone are,
+            from drawn numbers.
 
     Returns:
         The history of evaluations.
     """
     thaw(compressed, FLOATS)
-    history = fit(compressed, data, settings, folder, teacher=teacher, watch=watch, step=step)
+    history = fit(
+        compressed,
+        data,
+        settings,
+        folder,
+        teacher=teacher,
+        watch=watch,
+        step=step,
+        far=teacher is None,  # its numbers are drawn
+    )
     freeze(compressed)
     return history
 

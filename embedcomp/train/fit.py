@@ -108,6 +108,7 @@ def fit(
     watch: Watch = quiet,
     step: str = "training",
     stage: Stage = "final",
+    far: bool = False,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
@@ -121,6 +122,8 @@ def fit(
         watch: is told a `Report` after each step and each evaluation.
         step: what the run is for, as its reports say.
         stage: as modules that train by themselves are told (storage/training.py).
+        far: whether the model begins far from where it will end, whatever its parts say; rates
+            that are left open depend on it.
 
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
@@ -141,7 +144,8 @@ def fit(
         if teacher is not None and settings.epochs:
             taught = _taught(teacher, data, data.taught or folder, watch)
         file = folder / f"{name}.probes.json"
-        settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage)
+        far = far or any(part.begins_far for part in parts_that_train(model))
+        settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage, far)
         stack.enter_context(fast_tables(model))
         run = _Run(model, pieces, data, settings, folder / name, taught, step, stage)
         run.resume()
@@ -168,6 +172,7 @@ def _with_weights(
     file: Path,
     watch: Watch,
     stage: Stage,
+    far: bool,
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """Settings with the weights that were left to probes, and what the history tells of those.
 
@@ -175,7 +180,10 @@ def _with_weights(
         file: keeps the probes that are done.
     """
     history: dict[str, Any] = {}
-    for weight in probe.left_open(settings, taught is not None):
+    left_open = probe.left_open(settings, taught is not None, far)
+    for weight in left_open:
+        settings = weight.set(settings, weight.usual)
+    for weight in left_open:
         found, probes = _weight(weight, model, data, settings, taught, file, watch, stage)
         settings = weight.set(settings, found)
         history |= {weight.setting: found}
@@ -194,10 +202,14 @@ def _weight(
     watch: Watch,
     stage: Stage,
 ) -> tuple[float, list[probe.Probe]]:
-    """The value of one weight, and the probes that chose it: none where they would not tell."""
+    """The value of one weight, and the probes that chose it: none where they would not tell.
+
+    Args:
+        settings: of the run, with what is chosen later as it usually is.
+    """
     train, valid = data.pieces()
     rows = weight.rows_of(sum(piece.rows for piece in train))
-    if rows < max(probe.FEWEST, workers.count()):
+    if not settings.probes or rows < max(probe.FEWEST, workers.count()):
         return weight.usual, []
     few = probe.sample(train, rows), probe.sample(valid, -(-rows // 2))
 

@@ -219,8 +219,9 @@ def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[tor
     Args:
         rows: of the log.
     """
-    dense: dict[str, Any] = {"lr": settings.learning_rate, "l2": 0.0}
-    table = {"lr": settings.table_learning_rate, "l2": settings.embedding_l2 or 0.0}
+    factor = 1.0 if settings.rate_factor is None else settings.rate_factor
+    dense: dict[str, Any] = {"lr": factor * settings.learning_rate, "l2": 0.0}
+    table = {"lr": factor * settings.table_learning_rate, "l2": settings.embedding_l2 or 0.0}
     usual = {"rows": table, "dense": dense, "sgd": dense}
     kinds: dict[str, list[dict[str, Any]]] = {"dense": [], "rows": [], "sgd": []}
     for group in groups(model):

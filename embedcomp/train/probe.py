@@ -1,4 +1,4 @@
-"""Settings chosen by short runs on a share of the log: the tables' L2 and the teacher's weight.
+"""Settings chosen by short runs on a share of the log: L2, learning rates, the teacher's weight.
 
 A probe trains a copy of the model on runs of rows spread over the log and is scored on validation
 rows.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -34,11 +35,14 @@ SHARE = 8  # a probe reads at most one row in this many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
+RATES = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0
+USUAL_RATE = {"near": 0.1, "far": 1.0}  # of where training will end: codes of a few bits that were
+# rounded well only lose by steps with which a drawn model learns
 USUAL_DISTIL = 0.7  # in whole runs of tuning DCN-V2 on two logs 0.0004 of AUC below the best weight
 # at most, whether that was 0 or 1; 1 was as much as 0.004 below it
 DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
-DISTIL_ROWS = 1 << 20  # of the training split in a probe of the teacher's weight, at most
-DISTIL_SHARE = 4  # an eighth of the log shows less of what its labels bring
+WHOLE_ROWS = 1 << 20  # of the training split in a probe that is like a whole run, at most
+WHOLE_SHARE = 4  # an eighth of the log shows less of what its labels bring
 ALIKE = 0.1  # errors of an AUC by which two probes' may differ by chance: they score the same rows,
 # nearly alike
 STEPS = 128  # of a pass, at least
@@ -112,20 +116,20 @@ def chosen_l2(probe: Callable[[float], Probe]) -> float:
     return best.value
 
 
-def chosen_distil(probe: Callable[[float], Probe]) -> float:
-    """The teacher's weight that probes are best with.
+def climbed(values: Sequence[float], usual: float, probe: Callable[[float], Probe]) -> float:
+    """The one of ordered values that probes are best with.
 
-    Goes from the usual weight to its better neighbour and on while that is better.
+    Goes from the usual one to its better neighbour and on while that is better.
     """
-    place = DISTILS.index(USUAL_DISTIL)
-    tried = {place: probe(USUAL_DISTIL)}
+    place = values.index(usual)
+    tried = {place: probe(usual)}
     for step in (1, -1):
-        while 0 <= place + step < len(DISTILS) and place + step not in tried:
-            tried[place + step] = probe(DISTILS[place + step])
+        while 0 <= place + step < len(values) and place + step not in tried:
+            tried[place + step] = probe(values[place + step])
             if not _better(tried[place + step], tried[place]):
                 break
             place += step
-    return DISTILS[place]
+    return values[place]
 
 
 def _better(found: Probe, than: Probe) -> bool:
@@ -149,7 +153,6 @@ def short(settings: TrainSettings, rows: int) -> TrainSettings:
         evaluations_per_epoch=1,
         patience=1,
         cuts=0,
-        distil=USUAL_DISTIL if settings.distil is None else settings.distil,
     )
 
 
@@ -165,18 +168,18 @@ def small(settings: TrainSettings, rows: int) -> TrainSettings:
 class Weight:
     """A setting that probes choose a value of where it is left open.
 
-    most, part: a probe trains on at most so many rows, and on at most one in so many of the log's.
-    usual: the value where the log is too small to tell.
+    usual: the value where the log is too small to tell, and in probes of other settings.
     choose: finds the value by the probes that it asks for.
+    most, part: a probe trains on at most so many rows, and on at most one in so many of the log's.
     probing: a run's settings as those of a probe on so many rows.
     """
 
     setting: str  # of TrainSettings
-    most: int
-    part: int
     usual: float
     choose: Callable[[Callable[[float], Probe]], float]
-    probing: Callable[[TrainSettings, int], TrainSettings]
+    most: int = WHOLE_ROWS
+    part: int = WHOLE_SHARE
+    probing: Callable[[TrainSettings, int], TrainSettings] = small
 
     def rows_of(self, train: int) -> int:
         """Rows of a probe, by those of the training split."""
@@ -188,31 +191,30 @@ class Weight:
         return replace(settings, **changes)
 
 
+def _climbing(setting: str, values: Sequence[float], usual: float) -> Weight:
+    return Weight(setting=setting, usual=usual, choose=partial(climbed, values, usual))
+
+
 L2 = Weight(
     setting="embedding_l2",
-    most=ROWS,
-    part=SHARE,
     usual=USUAL_L2,
     choose=chosen_l2,
+    most=ROWS,
+    part=SHARE,
     probing=short,
 )
-DISTIL = Weight(
-    setting="distil",
-    most=DISTIL_ROWS,
-    part=DISTIL_SHARE,
-    usual=USUAL_DISTIL,
-    choose=chosen_distil,
-    probing=small,
-)
+RATE = {far: _climbing("rate_factor", RATES, usual) for far, usual in USUAL_RATE.items()}
+DISTIL = _climbing("distil", DISTILS, USUAL_DISTIL)
 
 
-def left_open(settings: TrainSettings, taught: bool) -> list[Weight]:
+def left_open(settings: TrainSettings, taught: bool, far: bool) -> list[Weight]:
     """Weights that the settings of a run leave to probes, in the order in which they are chosen.
 
     Args:
         taught: whether there is a teacher.
+        far: whether the model begins far from where it will end.
     """
-    weights = [L2, DISTIL] if taught else [L2]
+    weights = [L2, RATE["far" if far else "near"], *([DISTIL] if taught else [])]
     return [w for w in weights if settings.epochs and getattr(settings, w.setting) is None]
 
 

@@ -27,6 +27,7 @@ class TrainSettings:
     # that an epoch has 32 steps
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
+    rate_factor: float | None = 1.0  # times both learning rates; None: chosen by short probes
     embedding_l2: float | None = None  # half of it times the sum of the tables' squares is added to
     # the sum of the log loss over all rows of the log, so that one value suits logs of any size;
     # None: chosen by short probes
@@ -42,6 +43,7 @@ class TrainSettings:
     # one: 0 is the labels alone, 1 the scores alone; None: chosen by short probes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products while training; auto:
     # bfloat16 where the CPU multiplies it natively. Weights, tables and evaluations are float32
+    probes: bool = True  # what is left to them is otherwise as it usually is
     seed: int = 0  # equal seeds give equal runs
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ class FormTrainSettings(TrainSettings):
     epochs: int = 0  # exactly; 0: it is not trained
     schedule: Literal["plateau", "linear"] = "linear"  # falls to zero over `epochs`; plateau: the
     # rate is cut where the AUC stops rising, which may end the run earlier
+    rate_factor: float | None = None  # times both learning rates; None: chosen by short probes,
+    # since what rounds a trained model well loses by steps that suit numbers that were drawn
 
 
 def refuse_no_share(name: str, value: float | None) -> None:

@@ -181,10 +181,7 @@ def test_a_short_run_is_a_part_of_the_whole_one(
         short = trying.shorter(whole, one, epochs, tmp_path)
         assert (short.settings.train.epochs, short.data.share) == pytest.approx(wanted)
         assert short.data.taught == tmp_path
-        assert short.settings.train.embedding_l2 == probe.USUAL_L2
-        assert short.settings.train.distil == probe.USUAL_DISTIL
-    alone = forming(synth_log, original, train=left_open, from_log=True)
-    assert trying.shorter(alone, hashed, 1.0, tmp_path).settings.train.distil is None
+        assert not short.settings.train.probes
 
 
 def test_a_share_of_the_rows_is_a_part_of_an_epoch(
