@@ -36,7 +36,7 @@ FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
 RATES = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0
-USUAL_RATE = {"near": 0.1, "far": 1.0}  # of where training will end: codes of a few bits that were
+USUAL_RATE = {"near": 0.03, "far": 1.0}  # of where training will end: codes of a few bits that were
 # rounded well only lose by steps with which a drawn model learns
 USUAL_DISTIL = 0.7  # in whole runs of tuning DCN-V2 on two logs 0.0004 of AUC below the best weight
 # at most, whether that was 0 or 1; 1 was as much as 0.004 below it

@@ -148,13 +148,13 @@ def first_of(data: Data, folder: Path, *, part_far: bool = False, **how: Any) ->
     return fit(model, data, settings, folder, teacher=small_model(data.features), far=far)[0]
 
 
-def test_what_begins_near_its_end_learns_at_a_tenth_of_the_rates(
+def test_what_begins_near_its_end_learns_at_small_rates(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
     """Where no rate is given or probed."""
     told = partial(first_of, Data(synth_log, synth_features), tmp_path, probes=False)
     near = told()
-    assert near["rate_factor"] == 0.1 and "probes" not in near
+    assert near["rate_factor"] == 0.03 and "probes" not in near
     assert (near["distil"], near["embedding_l2"]) == (probe.USUAL_DISTIL, probe.USUAL_L2)
     assert told(far=True)["rate_factor"] == told(part_far=True)["rate_factor"] == 1.0
     assert "rate_factor" not in told(rate_factor=0.3)
@@ -176,7 +176,7 @@ def test_probes_of_rates_have_what_is_chosen_later_as_it_usually_is(
     of_rates = [one for one in first["probes"] if one["setting"] == "rate_factor"]
     assert len(of_rates) >= 3 and first["rate_factor"] in probe.RATES
     l2, rate, distil = (first[name] for name in ("embedding_l2", "rate_factor", "distil"))
-    assert seen[0] == (probe.USUAL_L2, 0.1, probe.USUAL_DISTIL)
+    assert seen[0] == (probe.USUAL_L2, 0.03, probe.USUAL_DISTIL)
     assert {(l2, one["value"], probe.USUAL_DISTIL) for one in of_rates} <= set(seen)
     assert seen[-1] == (l2, rate, distil)
 
