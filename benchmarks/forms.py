@@ -3,15 +3,17 @@
     python -m benchmarks.forms --log movielens_1m
 
 The dense part is kept as it is, and trained with the tables. A method that cannot make tables so
-small says why. Beside them are magnitude pruning, trained on as long from the model, the plan of
-all that needs no training, untrained, the plan of all there is, trained, the original, and the
-control, trained on for as many epochs on labels. Figures are those of the test split.
+small says why, and is run at the smallest that it can. Beside them are magnitude pruning, trained
+on as long from the model, the plan of all that needs no training, untrained, the plan of all there
+is, trained, the original, and the control, trained on for as many epochs on labels. Figures are
+those of the test split.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -23,6 +25,7 @@ from benchmarks.one_model import OneModel
 from benchmarks.script import command, console
 from embedcomp import methods, recipes
 from embedcomp.compare.original import Original, of_plan, score
+from embedcomp.errors import BudgetTooSmall
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
@@ -64,12 +67,14 @@ class Forms:
         )
 
     def made(self, name: str, ratio: float, way: str, seed: int) -> dict[str, Any]:
-        """Figures of one form, or why there are none."""
-        settings = self.settings(ratio, (name,), way, seed)
-        plan = self.original.plan(settings)
-        if isinstance(plan, str):
-            return {"reason": plan}
-        return self.carried_out(plan, settings, f"{name}-{ratio:g}x-{way}-{seed}")
+        """Figures of one form: of the smallest one where it cannot be so small, and why not."""
+        settings, step = self.settings(ratio, (name,), way, seed), f"{name}-{ratio:g}x-{way}-{seed}"
+        try:
+            return self.carried_out(self.original.planning.plan(settings), settings, step)
+        except BudgetTooSmall as error:
+            floor = replace(settings, budget=str(error.smallest))
+            plan = self.original.planning.plan(floor)
+            return self.carried_out(plan, floor, step) | {"floor": str(error)}
 
     def carried_out(self, plan: Plan, settings: CompressSettings, name: str) -> dict[str, Any]:
         """Figures of a plan that is trained, or why it cannot be."""

@@ -56,12 +56,20 @@ class LimitsTooSmall(EmbedcompError):
 
 
 class BudgetTooSmall(LimitsTooSmall):
-    """No plan fits the byte budget."""
+    """No plan fits the byte budget.
 
-    def __init__(self, budget: int, smallest: int):
+    Args:
+        smallest: bytes of the smallest plan that was found.
+        largest: the part of that which has most bytes, and those.
+    """
+
+    def __init__(self, budget: int, smallest: int, largest: tuple[str, int]):
+        self.smallest = smallest
+        part, most = largest
         super().__init__(
-            f"the budget is {budget:,} bytes, but the smallest plan needs {smallest:,}; "
-            f"raise the budget by {smallest - budget:,} or allow more methods"
+            f"the budget is {budget:,} bytes, but the smallest plan needs {smallest:,}, of which "
+            f"{part} takes {most:,}; raise the budget by {smallest - budget:,} or allow more "
+            "methods"
         )
 
 

@@ -137,7 +137,7 @@ def test_nothing_is_shared_where_that_does_not_pay(planning: recipes.Planning) -
 def test_the_smallest_plan_counts_its_decoder(planning: recipes.Planning) -> None:
     with pytest.raises(BudgetTooSmall) as error:
         planning.plan(asked(BOTH, budget="100B"))
-    smallest = int(str(error.value).split("needs ")[1].split(";")[0].replace(",", ""))
+    smallest = error.value.smallest
     assert planning.plan(asked(BOTH, budget=f"{smallest}B")).bytes_after <= smallest
 
 

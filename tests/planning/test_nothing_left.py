@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +58,7 @@ def smallest(log: ClickLog, original: Artifact, methods: tuple[str, ...], out: P
     planning = recipes.Planning(original, measured)
     with pytest.raises(BudgetTooSmall) as told:
         planning.plan(settings)
-    found = re.search(r"needs ([\d,]+)", str(told.value))
-    assert found is not None
-    settings = CompressSettings(budget=f"{found[1]}B", methods=methods)
+    settings = CompressSettings(budget=f"{told.value.smallest}B", methods=methods)
     plan = planning.plan(settings)
     return recipes.compress(original, log, measured, plan, settings, out)
 

@@ -259,11 +259,14 @@ def test_tuned_weights_are_served_bit_for_bit():
 def test_a_budget_that_nothing_fits_names_the_smallest():
     model, found, measured = small.measured()
     given = ["row_int8", "low_rank"], small.SINGLE
-    with pytest.raises(BudgetTooSmall, match="but the smallest plan needs") as error:
+    with pytest.raises(BudgetTooSmall) as error:
         plan(model, found, measured, 100, *given, known=KNOWN)
-    smallest = int(str(error.value).split("needs ")[1].split(";")[0].replace(",", ""))
+    smallest = error.value.smallest
     fits = plan(model, found, measured, smallest, *given, known=KNOWN)
     assert fits.bytes_after <= smallest
+    most = max(fits.layers, key=lambda planned: planned.bytes_after)
+    takes = f"needs {smallest:,}, of which {most.layer} takes {most.bytes_after:,}; raise"
+    assert takes in str(error.value)
 
 
 @pytest.mark.parametrize("name", methods.every())

@@ -199,14 +199,14 @@ def test_what_the_first_worker_makes_all_have_and_its_mistakes_too(tmp_path: Pat
     with pytest.raises(BudgetTooSmall, match="smallest plan needs 9"):
         workers.once(_too_small)
     in_two_workers(_once, tmp_path)
-    assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["by 0: " + TOO_SMALL] * 2
+    assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == [f"by 0: {TOO_SMALL}"] * 2
 
 
-TOO_SMALL = str(BudgetTooSmall(5, 9))
+TOO_SMALL = BudgetTooSmall(5, 9, ("user", 8))
 
 
 def _too_small() -> None:
-    raise BudgetTooSmall(5, 9)
+    raise TOO_SMALL
 
 
 def _once(rank: int, folder: Path) -> None:
