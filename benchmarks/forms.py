@@ -129,14 +129,14 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def main() -> None:
     options = _options()
-    more = {name: getattr(options, name) for name in ("ratios", "methods", "epochs", "train_set")}
-    one = OneModel("forms", options, {**more, "seeds": options.seeds})
+    names = ("ways", "ratios", "methods", "epochs", "train_set", "seeds")
+    one = OneModel("forms", options, {name: getattr(options, name) for name in names})
     forms = cache(partial(Forms, one, options))
     found: dict[str, dict[str, Any]] = {}
     for seed in range(options.seeds):
         step = f"beside-{seed}"
         found[step] = one.steps.run_of(step, partial(Forms.beside, seed=seed), forms)
-        for way, ratio, name in product(WAYS, options.ratios, options.methods):
+        for way, ratio, name in product(options.ways, options.ratios, options.methods):
             if way == "log" and name in [UNTRAINED, *PRUNED]:
                 continue  # numbers that were drawn are no reason to prune any
             step = f"{name}-{ratio:g}x-{way}-{seed}"
@@ -148,6 +148,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     made = one_model.options(__doc__)
+    made.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="that forms begin from")
     made.add_argument("--ratios", nargs="+", type=float, default=[10.0, 50.0, 100.0])
     made.add_argument("--methods", nargs="+", default=[*PLANS, *methods.that_train(), *PRUNED])
     made.add_argument("--epochs", type=int, default=10, help="of training a form, at most")

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.figures.markdown import each, faster, plus_minus, table
 from benchmarks.figures.record import Record, claim
 from benchmarks.result import over_seeds
-from embedcomp.compare.pictures import Curve, Level, Picture, Point
+from embedcomp.compare.pictures import Curve, Level, Picture, Point, painted
 
 DCN = "dcnv2"
 FAST = "2x@64"  # the latency budget of the part "fast"
@@ -99,7 +99,7 @@ def budgets(*records: Record) -> list[str]:
     return table([log.name, *sizes], rows)
 
 
-def frontier(*records: Record) -> Picture:
+def frontier(*records: Record) -> Any:
     """AUC over bytes, untuned, of the mix and of the methods that were tried at all its budgets.
 
     Points are means over seeds, their bars the standard deviation.
@@ -118,11 +118,13 @@ def frontier(*records: Record) -> Picture:
         for name, made in complete.items()
         if made
     ]
-    return Picture(
-        title=f"{DCN} on {log.name}, test split, {len(original)} seeds, untuned",
-        curves=curves,
-        levels=[Level("original", mean(result["auc"] for result in original.values()))],
-        whole_bytes=mean(result["bytes"]["total"] for result in original.values()),
+    return painted(
+        Picture(
+            title=f"{DCN} on {log.name}, test split, {len(original)} seeds, untuned",
+            curves=curves,
+            levels=[Level("original", mean(result["auc"] for result in original.values()))],
+            whole_bytes=mean(result["bytes"]["total"] for result in original.values()),
+        )
     )
 
 

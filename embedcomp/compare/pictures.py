@@ -99,21 +99,21 @@ class Picture:
 def png(picture: Picture, file: Path) -> None:
     """Draw a picture into a PNG file."""
     with replacing(file) as fresh:
-        _painted(picture).savefig(fresh, dpi=130)
+        painted(picture).savefig(fresh, dpi=130)
 
 
-def svg(picture: Picture) -> str:
-    """The text of an SVG file; equal pictures give equal text."""
+def svg(figure: Any) -> str:
+    """The text of an SVG file of a figure of matplotlib; equal figures give equal text."""
     import matplotlib as mpl
 
     text = StringIO()
     # The salt names the file's parts, which would have random names without it.
     with mpl.rc_context({"svg.hashsalt": "embedcomp", "svg.fonttype": "none"}):
-        _painted(picture).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
-def _painted(picture: Picture) -> Any:
+def painted(picture: Picture) -> Any:
     """The picture as a figure of matplotlib."""
     from matplotlib.figure import Figure
 

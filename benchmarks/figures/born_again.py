@@ -1,0 +1,54 @@
+"""Figures of `benchmarks.born_again`: the low-rank paper's setting, against what stands beside."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+from benchmarks.born_again import BESIDE
+from benchmarks.figures.markdown import each, faster, table
+from benchmarks.figures.record import Record
+from benchmarks.result import over_seeds
+
+
+def forms(*records: Record) -> list[str]:
+    """Each model's forms: AUC against the tuned control, and speed against the original."""
+    head = ["log", "model", "form", "bytes", "AUC", "AUC - control (each seed)", "log loss"]
+    head += ["rows/s against the original at 1 / 64 / 1,024"]
+    rows = []
+    for record in records:
+        for model in record["settings"]["model"]:
+            made = {name: _seeds(record, model, name) for name in _names(record)}
+            for name, seeds in made.items():
+                about = [record["data"]["name"], model, name]
+                rows.append([*about, *_cells(seeds, made["control"], made["original"])])
+    return table(head, rows, text=(0, 1, 2))
+
+
+def _names(record: Record) -> list[str]:
+    ratios = record["settings"]["ratios"]
+    return [*BESIDE, *(f"{r:g}x-{kind}" for r in ratios for kind in ("activated", "exact"))]
+
+
+def _seeds(record: Record, model: str, name: str) -> list[dict[str, Any]]:
+    return [record["results"][f"{model}-{name}-{seed}"] for seed in record["seeds"]]
+
+
+def _cells(
+    seeds: list[dict[str, Any]], controls: list[dict[str, Any]], originals: list[dict[str, Any]]
+) -> list[str]:
+    if any("reason" in one for one in seeds):
+        return ["-"] * 5
+    lost = [one["auc"] - beside["auc"] for one, beside in zip(seeds, controls, strict=True)]
+    times = [faster(_speed(seeds, rows) / _speed(originals, rows)) for rows in ("1", "64", "1024")]
+    return [
+        f"{max(one['bytes']['total'] for one in seeds):,}",
+        f"{mean(one['auc'] for one in seeds):.5f}",
+        each(over_seeds(lost)),
+        f"{mean(one['logloss'] for one in seeds):.5f}",
+        " / ".join(times),
+    ]
+
+
+def _speed(seeds: list[dict[str, Any]], rows: str) -> float:
+    return mean(one["rows_per_second"][rows] for one in seeds)

@@ -1,0 +1,118 @@
+"""Figures of `benchmarks.forms` and `benchmarks.shapes`: methods that train, in tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import mean, median
+from typing import Any
+
+from benchmarks.figures.markdown import plus_minus, table
+from benchmarks.figures.record import Record
+from benchmarks.forms import PLANS, WAYS
+from benchmarks.result import over_seeds
+
+Made = list[dict[str, Any]]  # of each seed
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What a record of `benchmarks.forms` has, by method, ratio and what it begins from."""
+
+    record: Record
+
+    @property
+    def ratios(self) -> list[float]:
+        return sorted(self.record["settings"]["ratios"])
+
+    @property
+    def methods(self) -> list[str]:
+        """The plans first, then methods in their order."""
+        return sorted(self.record["settings"]["methods"], key=lambda name: name not in PLANS)
+
+    def seeds(self, method: str, ratio: float, way: str) -> Made:
+        """The figures of each seed that was run."""
+        results = self.record["results"]
+        steps = (f"{method}-{ratio:g}x-{way}-{seed}" for seed in self.record["seeds"])
+        return [results[step] for step in steps if "auc" in results.get(step, {})]
+
+    def beside(self, name: str) -> Made:
+        """The original or the control, of each seed."""
+        results = self.record["results"]
+        return [results[f"beside-{seed}"][name] for seed in self.record["seeds"]]
+
+
+def methods(*records: Record) -> list[str]:
+    """AUC and log loss of every form, the bytes of those that cannot be so small, and speeds.
+
+    Records of one log that differ in what forms begin from.
+    """
+    forms = Forms(records[0])
+    head = ["method", "begins from", *(f"{ratio:g}x" for ratio in forms.ratios)]
+    rows = [
+        [name, "", _quality(forms.beside(name)), *[""] * (len(head) - 3), "", _scored(made)]
+        for name in ("original", "control")
+        if (made := forms.beside(name))
+    ]
+    for forms, way in product(map(Forms, records), WAYS):
+        for name in forms.methods:
+            made = [forms.seeds(name, ratio, way) for ratio in forms.ratios]
+            if any(made):
+                every = [one for seeds in made for one in seeds]
+                cells = [_cell(seeds) for seeds in made]
+                rows.append([f"`{name}`", way, *cells, _trained(every), _scored(every)])
+    return table([*head, "trained rows/s", "scored rows/s"], rows, text=(0, 1))
+
+
+def written(record: Record) -> list[str]:
+    """Forms of `benchmarks.shapes`: bytes of the tables, AUC and log loss over seeds."""
+    made: dict[str, Made] = {}
+    for step, one in record["results"].items():
+        name = step.rsplit(" ", 1)[0]
+        for form, found in _apart(name, one):
+            made.setdefault(form, []).append(found)
+    rows = [[form, _bytes(seeds), _auc(seeds), _logloss(seeds)] for form, seeds in made.items()]
+    return table(["form", "bytes of tables", "AUC", "log loss"], rows)
+
+
+def _apart(name: str, one: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A step's forms by name: the original and the control are one step."""
+    if "auc" in one:
+        yield name, one
+    elif "reason" not in one:
+        yield from one.items()
+
+
+def _cell(seeds: Made) -> str:
+    """Of one method at one ratio."""
+    if not seeds:
+        return "-"
+    floor = f" at {_bytes(seeds)} B" if any("floor" in one for one in seeds) else ""
+    return _quality(seeds) + floor
+
+
+def _quality(seeds: Made) -> str:
+    return f"{_auc(seeds)}, {mean(one['logloss'] for one in seeds):.4f}"
+
+
+def _auc(seeds: Made) -> str:
+    return plus_minus(over_seeds([one["auc"] for one in seeds]))
+
+
+def _logloss(seeds: Made) -> str:
+    return plus_minus(over_seeds([one["logloss"] for one in seeds]))
+
+
+def _bytes(seeds: Made) -> str:
+    sizes = [one["tables"] if "tables" in one else one["bytes"]["tables"] for one in seeds]
+    return f"{max(sizes):,}"
+
+
+def _trained(every: Made) -> str:
+    speeds = [speed for one in every for speed in one["trained_rows_per_second"] if speed]
+    return f"{median(speeds):,.0f}" if speeds else ""
+
+
+def _scored(every: Sequence[dict[str, Any]]) -> str:
+    return f"{median(one['rows_per_second']['64'] for one in every):,.0f}"
