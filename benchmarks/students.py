@@ -50,12 +50,12 @@ class Students:
         """How the original or a student of it is compressed, to the same bytes."""
         given = self.one.given
         tune = read_changes(given.tune_set, {"epochs": given.tune_epochs, "seed": self.seed})
-        taught = read_changes(given.set, {"seed": self.seed})
+        trained = read_changes(given.set, {"seed": self.seed})
         whole = model_bytes(self.original.model())["total"]
         return CompressSettings(
             budget=str(ByteBudget.parse(budget).of(whole)),
             student=student,
-            student_train=validated(TrainSettings, taught, "--set"),
+            student_train=validated(TrainSettings, trained, "--set"),
             tune=validated(TuneSettings, tune, "--tune-set"),
         )
 
@@ -63,11 +63,9 @@ class Students:
         """What is compressed: the original, or a student by the weight of the original's scores."""
         if name == DIRECT:
             return self.original
-        (shape,) = shapes(self.original, self.one.given.student).values()
-        known = self.original.source
-        source = known.model_copy(update={"settings": {**known.settings, **shape}}).complete()
-        taught = {"distil": float(name), "seed": self.seed}
-        return self.one.trained(self.place / f"student-{name}", source, self.original, **taught)
+        place, shape = self.place / f"student-{name}", self.one.given.student
+        weights = {"distil": float(name), "seed": self.seed}
+        return taught(self.one, self.original, place, shape, **weights)
 
     def _measured(self, name: str) -> Original:
         return Original.measure(self.start(name), self.one.log, self.settings("1x"))
@@ -101,6 +99,18 @@ class Students:
         """Figures of the original that is trained on for as many epochs as the others are tuned."""
         out, settings = self.place / "control", self.settings("1x")
         return self.figures(recipes.control(self.original, self.one.log, settings, out))
+
+
+def taught(one: OneModel, original: Artifact, place: Path, shape: str, **changes: Any) -> Artifact:
+    """A student of one shape, trained on labels and the original's scores unless it is there.
+
+    Args:
+        changes: of the trainer's settings.
+    """
+    (found,) = shapes(original, shape).values()
+    known = original.source
+    source = known.model_copy(update={"settings": {**known.settings, **found}}).complete()
+    return one.trained(place, source, original, **changes)
 
 
 def tested(one: OneModel, made: Mapping[str, Any]) -> dict[str, Any]:

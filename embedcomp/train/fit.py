@@ -145,13 +145,16 @@ def fit(
             taught = _taught(teacher, data, data.taught or folder, watch)
         file = folder / f"{name}.probes.json"
         far = far or any(part.begins_far for part in parts_that_train(model))
-        settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage, far)
+        settings, chosen = _with_weights(
+            model, data, settings.begun(far), taught, file, watch, stage
+        )
         stack.enter_context(fast_tables(model))
         run = _Run(model, pieces, data, settings, folder / name, taught, step, stage)
         run.resume()
         run.train(watch)
         run.take_best()
     history = run.plateau.history
+    chosen |= {"rate_factor": settings.rate_factor}
     return [history[0] | chosen, *history[1:]] if history else []
 
 
@@ -172,7 +175,6 @@ def _with_weights(
     file: Path,
     watch: Watch,
     stage: Stage,
-    far: bool,
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """Settings with the weights that were left to probes, and what the history tells of those.
 
@@ -180,7 +182,7 @@ def _with_weights(
         file: keeps the probes that are done.
     """
     history: dict[str, Any] = {}
-    left_open = probe.left_open(settings, taught is not None, far)
+    left_open = probe.left_open(settings, taught is not None)
     for weight in left_open:
         settings = weight.set(settings, weight.usual)
     for weight in left_open:

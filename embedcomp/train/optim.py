@@ -219,7 +219,8 @@ def optimizers(model: nn.Module, settings: TrainSettings, rows: int) -> list[tor
     Args:
         rows: of the log.
     """
-    factor = 1.0 if settings.rate_factor is None else settings.rate_factor
+    factor = settings.rate_factor
+    assert factor is not None, "it is known where the model begins"
     dense: dict[str, Any] = {"lr": factor * settings.learning_rate, "l2": 0.0}
     table = {"lr": factor * settings.table_learning_rate, "l2": settings.embedding_l2 or 0.0}
     usual = {"rows": table, "dense": dense, "sgd": dense}

@@ -1,4 +1,4 @@
-"""Settings chosen by short runs on a share of the log: L2, learning rates, the teacher's weight.
+"""Settings chosen by short runs on a share of the log: the tables' L2 and the teacher's weight.
 
 A probe trains a copy of the model on runs of rows spread over the log and is scored on validation
 rows.
@@ -35,9 +35,6 @@ SHARE = 8  # a probe reads at most one row in this many
 FEWEST = 8192  # that tell weights apart: a smaller share is not probed
 RUNS = 8  # of rows that follow each other, which keep together what is seen together
 PASSES = 6
-RATES = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0
-USUAL_RATE = {"near": 0.03, "far": 1.0}  # of where training will end: codes of a few bits that were
-# rounded well only lose by steps with which a drawn model learns
 USUAL_DISTIL = 0.7  # in whole runs of tuning DCN-V2 on two logs 0.0004 of AUC below the best weight
 # at most, whether that was 0 or 1; 1 was as much as 0.004 below it
 DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
@@ -191,10 +188,6 @@ class Weight:
         return replace(settings, **changes)
 
 
-def _climbing(setting: str, values: Sequence[float], usual: float) -> Weight:
-    return Weight(setting=setting, usual=usual, choose=partial(climbed, values, usual))
-
-
 L2 = Weight(
     setting="embedding_l2",
     usual=USUAL_L2,
@@ -203,18 +196,20 @@ L2 = Weight(
     part=SHARE,
     probing=short,
 )
-RATE = {far: _climbing("rate_factor", RATES, usual) for far, usual in USUAL_RATE.items()}
-DISTIL = _climbing("distil", DISTILS, USUAL_DISTIL)
+DISTIL = Weight(
+    setting="distil",
+    usual=USUAL_DISTIL,
+    choose=partial(climbed, DISTILS, USUAL_DISTIL),
+)
 
 
-def left_open(settings: TrainSettings, taught: bool, far: bool) -> list[Weight]:
+def left_open(settings: TrainSettings, taught: bool) -> list[Weight]:
     """Weights that the settings of a run leave to probes, in the order in which they are chosen.
 
     Args:
         taught: whether there is a teacher.
-        far: whether the model begins far from where it will end.
     """
-    weights = [L2, RATE["far" if far else "near"], *([DISTIL] if taught else [])]
+    weights = [L2, DISTIL] if taught else [L2]
     return [w for w in weights if settings.epochs and getattr(settings, w.setting) is None]
 
 

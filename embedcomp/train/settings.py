@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ConfigDict
 
@@ -13,6 +13,7 @@ from embedcomp.support.lazy import torch
 
 BATCH_ROWS = 4096
 STEPS = 32  # of an epoch of a small log
+NEAR, FAR = 0.03, 1.0  # factors of the learning rates, by how far from its end a model begins
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of a CPU
 
 
@@ -27,7 +28,8 @@ class TrainSettings:
     # that an epoch has 32 steps
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
-    rate_factor: float | None = 1.0  # times both learning rates; None: chosen by short probes
+    rate_factor: float | None = 1.0  # times both learning rates; None: 1 for what begins far from
+    # its end, 0.03 for what begins near it
     embedding_l2: float | None = None  # half of it times the sum of the tables' squares is added to
     # the sum of the log loss over all rows of the log, so that one value suits logs of any size;
     # None: chosen by short probes
@@ -62,6 +64,12 @@ class TrainSettings:
             return self
         return replace(self, batch_rows=max(1, min(BATCH_ROWS, rows // STEPS)))
 
+    def begun(self, far: bool) -> Self:
+        """These settings with a factor of the rates, for a model that begins far from its end."""
+        if self.rate_factor is not None:
+            return self
+        return replace(self, rate_factor=FAR if far else NEAR)
+
     @property
     def in_bfloat16(self) -> bool:
         """Whether products are in bfloat16 on this machine."""
@@ -78,8 +86,9 @@ class FormTrainSettings(TrainSettings):
     epochs: int = 0  # exactly; 0: it is not trained
     schedule: Literal["plateau", "linear"] = "linear"  # falls to zero over `epochs`; plateau: the
     # rate is cut where the AUC stops rising, which may end the run earlier
-    rate_factor: float | None = None  # times both learning rates; None: chosen by short probes,
-    # since what rounds a trained model well loses by steps that suit numbers that were drawn
+    rate_factor: float | None = None  # times both learning rates; None: 1 for what begins far from
+    # its end, as numbers that were drawn, and 0.03 for what rounds a trained model well, which
+    # steps that suit drawn numbers only make worse
 
 
 def refuse_no_share(name: str, value: float | None) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Group, Moved, Progress, Trains
-from embedcomp.train import fit as fit_module
 from embedcomp.train import probe
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import LazyAdam, begin_anew, groups, optimizers
@@ -123,7 +122,7 @@ def test_probes_of_what_is_never_settled_are_judged_as_they_end(
     model.part.before_step = lambda at: stages.add(at.stage)  # type: ignore[method-assign]
     monkeypatch.setattr(probe, "FEWEST", 1)
     two = replace(probe.DISTIL, choose=partial(probe.climbed, (0.7, 1.0), 0.7))
-    monkeypatch.setattr(probe, "left_open", lambda settings, taught, far: [two])
+    monkeypatch.setattr(probe, "left_open", lambda settings, taught: [two])
     monkeypatch.setattr(probe, "PASSES", 1)
     monkeypatch.setattr(Part, "after_step", lambda self, at: [])
     monkeypatch.setattr(Part, "after_epoch", lambda self, at: [])
@@ -151,34 +150,13 @@ def first_of(data: Data, folder: Path, *, part_far: bool = False, **how: Any) ->
 def test_what_begins_near_its_end_learns_at_small_rates(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
-    """Where no rate is given or probed."""
+    """Where none are given."""
     told = partial(first_of, Data(synth_log, synth_features), tmp_path, probes=False)
     near = told()
     assert near["rate_factor"] == 0.03 and "probes" not in near
     assert (near["distil"], near["embedding_l2"]) == (probe.USUAL_DISTIL, probe.USUAL_L2)
     assert told(far=True)["rate_factor"] == told(part_far=True)["rate_factor"] == 1.0
-    assert "rate_factor" not in told(rate_factor=0.3)
-
-
-def test_probes_of_rates_have_what_is_chosen_later_as_it_usually_is(
-    synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    optimized = fit_module.optimizers
-
-    def told(model: nn.Module, settings: TrainSettings, rows: int) -> Any:
-        seen.append((settings.embedding_l2, settings.rate_factor, settings.distil))
-        return optimized(model, settings, rows)
-
-    monkeypatch.setattr(fit_module, "optimizers", told)
-    monkeypatch.setattr(probe, "FEWEST", 1000)
-    first = first_of(Data(synth_log, synth_features), tmp_path)
-    of_rates = [one for one in first["probes"] if one["setting"] == "rate_factor"]
-    assert len(of_rates) >= 3 and first["rate_factor"] in probe.RATES
-    l2, rate, distil = (first[name] for name in ("embedding_l2", "rate_factor", "distil"))
-    assert seen[0] == (probe.USUAL_L2, 0.03, probe.USUAL_DISTIL)
-    assert {(l2, one["value"], probe.USUAL_DISTIL) for one in of_rates} <= set(seen)
-    assert seen[-1] == (l2, rate, distil)
+    assert told(rate_factor=0.3)["rate_factor"] == 0.3
 
 
 def test_a_factor_is_of_the_rates_of_dense_numbers_and_of_rows(synth_features: Features) -> None:
