@@ -150,6 +150,7 @@ RUNS = (
         minutes=250,
         tiny=STUDENTS,
     ),
+    _on(MOVIES, "rate_bound", minutes=15, tiny="--budgets 10x --set epochs=1"),
     _on(VIDEOS, "born_again", minutes=240, tiny=BORN_AGAIN),
     _on("criteo_14k", "born_again", "--seeds 3", minutes=60, tiny=BORN_AGAIN),
     _on(MOVIES, "own_tables", minutes=10, tiny="--budgets 5x --set epochs=1"),

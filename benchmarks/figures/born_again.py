@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
 from benchmarks.born_again import BESIDE
 from benchmarks.figures.markdown import each, faster, table
-from benchmarks.figures.record import Record
+from benchmarks.figures.record import Record, claim
 from benchmarks.result import over_seeds
+
+KINDS = ("activated", "exact")
 
 
 def forms(*records: Record) -> list[str]:
@@ -26,8 +29,11 @@ def forms(*records: Record) -> list[str]:
 
 
 def _names(record: Record) -> list[str]:
-    ratios = record["settings"]["ratios"]
-    return [*BESIDE, *(f"{r:g}x-{kind}" for r in ratios for kind in ("activated", "exact"))]
+    return [*BESIDE, *(f"{ratio}-{kind}" for ratio in _ratios(record) for kind in KINDS)]
+
+
+def _ratios(record: Record) -> list[str]:
+    return [f"{ratio:g}x" for ratio in record["settings"]["ratios"]]
 
 
 def _seeds(record: Record, model: str, name: str) -> list[dict[str, Any]]:
@@ -52,3 +58,30 @@ def _cells(
 
 def _speed(seeds: list[dict[str, Any]], rows: str) -> float:
     return mean(one["rows_per_second"][rows] for one in seeds)
+
+
+def said(record: Record) -> Iterator[float]:
+    """Of how many cells the activated form is above the control; of how many the exact one is
+    above the activated; how many cells there are."""
+    cells = [(model, ratio) for model in record["settings"]["model"] for ratio in _ratios(record)]
+    gains = {
+        (model, ratio, kind): _gain(record, model, f"{ratio}-{kind}")
+        for model, ratio in cells
+        for kind in KINDS
+    }
+    above = [cell for cell in cells if gains[*cell, "activated"] > 0]
+    ahead = [cell for cell in cells if gains[*cell, "exact"] > gains[*cell, "activated"]]
+    better = {model for model, ratio in cells if gains[model, ratio, "exact"] > 0}
+    claim(better == {"deepfm", "dlrm", "fibinet", "nfm"}, "exact forms beat these controls")
+    behind = [
+        cell for cell in cells if 0 < gains[*cell, "exact"] < _gain(record, cell[0], "born_again")
+    ]
+    known = [("dlrm", "3x"), ("fibinet", "3x"), ("fibinet", "5x")]
+    claim(behind == known, "a born-again model is ahead on fibinet, and of dlrm at 3x")
+    yield from (len(above), len(cells), len(ahead), len(cells))
+
+
+def _gain(record: Record, model: str, name: str) -> float:
+    """Mean AUC less the control's."""
+    made, control = (_seeds(record, model, one) for one in (name, "control"))
+    return mean(one["auc"] for one in made) - mean(one["auc"] for one in control)
