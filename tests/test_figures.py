@@ -189,7 +189,7 @@ def test_a_frontier_has_the_mean_of_each_budgets_seeds():
         *cells("svd", "20x", 0.60),  # a seed is missing
         *cells("half", "10x", 0.80, 0.80),  # not tried at 20x
     )
-    picture = comparison.frontier(record)
+    picture = comparison.over_bytes(record)
     assert picture.whole_bytes == 1000 and picture.levels[0].auc == pytest.approx(0.81)
     (svd, planned) = picture.curves
     assert (svd.name, svd.emphasised, planned.name, planned.emphasised) == (

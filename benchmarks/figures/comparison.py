@@ -100,6 +100,11 @@ def budgets(*records: Record) -> list[str]:
 
 
 def frontier(*records: Record) -> Any:
+    """The picture of `over_bytes`."""
+    return painted(over_bytes(*records))
+
+
+def over_bytes(*records: Record) -> Picture:
     """AUC over bytes, untuned, of the mix and of the methods that were tried at all its budgets.
 
     Points are means over seeds, their bars the standard deviation.
@@ -118,13 +123,11 @@ def frontier(*records: Record) -> Any:
         for name, made in complete.items()
         if made
     ]
-    return painted(
-        Picture(
-            title=f"{DCN} on {log.name}, test split, {len(original)} seeds, untuned",
-            curves=curves,
-            levels=[Level("original", mean(result["auc"] for result in original.values()))],
-            whole_bytes=mean(result["bytes"]["total"] for result in original.values()),
-        )
+    return Picture(
+        title=f"{DCN} on {log.name}, test split, {len(original)} seeds, untuned",
+        curves=curves,
+        levels=[Level("original", mean(result["auc"] for result in original.values()))],
+        whole_bytes=mean(result["bytes"]["total"] for result in original.values()),
     )
 
 
