@@ -1,9 +1,11 @@
-"""The least predicted loss that any code of so many bytes has, against that of the plans.
+"""The least predicted loss of normal numbers in so many bytes, against that of the plans.
 
     python -m benchmarks.rate_bound --log movielens_1m
 
 Rate-distortion theory bounds what rounding costs: a number of variance s^2 that is off by D on
-average takes log2(s^2 / D) / 2 bits, if it is normal, and no code of many of them does with fewer.
+average takes log2(s^2 / D) / 2 bits if it is normal, and no code of many of them does with fewer.
+Numbers of that variance that are not normal may take fewer, so this is a yardstick, not a bound on
+what a model's own numbers need.
 Every layer's numbers are taken in the directions in which their errors add up (a table's codes; a
 linear layer's weights between the directions of its inputs and of its output's gradient), each with
 the part of the loss that leaving it out costs; one level of loss for all of them (reverse

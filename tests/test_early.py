@@ -68,6 +68,9 @@ MISTAKES = [
     ("train log --teacher m --out o --set distil=1.5", "distil is 1.5, but must be between 0 and"),
     (f"{COMPRESS} --budget 5x --tune-epochs -1", "epochs is -1, but must be 0 or more"),
     (f"{COMPRESS} --budget 5x --set tune=3 --set tune.epochs=1", "tune is 3, which has no epochs"),
+    (f"{COMPRESS} --budget 5x --set train.rate_factor=-1", "rate_factor is -1.0, but must be 0 or"),
+    (f"{COMPRESS} --budget 5x --set train.learning_rate=nan", "learning_rate is nan, but must be"),
+    (f"{COMPRESS} --budget 5x --set tune.learning_rate=inf", "learning_rate is inf, but must be"),
 ]
 
 Told = tuple[int, str, list[str]]

@@ -19,7 +19,6 @@ from embedcomp.compare.pictures import COLOURS, DASHES
 Points = list[tuple[float, float]]
 LOWEST = -0.06  # of AUC - control; what loses more is of no use
 PLANS = {UNTRAINED: "plan, post-training", PLANNED: "plan, trained"}
-TIMES = 1000.0
 
 
 def picture(*records: Record) -> Any:
@@ -80,7 +79,7 @@ def _of_forms(record: Record) -> Iterator[tuple[str, Points]]:
 def _alone(record: Record) -> Iterator[tuple[str, Points]]:
     """Post-training methods that were each alone in a whole model."""
     (log,) = logs([record])
-    (original,) = (log.seeds("original").values(),)
+    original = log.seeds("original").values()
     whole = mean(one["bytes"]["tables"] for one in original)
     beside = mean(one["auc"] for one in original)
     names = set().union(*(log.tried(budget) for budget in log.budgets())) - {MIX}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from dataclasses import is_dataclass
 from typing import Any
@@ -26,14 +27,15 @@ def meanings(settings: type[Any]) -> dict[str, str]:
 
 
 def refuse_below(settings: object, **smallest: float) -> None:
-    """Refuse numbers that are too small.
+    """Refuse numbers that are too small, or are none; fields that are None are left open.
 
     Args:
         smallest: by field, the smallest number that it takes.
 
     Raises:
-        BadSettings: a field is smaller.
+        BadSettings: a field is smaller, or is not finite.
     """
     for name, least in smallest.items():
-        if (value := getattr(settings, name)) < least:
+        value = getattr(settings, name)
+        if value is not None and not least <= value < math.inf:
             raise BadSettings(f"{name} is {value}, but must be {least} or more")

@@ -31,6 +31,7 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         refuse_below(self, epochs=0, batch_rows=0)
+        refuse_below(self, learning_rate=0, table_learning_rate=0, embedding_l2=0)
         refuse_no_share("distil", self.distil)
 
     def training(self) -> TrainSettings:

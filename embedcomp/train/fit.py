@@ -133,6 +133,8 @@ def fit(
     refuse_too_many(workers.count(), rows)
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
+    far = far or any(part.begins_far for part in parts_that_train(model))
+    settings = settings.begun(far)
     key = RunKey.of(
         model, data.log, splits, data.features, settings, teacher, stage, share=data.share
     )
@@ -144,10 +146,7 @@ def fit(
         if teacher is not None and settings.epochs:
             taught = _taught(teacher, data, data.taught or folder, watch)
         file = folder / f"{name}.probes.json"
-        far = far or any(part.begins_far for part in parts_that_train(model))
-        settings, chosen = _with_weights(
-            model, data, settings.begun(far), taught, file, watch, stage
-        )
+        settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage)
         stack.enter_context(fast_tables(model))
         run = _Run(model, pieces, data, settings, folder / name, taught, step, stage)
         run.resume()

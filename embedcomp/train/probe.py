@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -38,8 +37,8 @@ PASSES = 6
 USUAL_DISTIL = 0.7  # in whole runs of tuning DCN-V2 on two logs 0.0004 of AUC below the best weight
 # at most, whether that was 0 or 1; 1 was as much as 0.004 below it
 DISTILS = 0.0, 0.5, 0.7, 0.85, 1.0
-WHOLE_ROWS = 1 << 20  # of the training split in a probe that is like a whole run, at most
-WHOLE_SHARE = 4  # an eighth of the log shows less of what its labels bring
+DISTIL_ROWS = 1 << 20  # of the training split in a probe of the teacher's weight, at most
+DISTIL_SHARE = 4  # an eighth of the log shows less of what its labels bring
 ALIKE = 0.1  # errors of an AUC by which two probes' may differ by chance: they score the same rows,
 # nearly alike
 STEPS = 128  # of a pass, at least
@@ -113,20 +112,20 @@ def chosen_l2(probe: Callable[[float], Probe]) -> float:
     return best.value
 
 
-def climbed(values: Sequence[float], usual: float, probe: Callable[[float], Probe]) -> float:
-    """The one of ordered values that probes are best with.
+def chosen_distil(probe: Callable[[float], Probe]) -> float:
+    """The teacher's weight that probes are best with.
 
-    Goes from the usual one to its better neighbour and on while that is better.
+    Goes from the usual weight to its better neighbour and on while that is better.
     """
-    place = values.index(usual)
-    tried = {place: probe(usual)}
+    place = DISTILS.index(USUAL_DISTIL)
+    tried = {place: probe(USUAL_DISTIL)}
     for step in (1, -1):
-        while 0 <= place + step < len(values) and place + step not in tried:
-            tried[place + step] = probe(values[place + step])
+        while 0 <= place + step < len(DISTILS) and place + step not in tried:
+            tried[place + step] = probe(DISTILS[place + step])
             if not _better(tried[place + step], tried[place]):
                 break
             place += step
-    return values[place]
+    return DISTILS[place]
 
 
 def _better(found: Probe, than: Probe) -> bool:
@@ -165,18 +164,18 @@ def small(settings: TrainSettings, rows: int) -> TrainSettings:
 class Weight:
     """A setting that probes choose a value of where it is left open.
 
-    usual: the value where the log is too small to tell, and in probes of other settings.
-    choose: finds the value by the probes that it asks for.
     most, part: a probe trains on at most so many rows, and on at most one in so many of the log's.
+    usual: the value where the log is too small to tell, and in probes of what is chosen before.
+    choose: finds the value by the probes that it asks for.
     probing: a run's settings as those of a probe on so many rows.
     """
 
     setting: str  # of TrainSettings
+    most: int
+    part: int
     usual: float
     choose: Callable[[Callable[[float], Probe]], float]
-    most: int = WHOLE_ROWS
-    part: int = WHOLE_SHARE
-    probing: Callable[[TrainSettings, int], TrainSettings] = small
+    probing: Callable[[TrainSettings, int], TrainSettings]
 
     def rows_of(self, train: int) -> int:
         """Rows of a probe, by those of the training split."""
@@ -190,16 +189,19 @@ class Weight:
 
 L2 = Weight(
     setting="embedding_l2",
-    usual=USUAL_L2,
-    choose=chosen_l2,
     most=ROWS,
     part=SHARE,
+    usual=USUAL_L2,
+    choose=chosen_l2,
     probing=short,
 )
 DISTIL = Weight(
     setting="distil",
+    most=DISTIL_ROWS,
+    part=DISTIL_SHARE,
     usual=USUAL_DISTIL,
-    choose=partial(climbed, DISTILS, USUAL_DISTIL),
+    choose=chosen_distil,
+    probing=small,
 )
 
 

@@ -52,6 +52,7 @@ class TrainSettings:
         refuse_below(
             self, epochs=0, batch_rows=0, cuts=0, evaluations_per_epoch=0, checkpoint_rows=1
         )
+        refuse_below(self, learning_rate=0, table_learning_rate=0, rate_factor=0, embedding_l2=0)
         refuse_no_share("distil", self.distil)
 
     def for_rows(self, rows: int) -> TrainSettings:

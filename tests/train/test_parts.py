@@ -121,9 +121,9 @@ def test_probes_of_what_is_never_settled_are_judged_as_they_end(
     model.part = Unsettled()
     model.part.before_step = lambda at: stages.add(at.stage)  # type: ignore[method-assign]
     monkeypatch.setattr(probe, "FEWEST", 1)
-    two = replace(probe.DISTIL, choose=partial(probe.climbed, (0.7, 1.0), 0.7))
-    monkeypatch.setattr(probe, "left_open", lambda settings, taught: [two])
+    monkeypatch.setattr(probe, "left_open", lambda settings, taught: [probe.DISTIL])
     monkeypatch.setattr(probe, "PASSES", 1)
+    monkeypatch.setattr(probe, "DISTILS", (probe.USUAL_DISTIL, 1.0))
     monkeypatch.setattr(Part, "after_step", lambda self, at: [])
     monkeypatch.setattr(Part, "after_epoch", lambda self, at: [])
     history = fit(

@@ -215,7 +215,7 @@ def chosen(aucs: list[float], losses: list[float], file: Path) -> tuple[float, l
         tried.append(weight)
         return by_weight[weight]
 
-    return probe.DISTIL.choose(probe.Probes("distil", train, file)), tried
+    return probe.chosen_distil(probe.Probes("distil", train, file)), tried
 
 
 @pytest.mark.parametrize(
