@@ -60,16 +60,17 @@ class BudgetTooSmall(LimitsTooSmall):
 
     Args:
         smallest: bytes of the smallest plan that was found.
-        largest: the part of that which has most bytes, and those.
+        largest: the layer that has most bytes in it, and those.
+        fixed: bytes in it that are not compressed.
     """
 
-    def __init__(self, budget: int, smallest: int, largest: tuple[str, int]):
+    def __init__(self, budget: int, smallest: int, largest: tuple[str, int], fixed: int):
         self.smallest = smallest
-        part, most = largest
+        layer, most = largest
         super().__init__(
             f"the budget is {budget:,} bytes, but the smallest plan needs {smallest:,}, of which "
-            f"{part} takes {most:,}; raise the budget by {smallest - budget:,} or allow more "
-            "methods"
+            f"{layer} takes {most:,}, more than any other layer, and {fixed:,} are not compressed; "
+            f"raise the budget by {smallest - budget:,} or allow more methods"
         )
 
 

@@ -153,9 +153,9 @@ def _too_small(search: Search, budget: int | None, fixed: int) -> EmbedcompError
     assert found is not None, "any plan is within an infinite loss"
     smallest = fixed + total_bytes(found)
     if budget is not None and smallest > budget:
-        parts = {layer: choice.bytes for layer, choice in found.items()}
-        parts["what is not compressed"] = fixed
-        return BudgetTooSmall(budget, smallest, max(parts.items(), key=lambda part: part[1]))
+        sizes = {layer: choice.bytes for layer, choice in found.items()}
+        largest = max(sizes.items(), key=lambda size: size[1], default=("no layer", 0))
+        return BudgetTooSmall(budget, smallest, largest, fixed)
     timing = search.timing
     assert timing is not None, "no loss is too small for a plan that keeps every layer"
     asked = timing.budget

@@ -100,13 +100,13 @@ def test_a_killed_task_is_run_again_and_the_order_is_kept(
 
 
 def too_small() -> None:
-    raise BudgetTooSmall(1000, 2000, ("user", 1500))
+    raise BudgetTooSmall(1000, 2000, ("user", 1500), 100)
 
 
 def test_a_users_mistake_in_a_task_arrives_as_its_sentence(cluster: str) -> None:
     with pytest.raises(EmbedcompError) as caught:
         shards.once(too_small, num_cpus=1, retries=0)
-    assert str(caught.value) == str(BudgetTooSmall(1000, 2000, ("user", 1500)))
+    assert str(caught.value) == str(BudgetTooSmall(1000, 2000, ("user", 1500), 100))
 
 
 def test_no_worker_is_given_more_than_its_node_has() -> None:

@@ -202,7 +202,7 @@ def test_what_the_first_worker_makes_all_have_and_its_mistakes_too(tmp_path: Pat
     assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == [f"by 0: {TOO_SMALL}"] * 2
 
 
-TOO_SMALL = BudgetTooSmall(5, 9, ("user", 8))
+TOO_SMALL = BudgetTooSmall(5, 9, ("user", 8), 1)
 
 
 def _too_small() -> None:
