@@ -117,7 +117,6 @@ def search(
         watch=watch,
         step="searching for the form",
         stage="search",
-        far=teacher is None,
     )
 
     def score() -> float:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Group, Moved, Progress, Trains
+from embedcomp.support.progress import quiet
+from embedcomp.swapping import tune
 from embedcomp.train import probe
 from embedcomp.train.fit import Data, fit
 from embedcomp.train.optim import LazyAdam, begin_anew, groups, optimizers
@@ -157,6 +159,38 @@ def test_what_begins_near_its_end_learns_at_small_rates(
     assert (near["distil"], near["embedding_l2"]) == (probe.USUAL_DISTIL, probe.USUAL_L2)
     assert told(far=True)["rate_factor"] == told(part_far=True)["rate_factor"] == 1.0
     assert told(rate_factor=0.3)["rate_factor"] == 0.3
+
+
+def test_probes_of_what_is_chosen_first_have_the_rest_as_it_usually_is_or_are_not_run(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "FEWEST", 1000)
+    monkeypatch.setattr(probe, "PASSES", 1)
+    monkeypatch.setattr(probe, "DISTILS", (probe.USUAL_DISTIL, 1.0))
+    seen, set_to = [], probe.Weight.set
+
+    def told(self: probe.Weight, settings: Any, value: float) -> Any:
+        seen.append((self.setting, value, settings.distil))
+        return set_to(self, settings, value)
+
+    monkeypatch.setattr(probe.Weight, "set", told)
+    data = Data(synth_log, synth_features)
+    tried = {one["setting"] for one in first_of(data, tmp_path / "a")["probes"]}
+    assert tried == {"embedding_l2", "distil"}
+    of_l2 = [distil for name, value, distil in seen if (name, value) == ("embedding_l2", 24000.0)]
+    assert of_l2 and {*of_l2} == {probe.USUAL_DISTIL}
+    assert "probes" not in first_of(data, tmp_path / "b", probes=False)
+
+
+def test_what_is_trained_without_the_original_begins_far_from_its_end(
+    synth_log: ClickLog, synth_features: Features, tmp_path: Path
+) -> None:
+    """Also where nothing of it is stored in another form."""
+    settings, data = FormTrainSettings(epochs=1, batch_rows=512), Data(synth_log, synth_features)
+    for teacher, wanted in ((None, 1.0), (small_model(synth_features), 0.03)):
+        model = small_model(synth_features)
+        history = tune.train_form(model, teacher, data, settings, tmp_path, quiet)
+        assert history[0]["rate_factor"] == wanted
 
 
 def test_a_factor_is_of_the_rates_of_dense_numbers_and_of_rows(synth_features: Features) -> None:
