@@ -153,7 +153,7 @@ def forms(one: OneModel) -> dict[str, Callable[[Students], dict[str, Any]]]:
         "control": Students.control,
     }
     for budget in one.given.budgets:
-        for name in (DIRECT, *one.given.weights, AUTO):
+        for name in (DIRECT, *one.given.weights):
             made[f"{budget}-{name}"] = partial(Students.compressed, name=name, budget=budget)
     return made
 
@@ -180,7 +180,10 @@ def _options() -> argparse.Namespace:
     made = one_model.options(__doc__)
     made.add_argument("--budgets", nargs="+", default=["50x", "100x"], help="of the whole model")
     made.add_argument(
-        "--weights", nargs="+", default=["0", "0.7", "1"], help="of the original's scores"
+        "--weights",
+        nargs="+",
+        default=["0", "0.7", "1", AUTO],
+        help=f"of the original's scores, for students of one shape; {AUTO}: of `--student {AUTO}`",
     )
     made.add_argument("--student", default="hidden=64,32,cross_layers=1", help="the one shape")
     made.add_argument("--tune-epochs", type=int, default=1)
