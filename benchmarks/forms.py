@@ -24,6 +24,7 @@ from benchmarks import one_model
 from benchmarks.one_model import OneModel
 from benchmarks.script import command, console
 from embedcomp import methods, recipes
+from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original, of_plan, score
 from embedcomp.errors import BudgetTooSmall
 from embedcomp.modules.sizes import model_bytes
@@ -31,13 +32,14 @@ from embedcomp.planning.plan import Plan
 from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 from embedcomp.sensitivity.layer import TableSpec
 from embedcomp.sensitivity.layers import Found
-from embedcomp.train.settings import FormTrainSettings
+from embedcomp.train.settings import FAR, NEAR, FormTrainSettings
 
 WAYS = ("model", "log")
 PRUNED = [name for name in methods.every() if name.startswith("magnitude")]  # in every table
 UNTRAINED, PLANNED = PLANS = "untrained", "planned"  # the plan of all that needs no training,
 # as it is made, and that of all there is, trained
-SPLIT = "test"
+RATE_FACTORS = (NEAR, FAR)  # of the control, the better one by validation rows
+CHOSEN_BY, SPLIT = "valid", "test"
 
 
 class Forms:
@@ -94,14 +96,21 @@ class Forms:
         }
 
     def beside(self, seed: int) -> dict[str, Any]:
-        """The original, and the control of as many epochs."""
-        settings = self.settings(1.0, ("keep",), seed=seed)
-        out = self.one.folder / "made" / f"control-{seed}"
-        control = recipes.control(self.one.artifact, self.one.log, settings, out)
+        """The original, and the control of as many epochs, with what rates suit it better."""
+        tried = {factor: self.control(factor, seed) for factor in RATE_FACTORS}
+        by_valid = {f: score(one, self.one.log, CHOSEN_BY)["auc"] for f, one in tried.items()}
+        best = max(by_valid, key=by_valid.__getitem__)
         return {
-            name: score(one, self.one.log, SPLIT)
-            for name, one in {"original": self.one.artifact, "control": control}.items()
+            "original": score(self.one.artifact, self.one.log, SPLIT),
+            "control": score(tried[best], self.one.log, SPLIT) | {"rate_factors": by_valid},
         }
+
+    def control(self, factor: float, seed: int) -> Artifact:
+        """The original, trained on with a factor of the rates."""
+        settings = self.settings(1.0, ("keep",), seed=seed)
+        settings = replace(settings, train=replace(settings.train, rate_factor=factor))
+        out = self.one.folder / "made" / f"control-{seed}-{factor:g}"
+        return recipes.control(self.one.artifact, self.one.log, settings, out)
 
 
 def tables_of(found: Found) -> Found:

@@ -188,7 +188,7 @@ def _put_in(model: nn.Module, plan: Plan, layers: Mapping[str, Layer]) -> dict[s
     for planned in _searched(plan):
         layer, settings = layers[planned.layer], planned.typed_settings
         module = _searching(planned.method).searching(layer, settings)
-        if layer.drawn:
+        if swap.begins_far(layer, settings):
             swap.begin_far(module)
         model.set_submodule(planned.layer, module.train(model.training))
         found[planned.layer] = SearchedTable(layer, settings, module)

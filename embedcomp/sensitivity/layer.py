@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,8 +93,11 @@ class SharesDecoder(ABC):
 class IdsMeet:
     """Settings of a method by which ids read the same rows.
 
-    What that loses shows on the whole table alone: in a sample of it other ids would meet.
+    What that loses shows on the whole table alone: in a sample of it other ids would meet. Training
+    brings the numbers far from the means that they begin with.
     """
+
+    begins_far: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +120,13 @@ class SharesPool(IdsMeet, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Searches:
-    """Settings of a method that searches for better ones while a model trains, within the bytes."""
+    """Settings of a method that searches for better ones while a model trains, within the bytes.
 
+    begins_far: whether the table in the search, and the form after it, begin far from where
+        training will bring them.
+    """
+
+    begins_far: ClassVar[bool] = False
     start: Literal["searched", "initial"] = "searched"  # numbers that the form begins with then:
     # what the search left, or what it began with itself
 

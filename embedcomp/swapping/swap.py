@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from embedcomp.planning.choices import empty_on_meta
 from embedcomp.planning.folding import folded, narrowed
 from embedcomp.planning.plan import Plan, Planned
 from embedcomp.planning.sharing import decoder_groups, in_groups, share_parts
-from embedcomp.sensitivity.layer import IdsMeet, Layer, Served
+from embedcomp.sensitivity.layer import Layer, Served
 from embedcomp.sensitivity.layers import Found, find
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.storage.rows import StoredRows
@@ -65,7 +66,7 @@ def apply_(model: nn.Module, plan: Plan, layers: Mapping[str, Layer], watch: Wat
 
     _swap(model, plan, make, layers)
     for planned in plan.layers:
-        if layers[planned.layer].drawn or isinstance(planned.typed_settings, IdsMeet):
+        if begins_far(layers[planned.layer], planned.typed_settings):
             begin_far(model.get_submodule(planned.layer))
     if plan.outcome is not None and plan.outcome.bias:
         add_to_bias(model, plan.outcome.bias, plan.outcome.shift)
@@ -134,6 +135,11 @@ def on_meta(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()
     }
     return copy.deepcopy(model, dict(empty))
+
+
+def begins_far(layer: Layer, settings: Any) -> bool:
+    """Whether a layer with such settings begins far from where training will bring it."""
+    return layer.drawn or getattr(settings, "begins_far", False)
 
 
 def begin_far(served: nn.Module) -> None:

@@ -23,7 +23,7 @@ from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.progress import Watch
 from embedcomp.swapping import swap
 from embedcomp.train.fit import Data, Report
-from embedcomp.train.settings import TrainSettings
+from embedcomp.train.settings import FAR, NEAR, TrainSettings
 from tests.train.killed import Killed
 
 # a model with a layer that decoders are folded into, and layers that read rows beside it
@@ -141,6 +141,15 @@ def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize(("method", "factor"), [("optembed", FAR), ("mixed_precision", NEAR)])
+def test_a_search_that_changes_numbers_much_begins_far_from_its_end_in_both_stages(
+    method: str, factor: float, made: Makes, tmp_path: Path
+) -> None:
+    small = made(method, tmp_path, train=replace(TWICE, rate_factor=None))
+    history = small.origin.training["history"]
+    assert [one["rate_factor"] for one in history if "rate_factor" in one] == [factor] * 2
 
 
 @pytest.mark.parametrize("method", METHODS)

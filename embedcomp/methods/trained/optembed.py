@@ -51,6 +51,7 @@ STORAGES: tuple[FactorStorage, ...] = ("float16", "column_int8")
 class Settings(Searches):
     """The size of a table, and how its search goes."""
 
+    begins_far = True  # rows and columns fall out of it, and the others take their part
     share: float  # of the rows that is kept, the largest ones
     columns: int  # that are kept
     storage: FactorStorage = "float16"
