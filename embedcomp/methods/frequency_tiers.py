@@ -7,6 +7,7 @@ closed form, on the codes of low_rank (parts/tiered.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedcomp.methods.parts import tiered
@@ -36,3 +37,11 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 def compress(layer: Layer, settings: Settings) -> Served:
     return tiered.compress(layer, settings, Tiered)
+
+
+def suited(layer: Layer, wanted: Sequence[Settings]) -> list[Settings]:
+    return tiered.suited(layer, wanted, Tiered)
+
+
+def nearby(layer: Layer, settings: Settings) -> list[Settings]:
+    return tiered.nearby(layer, settings, Tiered)

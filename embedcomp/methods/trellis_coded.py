@@ -8,6 +8,7 @@ trellis-coded quantization (Marcellin and Fischer 1990; QTIP, arXiv 2406.11235) 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedcomp.kernels import native
@@ -18,7 +19,7 @@ from embedcomp.storage.kinds.trellis import Trellis
 
 log = logging.getLogger(__name__)
 
-TIERS = 5  # of rows in order of count
+TIERS = (5, 8)  # of rows in order of count
 COLDEST = (0, 0.5, 1, 1.5, 2, 3, 4, 5)  # bits of a column of the last one
 
 
@@ -29,7 +30,7 @@ class Settings(TieredRows):
 
 def candidates(spec: Spec) -> list[Settings]:
     index = tiered.index_for(spec)
-    shapes = tiered.worth_trying(spec, TIERS, COLDEST)
+    shapes = [s for t in TIERS for s in tiered.worth_trying(spec, t, COLDEST)]
     sizes = ((rank, tuple(round(bits) for bits in tiers)) for rank, tiers in shapes)
     found = [Settings(rank=k, row_bits=size, index=index) for k, size in dict.fromkeys(sizes)]
     if found and native.library() is None:  # which encodes; without it, trying them takes hours
@@ -44,3 +45,11 @@ def empty(spec: Spec, settings: Settings) -> Served:
 
 def compress(layer: Layer, settings: Settings) -> Served:
     return tiered.compress(layer, settings, Trellis)
+
+
+def suited(layer: Layer, wanted: Sequence[Settings]) -> list[Settings]:
+    return tiered.suited(layer, wanted, Trellis)
+
+
+def nearby(layer: Layer, settings: Settings) -> list[Settings]:
+    return tiered.nearby(layer, settings, Trellis)

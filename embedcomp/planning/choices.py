@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from embedcomp.sensitivity.layer import (
     Layer,
     Served,
     Spec,
+    Suits,
     TableSpec,
 )
 from embedcomp.sensitivity.loss import predicted_loss
@@ -74,7 +75,7 @@ def choices(layer: Layer, names: Iterable[str], counter: Counter | None = None) 
         counter: of candidates.
     """
     add = None if counter is None else partial(counter.add, note=layer.spec.name)
-    wanted = apart(every(layer.spec, names))
+    wanted = [suited(layer, some) for some in apart(every(layer.spec, names))]
     found = [found_by_method(layer.spec, seen_of(layer, some), some, add) for some in wanted]
     return menu(layer, (choice for one in found for some in one.values() for choice in some))
 
@@ -96,6 +97,31 @@ def apart(wanted: Wanted) -> list[Wanted]:
         for whole in (False, True)
     ]
     return [part for part in parts if part]
+
+
+def suited(layer: Layer, wanted: Wanted) -> Wanted:
+    """What is tried of a layer, by what its numbers say of it."""
+    suits = {
+        name: cast(Suits, one) for name in wanted if hasattr(one := methods.get(name), "suited")
+    }
+    if not suits:
+        return wanted
+    seen = seen_of(layer, wanted)
+    with threads_for(seen.weight.numel()), seen.trying() as tried, torch.no_grad():
+        return {
+            name: suits[name].suited(tried, some) if name in suits else some
+            for name, some in wanted.items()
+        }
+
+
+def nearby(layer: Layer, choice: Choice) -> Wanted:
+    """Settings of a choice's method that are near its own; none: the method says of none."""
+    method = methods.get(choice.method)
+    if not hasattr(method, "nearby"):
+        return {}
+    seen = seen_of(layer, {choice.method: (choice.settings,)})
+    with threads_for(seen.weight.numel()), seen.trying() as tried, torch.no_grad():
+        return {choice.method: cast(Suits, method).nearby(tried, choice.settings)}
 
 
 def _ids_meet(method: str) -> bool:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.modules.embedded import Block, Reader, can_fold
-from embedcomp.modules.table import CompressedBag
+from embedcomp.modules.table import CompressedBag, CompressedTable
 from embedcomp.planning.aside import by_layer
 from embedcomp.planning.by_time import bytes_are_times, losses_are_times
 from embedcomp.planning.choices import (
@@ -27,7 +27,9 @@ from embedcomp.planning.choices import (
     few_of,
     front,
     menu,
+    nearby,
     seen_of,
+    suited,
     together,
     total_bytes,
     total_loss,
@@ -47,6 +49,7 @@ from embedcomp.sensitivity.layer import (
 from embedcomp.support.progress import Doing, Watch, quiet
 
 ROUNDS = 4  # of planning readers for tables and tables for readers
+WORTH_REFINING = 1e-3  # of the objective, which a round of settings near those chosen has to win
 PROMISING = 1.25  # times the best objective: a plan that may become better than the best one
 
 Known = dict[tuple[Hashable, str, bool], Menu]  # by layer (with what is folded into it, and what is
@@ -205,6 +208,7 @@ class Search:
         best = min(feasible, key=goal.objective, default=None)
         if best is None:
             return None
+        best = self._refined(best, goal)
         readers = self._of_readers(best, thoroughly=True)
         polished = self._solved(goal, {**self._fixed(best), **readers}, best)
         found = [best] if polished is None else [best, polished]
@@ -260,7 +264,8 @@ class Search:
 
     def near(self, chosen: Chosen, goal: Goal) -> Chosen | None:
         """The best plan from the readers on that these tables' choices make as narrow."""
-        return self._from(chosen, goal)
+        found = self._from(chosen, goal)
+        return None if found is None else self._refined(found, goal)
 
     def guess(self, chosen: Chosen, goal: Goal) -> Chosen | None:
         """What `near` begins with: its readers are those of the old choices."""
@@ -317,6 +322,55 @@ class Search:
             best = beside = found
         return best
 
+    def _refined(self, best: Chosen, goal: Goal) -> Chosen:
+        """A plan no worse, whose tables also have settings that are near their own.
+
+        What reads a table stays as wide, so its choices are taken to stay what they are until
+        those of all tables are known.
+        """
+        for _ in range(ROUNDS if self._sparing else 0):
+            near = self._nearby(best)
+            if not near:
+                break
+            options = {**self._settled(), **self._alike(best, near), **self._of_readers(best)}
+            guess = self._solved(goal, options, best)
+            if guess is None:
+                break
+            found = self._solved(goal, {**self._fixed(guess), **self._of_readers(guess)}, guess)
+            most = (1 - WORTH_REFINING) * goal.objective(best)
+            if found is None or goal.objective(found) > most:
+                break
+            best = found
+        return best
+
+    def _alike(self, chosen: Chosen, more: Mapping[str, Menu]) -> dict[str, Menu]:
+        """Choices of the tables, and some more, that are read as those that are chosen."""
+        found = {}
+        for name, offered in self._settled().items():
+            if isinstance(self.layers[name].spec, TableSpec):
+                read = self._read_as(name, chosen[name])
+                alike = (choice for choice in offered if self._read_as(name, choice) == read)
+                found[name] = menu(offered.layer, [*alike, *more.get(name, ())])
+        return found
+
+    def _read_as(self, table: str, choice: Choice) -> Hashable:
+        """What a reader's shape depends on of a table."""
+        bag = self._emptied(table, choice)
+        blocks = [b for r in self.readers.values() for b in r.blocks if b.table == table]
+        folds = any(can_fold(block, bag, self.single_valued) for block in blocks)
+        return folds and cast(CompressedTable, bag).code_width
+
+    def _nearby(self, chosen: Chosen) -> dict[str, Menu]:
+        """Of each table whose method has settings near those chosen, what they are."""
+        layers = [self.layers[name] for name in chosen]
+        near = [(layer, nearby(layer, chosen[layer.spec.name])) for layer in layers]
+        asked = [(layer, wanted) for layer, wanted in near if wanted]
+        found = by_layer(asked, self.watch)
+        return {
+            layer.spec.name: menu(layer, next(iter(some.values())))
+            for (layer, _), some in zip(asked, found, strict=True)
+        }
+
     def _settled(self) -> dict[str, Menu]:
         """Choices of the layers whose shape depends on no other's."""
         settled = [name for name in self.layers if name not in self.readers]
@@ -371,7 +425,7 @@ class Search:
         parts = [
             (key, layer, part)
             for key, layer in layers.items()
-            for part in apart(wanted[key](layer.spec, missing[key]))
+            for part in map(partial(suited, layer), apart(wanted[key](layer.spec, missing[key])))
         ]
         found = by_layer([(layer, part) for _, layer, part in parts], self.watch, sparing)
         for (key, layer, _), choices in zip(parts, found, strict=True):
@@ -471,11 +525,16 @@ class Search:
         """Whether a block's table, as chosen, has a decoder that the reader takes in."""
         if block.table not in tables:
             return False
-        choice, spec = tables[block.table], self.layers[block.table].spec
-        key = block.table, choice.method, choice.settings
+        bag = self._emptied(block.table, tables[block.table])
+        return can_fold(block, bag, self.single_valued)
+
+    def _emptied(self, table: str, choice: Choice) -> Served:
+        """A table without memory."""
+        key = table, choice.method, choice.settings
         if key not in self._empty:
+            spec = self.layers[table].spec
             self._empty[key] = empty_on_meta(choice.method, spec, choice.settings)
-        return can_fold(block, self._empty[key], self.single_valued)
+        return self._empty[key]
 
     def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
         folded = {table: self._codes(table, choice) for table, choice in read.items()}

@@ -349,6 +349,18 @@ class Method(Protocol):
     def compress(self, layer: Layer, settings: Any) -> Served: ...
 
 
+class Suits(Method, Protocol):
+    """A method's file whose candidates a layer's numbers say more of than its spec does."""
+
+    def suited(self, layer: Layer, wanted: Sequence[Any]) -> list[Any]:
+        """Better settings in the place of these candidates, of about their sizes."""
+        ...
+
+    def nearby(self, layer: Layer, settings: Any) -> list[Any]:
+        """Settings near these that may suit the layer better; what reads it stays as it is."""
+        ...
+
+
 @dataclass(frozen=True)
 class SearchedTable:
     """A table whose settings were searched for.

@@ -107,7 +107,11 @@ class Tiers(InTiers):
     Within a tier each bit of a row goes to the column whose weighted squared error it lowers most,
     and a column without bits is its mean. The grid is bfloat16 [tiers, 3, width]: scales, offsets,
     bits.
+
+    grows_by: bits that a row takes more of the kind's unit.
     """
+
+    grows_by: ClassVar[int]
 
     @property
     def padding_bytes(self) -> int:
@@ -139,6 +143,14 @@ class Tiers(InTiers):
         from embedcomp.storage.rounding import moved_columns
 
         return moved_columns(grid, by)
+
+    @abstractmethod
+    def errors(self, rows: Columns) -> Tensor:
+        """Weighted squared errors foreseen of a tier's columns with 0, 1, 2, ... bits.
+
+        Returns:
+            float32 [MOST_BITS + 1, width].
+        """
 
     @abstractmethod
     def fitted(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:

@@ -123,14 +123,19 @@ def fill_table(
     assert isinstance(served, CompressedTable) and isinstance(served.decode, Affine)
     layer = as_large(layer, basis, rank)
     decoder, bias = basis.decoder[:rank], mean
+    served.fill(table_codes(layer, basis, rank, mean), None, basis.weights[:rank])
+    if refit and rank:
+        decoder, bias = fit_affine(served.stored.to_float(), layer.weight, layer.counts)
+    served.decode.fill(decoder, bias)
+
+
+def table_codes(layer: Layer, basis: Basis, rank: int, mean: Tensor | None) -> Columns:
+    """Codes of every row in the first directions of a basis, as they are to be stored."""
 
     def codes(most: int | None) -> Columns:
         return Columns(encoded(layer.weight, basis.encoder[:, :most], mean), layer.counts)
 
-    served.fill(layer.codes((basis, mean is None), rank, codes), None, basis.weights[:rank])
-    if refit and rank:
-        decoder, bias = fit_affine(served.stored.to_float(), layer.weight, layer.counts)
-    served.decode.fill(decoder, bias)
+    return layer.codes((basis, mean is None), rank, codes)
 
 
 def encoded(rows: Tensor, encoder: Tensor, mean: Tensor | None) -> Tensor:

@@ -35,6 +35,7 @@ class Tiered(Tiers):
     """row_bytes: of a row of each tier. Trained rows are rounded as their tier is."""
 
     unit: ClassVar[Literal["row_bytes"]] = "row_bytes"
+    grows_by: ClassVar[int] = 8
 
     row_bytes: tuple[int, ...]
 
@@ -46,8 +47,11 @@ class Tiered(Tiers):
     def bits_of_rows(self) -> tuple[int, ...]:
         return tuple(8 * size for size in self.row_bytes)
 
+    def errors(self, rows: Columns) -> Tensor:
+        return rows.errors()
+
     def fitted(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
-        return rows.fitted(shared_out(row_bits, matters * rows.errors(), least=0))
+        return rows.fitted(shared_out(row_bits, matters * self.errors(rows), least=0))
 
     def encode(self, values: Tensor, grid: Tensor, matters: Tensor | None) -> Tensor:
         parts = zip(values.split(self.lengths), grid, self.row_bytes, strict=True)

@@ -59,6 +59,7 @@ class Trellis(Tiers):
     """
 
     unit: ClassVar[Literal["row_bits"]] = "row_bits"
+    grows_by: ClassVar[int] = 1
     together: ClassVar[bool] = True
 
     row_bits: tuple[int, ...]
@@ -84,11 +85,14 @@ class Trellis(Tiers):
             )
         return super().empty(rows, width)
 
+    def errors(self, rows: Columns) -> Tensor:
+        _, _, *coded = rows.known("coded errors", _coded_errors)
+        return torch.stack(coded).minimum(rows.errors())
+
     def fitted(self, rows: Columns, row_bits: int, matters: Tensor) -> Tensor:
-        mean, deviation, *found = rows.known("coded errors", _coded_errors)
-        coded, stepped = torch.stack(found), rows.errors()
-        pays = coded < stepped  # as far as can be foreseen
-        bits = shared_out(row_bits, matters * torch.where(pays, coded, stepped), least=0)
+        mean, deviation, *coded = rows.known("coded errors", _coded_errors)
+        bits = shared_out(row_bits, matters * self.errors(rows), least=0)
+        pays = torch.stack(coded) < rows.errors()  # as far as can be foreseen
         gains = pays.gather(0, bits.long()[None])[0]
         normal = torch.stack([deviation, mean, -bits]).bfloat16()
         return torch.where(gains, normal, rows.fitted(bits))
