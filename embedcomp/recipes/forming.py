@@ -27,6 +27,8 @@ from embedcomp.swapping.cutting import drop_dead_
 from embedcomp.swapping.heldout import HeldOut
 from embedcomp.train.fit import Data
 
+FAR_LOSS = 0.03  # predicted, of a form that begins as far from its end as if nothing were learnt
+
 
 @dataclass(frozen=True)
 class Formed:
@@ -72,7 +74,8 @@ class Forming:
         with unrounded:  # learns which way to round
             compressed = swap.apply(start.model, plan, start.found, start.measured, watch)
         if training.epochs:
-            history += tune.train_form(compressed, teacher, self.data, training, folder, watch)
+            given = compressed, teacher, self.data, training, folder, watch
+            history += tune.train_form(*given, far=plan.loss / FAR_LOSS)
             plan = drop_dead_(compressed, plan)
         return Formed(compressed, plan, history)
 

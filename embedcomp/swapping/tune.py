@@ -24,12 +24,15 @@ def train_form(
     folder: Path,
     watch: Watch,
     step: str = "training the compressed form",
+    *,
+    far: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Train `compressed` in place; its numbers are rounded as they will be served.
 
     Args:
         teacher: the original, whose scores are learnt beside the labels; None: labels alone are,
             from drawn numbers.
+        far: how far from where it will end it begins at least, from 0 to 1.
 
     Returns:
         The history of evaluations.
@@ -43,7 +46,7 @@ def train_form(
         teacher=teacher,
         watch=watch,
         step=step,
-        far=teacher is None,  # its numbers are drawn
+        far=far if teacher is not None else 1.0,  # its numbers are drawn
     )
     freeze(compressed)
     return history

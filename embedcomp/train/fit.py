@@ -108,7 +108,7 @@ def fit(
     watch: Watch = quiet,
     step: str = "training",
     stage: Stage = "final",
-    far: bool = False,
+    far: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
@@ -122,8 +122,8 @@ def fit(
         watch: is told a `Report` after each step and each evaluation.
         step: what the run is for, as its reports say.
         stage: as modules that train by themselves are told (storage/training.py).
-        far: whether the model begins far from where it will end, whatever its parts say; rates
-            that are left open depend on it.
+        far: how far from where it will end the model begins at least, from 0 to 1, where its parts
+            do not say that they begin far from it; rates that are left open are in proportion.
 
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.
@@ -133,7 +133,8 @@ def fit(
     refuse_too_many(workers.count(), rows)
     workers.follow_first([*model.parameters(), *model.buffers()])
     splits = data.train, data.valid
-    far = far or any(part.begins_far for part in parts_that_train(model))
+    if any(part.begins_far for part in parts_that_train(model)):
+        far = 1.0
     settings = settings.begun(far)
     key = RunKey.of(
         model, data.log, splits, data.features, settings, teacher, stage, share=data.share

@@ -29,7 +29,7 @@ class TrainSettings:
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
     rate_factor: float | None = 1.0  # times both learning rates; None: 1 for what begins far from
-    # its end, 0.03 for what begins near it
+    # its end, 0.03 for what begins near it, and between them in proportion
     embedding_l2: float | None = None  # half of it times the sum of the tables' squares is added to
     # the sum of the log loss over all rows of the log, so that one value suits logs of any size;
     # None: chosen by short probes
@@ -65,11 +65,16 @@ class TrainSettings:
             return self
         return replace(self, batch_rows=max(1, min(BATCH_ROWS, rows // STEPS)))
 
-    def begun(self, far: bool) -> Self:
-        """These settings with a factor of the rates, for a model that begins far from its end."""
+    def begun(self, far: float) -> Self:
+        """These settings with a factor of the rates.
+
+        Args:
+            far: how far from its end a model begins, from 0 to 1; NaN: it is not known, and taken
+                to be near.
+        """
         if self.rate_factor is not None:
             return self
-        return replace(self, rate_factor=FAR if far else NEAR)
+        return replace(self, rate_factor=min(far, FAR) if far > NEAR else NEAR)
 
     @property
     def in_bfloat16(self) -> bool:
@@ -88,8 +93,8 @@ class FormTrainSettings(TrainSettings):
     schedule: Literal["plateau", "linear"] = "linear"  # falls to zero over `epochs`; plateau: the
     # rate is cut where the AUC stops rising, which may end the run earlier
     rate_factor: float | None = None  # times both learning rates; None: 1 for what begins far from
-    # its end, as numbers that were drawn, and 0.03 for what rounds a trained model well, which
-    # steps that suit drawn numbers only make worse
+    # its end, as numbers that were drawn, 0.03 for what rounds a trained model well, which steps
+    # that suit drawn numbers only make worse, and between them as the plan's predicted loss is
 
 
 def refuse_no_share(name: str, value: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,8 @@ def test_what_begins_near_its_end_learns_at_small_rates(
     near = told()
     assert near["rate_factor"] == 0.03 and "probes" not in near
     assert (near["distil"], near["embedding_l2"]) == (probe.USUAL_DISTIL, probe.USUAL_L2)
-    assert told(far=True)["rate_factor"] == told(part_far=True)["rate_factor"] == 1.0
+    assert told(far=3.0)["rate_factor"] == told(part_far=True)["rate_factor"] == 1.0
+    assert told(far=0.2)["rate_factor"] == 0.2 and told(far=math.nan)["rate_factor"] == 0.03
     assert told(rate_factor=0.3)["rate_factor"] == 0.3
 
 

@@ -17,7 +17,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes, module_bytes
 from embedcomp.planning.plan import Plan
-from embedcomp.recipes import searching
+from embedcomp.recipes import forming, searching
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.progress import Watch
@@ -143,13 +143,20 @@ def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
         assert torch.equal(tensor, after[name]), name
 
 
-@pytest.mark.parametrize(("method", "factor"), [("optembed", FAR), ("mixed_precision", NEAR)])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_search_that_changes_numbers_much_begins_far_from_its_end_in_both_stages(
-    method: str, factor: float, made: Makes, tmp_path: Path
+    method: str, made: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Others begin as far from it as their plan's loss is, once its settings are found."""
+    monkeypatch.setattr(forming, "FAR_LOSS", 1e-4)
     small = made(method, tmp_path, train=replace(TWICE, rate_factor=None))
+    assert small.plan is not None
+    factors = FAR, FAR
+    if method == "mixed_precision":
+        factors = NEAR, small.plan.loss / 1e-4
+        assert NEAR < factors[1] < FAR
     history = small.origin.training["history"]
-    assert [one["rate_factor"] for one in history if "rate_factor" in one] == [factor] * 2
+    assert tuple(one["rate_factor"] for one in history if "rate_factor" in one) == factors
 
 
 @pytest.mark.parametrize("method", METHODS)
