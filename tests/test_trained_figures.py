@@ -81,6 +81,21 @@ def test_a_student_is_held_against_its_seeds_control() -> None:
     assert missing == "| log | 50x-auto | - | - | - | - | - | - | - |"
 
 
+def test_words_on_students_are_held_against_their_record() -> None:
+    def seeds(auc: float, speed: float = 1.0) -> list[dict[str, Any]]:
+        test = figures(auc) | {"rows_per_second": {"64": speed}}
+        return [{"auc": 0.7, "floats": {"auc": 0.71}, "test": test}]
+
+    at_100 = {"100x-direct": seeds(0.6), "100x-0": seeds(0.61), "100x-1": seeds(0.62)}
+    at_50 = {"50x-direct": seeds(0.75), "50x-0.7": seeds(0.74)}
+    results = {"control": seeds(0.8), **at_100, "100x-0.7": seeds(0.65, 2.0), **at_50}
+    found = [*students.said({"results": results})]
+    assert found == pytest.approx([0.2, 0.15, 0.19, 0.18, 0.01, 0.05, 0.06])
+    results["100x-0.7"] = seeds(0.615, 2.0)
+    with pytest.raises(NotSo):
+        [*students.said({"results": results})]
+
+
 def test_one_artifact_at_a_budget_has_the_bytes_of_its_file() -> None:
     made = {"served-5x-0": figures(0.8, same_bytes=True), "apart-5x-0": figures(0.79)}
     settings = {"budgets": ["5x"], "tune_epochs": [0]}

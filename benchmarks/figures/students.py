@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
 from benchmarks.figures.markdown import each, table
-from benchmarks.figures.record import Record
+from benchmarks.figures.record import Record, claim
 from benchmarks.result import over_seeds
 
 
@@ -37,3 +38,27 @@ def _cells(seeds: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:
         f"{mean(one['logloss'] for one in tests):.5f}",
         f"{mean(one['rows_per_second']['64'] for one in tests):,.0f}",
     ]
+
+
+def said(record: Record) -> Iterator[float]:
+    """What is lost to the control at 100x directly, by both teachers, by labels and by scores
+    alone, and in floats of that lost; at 50x directly and by both."""
+    lost = {name: _lost(record, name) for name in record["results"]}
+    claim(lost["100x-0.7"] > max(lost["100x-0"], lost["100x-1"]), "both teach better than one")
+    claim(lost["50x-direct"] > lost["50x-0.7"], "at 50x the original itself is better")
+    speeds = {name: _speed(seeds) for name, seeds in record["results"].items()}
+    claim(speeds["100x-0.7"] > speeds["100x-direct"], "a student is scored faster")
+    made = record["results"]["100x-0.7"]
+    rounded = mean(one["floats"]["auc"] - one["auc"] for one in made)
+    yield from (-lost["100x-direct"], -lost["100x-0.7"], -lost["100x-0"], -lost["100x-1"])
+    yield from (rounded, -lost["50x-direct"], -lost["50x-0.7"])
+
+
+def _lost(record: Record, name: str) -> float:
+    """Mean AUC on the test split, less the control's."""
+    made, control = (record["results"][one] for one in (name, "control"))
+    return mean(one["test"]["auc"] for one in made) - mean(one["test"]["auc"] for one in control)
+
+
+def _speed(seeds: list[dict[str, Any]]) -> float:
+    return mean(one["test"]["rows_per_second"]["64"] for one in seeds)
