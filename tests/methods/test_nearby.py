@@ -107,6 +107,15 @@ def test_choices_are_of_what_suits_the_layer() -> None:
     assert found == {*trellis_coded.suited(table, wanted)} and not found & {*wanted}
 
 
+def test_rows_in_any_order_have_a_tier_of_few_rows_where_those_are_most_of_the_look_ups() -> None:
+    order = torch.randperm(ROWS, generator=torch.manual_seed(0))
+    for steepness, tiers in ((3, 3), (0.3, 2)):
+        counts = 1e6 / (1 + torch.arange(ROWS)) ** steepness
+        found = choices(layer(counts[order], by_count=False), ["trellis_coded"])
+        best = min((c for c in found if c.bytes < 900), key=lambda choice: choice.loss)
+        assert len(best.settings.row_bits) == tiers
+
+
 def test_small_tables_have_no_tiers_of_few_rows() -> None:
     shortest = {len(one.row_bits) for one in trellis_coded.candidates(replace(SPEC, rows=1023))}
     longer = {len(one.row_bits) for one in trellis_coded.candidates(replace(SPEC, rows=1024))}

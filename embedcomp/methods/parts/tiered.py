@@ -40,12 +40,12 @@ from embedcomp.storage.tiers import InTiers, Tiers
 SHARES = {  # of the rows, by tier, for each number of tiers
     1: (1.0,),
     2: (0.25, 0.75),
+    3: (1 / 64, 7 / 64, 0.875),  # where a few rows are most of the look-ups
     4: (0.125, 0.125, 0.25, 0.5),  # each is as long as all before it
     5: (0.125, 0.125, 0.25, 0.25, 0.25),
-    # where a few rows are most of the look-ups
     8: (1 / 128, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 0.125, 0.25, 0.5),
 }
-INDEXED = (4, 2)  # tiers where an index finds a row, whose bits are those of its tier's number
+INDEXED = (4, 3, 2)  # tiers where an index finds a row, whose bits are those of its tier's number
 FEWEST_ROWS = 64  # of a table that is worth it
 FEWEST_OF_TIER = 8
 RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
