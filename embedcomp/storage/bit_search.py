@@ -59,6 +59,7 @@ class BitSearch(StoredRows):
         self.register_buffer("grids", torch.ones(shape, dtype=torch.bfloat16))
         self.grid_moves = nn.Parameter(torch.zeros(shape))
         self.logits = nn.Parameter(torch.zeros(shape[:2]))
+        self._chosen: Tensor | None = None  # bits of each group, once they are told
 
     def fill(
         self,
@@ -85,6 +86,8 @@ class BitSearch(StoredRows):
     @property
     def probabilities(self) -> Tensor:
         """Of each number of bits [groups, MOST + 1]."""
+        if self._chosen is not None:
+            return nn.functional.one_hot(self._chosen, MOST + 1).to(self.logits)
         return (self.logits / TEMPERATURE).softmax(1)
 
     def _rounded(self, values: Tensor, ids: Tensor | None) -> Tensor:
@@ -94,6 +97,10 @@ class BitSearch(StoredRows):
         scale, offset, bits = grids.unbind(2)  # each [n, MOST + 1, width]
         read = fake_quantised(values[:, None], scale, offset, levels(bits))
         return (self.probabilities.index_select(0, group)[:, :, None] * read).sum(1)
+
+    def choose(self, bits: tuple[int, ...]) -> None:
+        """From now on read each group in these bits, whatever is likely."""
+        self._chosen = torch.tensor(bits, device=self.logits.device)
 
     def groups(self) -> list[Group]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,24 @@ def test_within_the_bytes_the_most_likely_bits_of_all_are_taken() -> None:
     assert bytes_of(tables, found) <= most
     taken = (*found["a"].bits, *found["bc"].bits)
     assert chance(taken) == pytest.approx(max(map(chance, fitting)), rel=1e-4)
+
+
+def test_what_is_likely_but_scores_worse_than_the_plan_is_not_taken() -> None:
+    tables = {name: table(layer(name)) for name in ("a", "bc")}
+    planned = {name: one.settings for name, one in tables.items()}
+    for one in tables.values():
+        prefer(one, [likely(0, 9.0), likely(6, 9.0)])  # nothing for what is looked up most
+
+    def near() -> float:
+        off = [one.module.to_float() - one.layer.weight for one in tables.values()]
+        weights = [one.layer.statistics.counts for one in tables.values()]
+        return -float(sum((o.square().sum(1) * w).sum() for o, w in zip(off, weights, strict=True)))
+
+    room = Room(lambda s: bytes_of(tables, dict(s)), bytes_of(tables, planned), knapsack, near, 0)
+    assert mixed_precision.settle(tables, room) == planned
+    for one in tables.values():
+        prefer(one, [likely(6, 9.0), likely(3, 9.0)])
+    assert mixed_precision.settle(tables, replace(room, most=1e9)) != planned
 
 
 @pytest.mark.parametrize("by_count", [True, False])

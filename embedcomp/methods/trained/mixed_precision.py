@@ -3,9 +3,9 @@
 Source: arXiv 2409.20305. Rows are in groups by how often they are looked up, each half as long as
 the next one. First every group is read as a mixture of its roundings, whose shares are learnt
 (storage/bit_search.py). Then the groups of all tables get the bits that the search prefers most
-among those that keep to the bytes, where the authors take what their price on bits led to. Then the
-form is trained on the grids that the search left. Other than in the paper, what has no bits is the
-mean of its group.
+among those that keep to the bytes, where the authors take what their price on bits led to, unless
+those of the plan have the better score. Then the form is trained on the grids that the search left.
+Other than in the paper, what has no bits is the mean of its group.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def searching(layer: Layer, settings: Settings) -> CompressedTable:
 
 
 def settle(tables: Mapping[str, SearchedTable], room: Room) -> dict[str, Settings]:
-    """The bits of all groups that the searches prefer most, within the bytes."""
+    """The bits of all groups that the searches prefer most within the bytes, or those planned.
+
+    How likely bits are says which of a group's are better, but hardly what a group loses by them
+    beside others, which is most of it where few bytes are left. So what the model scores decides.
+    """
     options: dict[tuple[str, int], list[BitOption]] = {}
     for name, table in tables.items():
         for option in _searched(table.module).options():
@@ -114,7 +118,15 @@ def settle(tables: Mapping[str, SearchedTable], room: Room) -> dict[str, Setting
     bits: dict[str, list[int]] = {name: [] for name in tables}
     for (name, group), place in chosen.items():
         bits[name].append(options[name, group][place].bits)
-    return {name: replace(table.settings, bits=tuple(bits[name])) for name, table in tables.items()}
+    preferred = {n: replace(table.settings, bits=tuple(bits[n])) for n, table in tables.items()}
+    planned = {name: table.settings for name, table in tables.items()}
+
+    def quality(settings: Mapping[str, Settings]) -> float:
+        for name, table in tables.items():
+            _searched(table.module).choose(settings[name].bits)
+        return room.score()
+
+    return max(preferred, planned, key=quality)
 
 
 def _searched(module: CompressedTable) -> BitSearch:
