@@ -286,7 +286,7 @@ def test_tables_in_any_order_are_offered_tiers_by_what_is_looked_up():
     off = (model[0].to_float() - before).square().mean(1)
     others = torch.ones(rows).bool()
     others[often] = False
-    assert off[often].mean() < 0.5 * off[others].mean()
+    assert off[often].mean() < 0.2 * off[others].mean()
     ids = inputs()
     exported = torch.export.export(model, (ids,)).module()
     torch.testing.assert_close(exported(ids), model(ids))
