@@ -81,7 +81,10 @@ def test_linear_layers_take_it_in_their_own_columns() -> None:
         (Settings(bits=(3, 2)), "give a rank to have tiers"),
         (Settings(bits=(9,)), "bits holds 9, but numbers of t have 0 to 8 bits"),
         (Settings(bits=(3,), rank=5), "rank is 5, but t can be described by 1 to 4 numbers"),
-        (Settings(bits=(3, 2, 1), rank=2), "row_bytes holds 3 numbers"),
+        (
+            Settings(bits=(6, 5, 4, 3, 2, 1), rank=2),
+            "row_bytes holds 6 numbers, but t can have 1 or 2 or 3 or 4 or 5 or 8 tiers",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: Settings, message: str) -> None:
