@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from embedcomp import methods
 from embedcomp.errors import BadSettings
 from embedcomp.modules.embedded import Block, Reader, can_fold
-from embedcomp.modules.table import CompressedBag, CompressedTable
+from embedcomp.modules.table import CompressedBag
 from embedcomp.planning.aside import by_layer
 from embedcomp.planning.by_time import bytes_are_times, losses_are_times
 from embedcomp.planning.choices import (
@@ -323,7 +323,7 @@ class Search:
         return best
 
     def _refined(self, best: Chosen, goal: Goal) -> Chosen:
-        """A plan no worse, whose tables also have settings that are near their own.
+        """A plan no worse, whose tables may have settings that are near their own.
 
         What reads a table stays as wide, so its choices are taken to stay what they are until
         those of all tables are known.
@@ -332,8 +332,9 @@ class Search:
             near = self._nearby(best)
             if not near:
                 break
-            options = {**self._settled(), **self._alike(best, near), **self._of_readers(best)}
-            guess = self._solved(goal, options, best)
+            fixed = self._fixed(best)
+            finer = {name: together([fixed[name], more]) for name, more in near.items()}
+            guess = self._solved(goal, {**fixed, **finer, **self._of_readers(best)}, best)
             if guess is None:
                 break
             found = self._solved(goal, {**self._fixed(guess), **self._of_readers(guess)}, guess)
@@ -342,23 +343,6 @@ class Search:
                 break
             best = found
         return best
-
-    def _alike(self, chosen: Chosen, more: Mapping[str, Menu]) -> dict[str, Menu]:
-        """Choices of the tables, and some more, that are read as those that are chosen."""
-        found = {}
-        for name, offered in self._settled().items():
-            if isinstance(self.layers[name].spec, TableSpec):
-                read = self._read_as(name, chosen[name])
-                alike = (choice for choice in offered if self._read_as(name, choice) == read)
-                found[name] = menu(offered.layer, [*alike, *more.get(name, ())])
-        return found
-
-    def _read_as(self, table: str, choice: Choice) -> Hashable:
-        """What a reader's shape depends on of a table."""
-        bag = self._emptied(table, choice)
-        blocks = [b for r in self.readers.values() for b in r.blocks if b.table == table]
-        folds = any(can_fold(block, bag, self.single_valued) for block in blocks)
-        return folds and cast(CompressedTable, bag).code_width
 
     def _nearby(self, chosen: Chosen) -> dict[str, Menu]:
         """Of each table whose method has settings near those chosen, what they are."""
@@ -525,16 +509,11 @@ class Search:
         """Whether a block's table, as chosen, has a decoder that the reader takes in."""
         if block.table not in tables:
             return False
-        bag = self._emptied(block.table, tables[block.table])
-        return can_fold(block, bag, self.single_valued)
-
-    def _emptied(self, table: str, choice: Choice) -> Served:
-        """A table without memory."""
-        key = table, choice.method, choice.settings
+        choice, spec = tables[block.table], self.layers[block.table].spec
+        key = block.table, choice.method, choice.settings
         if key not in self._empty:
-            spec = self.layers[table].spec
             self._empty[key] = empty_on_meta(choice.method, spec, choice.settings)
-        return self._empty[key]
+        return can_fold(block, self._empty[key], self.single_valued)
 
     def _narrow(self, name: str, reader: Reader, read: Mapping[str, Choice]) -> Layer:
         folded = {table: self._codes(table, choice) for table, choice in read.items()}

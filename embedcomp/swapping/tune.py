@@ -32,7 +32,7 @@ def train_form(
     Args:
         teacher: the original, whose scores are learnt beside the labels; None: labels alone are,
             from drawn numbers.
-        far: how far from where it will end it begins at least, from 0 to 1.
+        far: how far it begins from where it will end, as `fit` is told.
 
     Returns:
         The history of evaluations.

@@ -122,8 +122,8 @@ def fit(
         watch: is told a `Report` after each step and each evaluation.
         step: what the run is for, as its reports say.
         stage: as modules that train by themselves are told (storage/training.py).
-        far: how far from where it will end the model begins at least, from 0 to 1, where its parts
-            do not say that they begin far from it; rates that are left open are in proportion.
+        far: how far the model begins from where it will end; 1 and more: as far as can be, which
+            it also is where a part of it says so. Rates that are left open are in proportion.
 
     Returns:
         One entry an evaluation: epoch, rows, AUC and log loss on the validation split.

@@ -15,6 +15,8 @@ from embedcomp.modules.sizes import model_bytes
 from embedcomp.planning.choices import choices, empty_bytes
 from embedcomp.planning.plan import Plan
 from embedcomp.planning.planner import plan
+from embedcomp.planning.search import LeastLoss, Search
+from embedcomp.planning.solvers import exact
 from embedcomp.sensitivity.layer import Layer, TableSpec, TableStatistics
 from embedcomp.sensitivity.layers import Found
 from embedcomp.sensitivity.loss import predicted_loss
@@ -157,3 +159,19 @@ def test_a_plan_is_better_by_what_lies_near(monkeypatch: pytest.MonkeyPatch) -> 
     assert coarse.loss < 0.8 * planned().loss
     made = {p.layer: loss(trellis_coded, layers[p.layer], p.typed_settings) for p in fine.layers}
     assert made == {p.layer: p.loss for p in fine.layers}
+
+
+def test_a_plan_beside_what_tables_share_is_better_by_what_lies_near_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, goal = layer(1e6 / (1 + torch.arange(ROWS)) ** 2), LeastLoss(1100)
+
+    def loss_near() -> float:
+        search = Search({"t": table}, ["trellis_coded"], {}, set(), exact, (), {})
+        found = search.near({}, goal)
+        assert found is not None and goal.reached(found)
+        return goal.objective(found)
+
+    fine = loss_near()
+    monkeypatch.delattr(trellis_coded, "nearby")
+    assert fine < 0.8 * loss_near()

@@ -11,6 +11,7 @@ and an index of about 0.3 bytes an id finds them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
@@ -118,34 +119,34 @@ def compress(layer: Layer, settings: TieredRows, kind: type[InTiers]) -> Compres
 
 def suited(layer: Layer, wanted: Sequence[Sized], kind: type[Tiers]) -> list[Sized]:
     """Settings of the same ranks that are no larger, with the tiers that suit the layer best."""
-    lines: dict[Sized, list[Sized]] = {}
+    lines: dict[Sized, tuple[list[int], list[Sized]]] = {}
     found = []
     for one in wanted:
-        line = _resized(one, kind, [0] * len(_sizes(one, kind)))
-        if line not in lines:
-            lines[line] = _along(layer, one, kind)
-        most = _total(layer.spec, one, kind)
-        within = [other for other in lines[line] if _total(layer.spec, other, kind) <= most]
-        found.append(within[-1] if within else one)
+        key = _resized(one, kind, [0] * len(_sizes(one, kind)))
+        if key not in lines:
+            lines[key] = _along(layer, one, kind)
+        totals, line = lines[key]
+        within = bisect_right(totals, _total(layer.spec, one, kind))
+        found.append(line[within - 1] if within else one)
     return list(dict.fromkeys(found))
 
 
 def nearby(layer: Layer, settings: Sized, kind: type[Tiers]) -> list[Sized]:
     """Settings of the same rank and about the same size, with tiers that suit the layer."""
-    found, now, before = [], _total(layer.spec, settings, kind), 0
-    for one in _along(layer, settings, kind):
-        after = _total(layer.spec, one, kind)
-        if any(before < factor * now <= after for factor in NEAR):
-            found.append(one)
-        before = after
-    return found
+    totals, line = _along(layer, settings, kind)
+    now = _total(layer.spec, settings, kind)
+    places = (bisect_left(totals, factor * now) for factor in NEAR)
+    return [line[place] for place in dict.fromkeys(places) if place < len(line)]
 
 
-def _along(layer: Layer, settings: Sized, kind: type[Tiers]) -> list[Sized]:
+def _along(layer: Layer, settings: Sized, kind: type[Tiers]) -> tuple[list[int], list[Sized]]:
     """The best sizes of tiers in as many bytes, the smallest first, of settings but for the sizes.
 
     Errors add up over tiers, so by the errors that are foreseen each bit of a row goes to the tier
     where it lowers the loss most for the bytes that all rows of the tier take for it.
+
+    Returns:
+        What all rows take, in the kind's unit, and the settings.
     """
     lengths = _lengths(layer.spec, settings, kind)
     served, layer = _as_stored(layer, settings, kind)
@@ -159,11 +160,12 @@ def _along(layer: Layer, settings: Sized, kind: type[Tiers]) -> list[Sized]:
             errors = stored.errors(part) * basis.weights[: settings.rank]
             gains = _gains(errors, kind.grows_by)
             steps += [(gain / lengths[tier], more, tier) for gain, more in gains if gain > 0]
-    found, sizes = [], [0] * len(lengths)
+    totals, found, sizes = [0], [], [0] * len(lengths)
     for _, more, tier in sorted(steps, reverse=True):
         sizes[tier] += more
+        totals.append(totals[-1] + more * lengths[tier])
         found.append(_resized(settings, kind, sizes))
-    return found
+    return totals[1:], found
 
 
 def _sizes(settings: TieredRows, kind: type[InTiers]) -> tuple[int, ...]:
