@@ -54,8 +54,10 @@ setup(
     ext_modules=[
         Extension(
             "embedcomp.kernels._engine",
-            ["embedcomp/kernels/engine.cpp"],
-            depends=["embedcomp/kernels/engine.h", "embedcomp/kernels/kernels.inc"],
+            ["embedcomp/kernels/engine.cpp", "embedcomp/kernels/requests.cpp"],
+            depends=[
+                f"embedcomp/kernels/{name}" for name in ("engine.h", "requests.h", "kernels.inc")
+            ],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,

@@ -26,7 +26,6 @@ from benchmarks.script import command, console
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.compare.original import Original, of_plan, score
-from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadSettings
 from embedcomp.methods.trained import ordered_rank
 from embedcomp.modules.sizes import model_bytes
@@ -36,6 +35,7 @@ from embedcomp.recipes.settings import CompressSettings, read_changes, validated
 from embedcomp.recipes.verify import LARGEST, SMALLEST
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.storage.names import NestedStorage
+from embedcomp.support.mapped import mapped
 from embedcomp.support.metrics import Quality
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import FormTrainSettings

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+import numpy as np
 import pyarrow as pa
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -141,16 +142,23 @@ class ScoringService:
         )
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
+        if not context.is_active():  # gave up while it waited: nobody reads these scores
+            raise Refused(grpc.StatusCode.CANCELLED, "the call was cancelled or out of time")
+        limits = self._settings
+        scores = self._scorer.score_message(data, max_rows=limits.max_rows, max_ids=limits.max_ids)
+        if scores is None:
+            scores = self._score_slowly(data)
+        return wire.PredictResponse(
+            scores=scores.tobytes(), model=self._scorer.name, version=self._scorer.version
+        )
+
+    def _score_slowly(self, data: bytes) -> np.ndarray:
+        """The scores of a request that the engine does not read, or what is wrong with it."""
         request = _parse(wire.PredictRequest, data)
         self._check_model(request.model, request.version)
         items, user = from_request(request, self._names)
         self._check_size(items, user)
-        if not context.is_active():  # gave up while it waited: nobody reads these scores
-            raise Refused(grpc.StatusCode.CANCELLED, "the call was cancelled or out of time")
-        scores = self._scorer.score(items, user).astype("<f4", copy=False)
-        return wire.PredictResponse(
-            scores=scores.tobytes(), model=self._scorer.name, version=self._scorer.version
-        )
+        return self._scorer.score(items, user).astype("<f4", copy=False)
 
     def _describe(self, data: bytes, context: grpc.ServicerContext) -> wire.MetadataResponse:
         request = _parse(wire.MetadataRequest, data)

@@ -18,8 +18,10 @@ from tests.build_engine import build
 from tests.mutate import copy_of_the_tree
 
 TESTS = (  # what scores on many kinds of inputs; tests of exports take hours and no other path
-    *(f"tests/engine/test_{name}.py" for name in ("engine", "look_up", "not_finite")),
+    *(f"tests/engine/test_{name}.py" for name in ("engine", "look_up", "not_finite", "requests")),
     *(f"tests/scorer/test_{name}.py" for name in ("odd_inputs", "random_inputs", "own_models")),
+    "tests/log/test_known.py",
+    "tests/serving/test_messages.py",
     "tests/storage",
     "tests/modules",
 )

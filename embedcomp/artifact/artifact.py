@@ -29,12 +29,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedcomp.artifact.proof import Proof
 from embedcomp.engine.standalone import FILE, OLD_FILE, PROGRAM, Standalone
-from embedcomp.engine.tensors import OTHER_NAMES, bytes_by_layer, mapped, other_names
+from embedcomp.engine.tensors import bytes_by_layer
 from embedcomp.errors import BadArtifact, BadSettings
-from embedcomp.log.features import Features
+from embedcomp.log import known
+from embedcomp.log.features import VOCABULARIES, Features
 from embedcomp.log.schema import first_problem
 from embedcomp.storage.prefixes import Cut, Ranks, ranks_within
 from embedcomp.support.files import read_json, replacing, sha256, write_json
+from embedcomp.support.mapped import OTHER_NAMES, mapped, other_names
 from embedcomp.support.version import __version__
 
 if TYPE_CHECKING:
@@ -221,7 +223,9 @@ class Artifact:
 
     @cached_property
     def features(self) -> Features:
-        return Features.load(self.folder / FEATURES)
+        written = self.manifest.checksums.get(f"{FEATURES}/{VOCABULARIES}")
+        table = None if written is None else known.cached(written)
+        return Features.load(self.folder / FEATURES, table)
 
     @cached_property
     def standalone(self) -> Standalone | None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -83,8 +84,8 @@ class Engine:
         self._library = native.needed()
         self._graph, self._program, self._user = graph, program, frozenset(user)
         self._leaves = tuple(sorted({feature.leaf for feature in graph.features}))
-        self._struct = ctypes.addressof(program.struct)
-        self._layouts: dict[object, _Layout] = {}
+        self.program_at = ctypes.addressof(program.struct)
+        self._layouts: dict[object, Layout] = {}
         self._calls = threading.local()
         self.threads = cores(threads)
 
@@ -105,16 +106,24 @@ class Engine:
             BadId: an id is out of its table's range.
             BadRequest: an input lacks a feature, or there is a number that is not finite.
         """
-        rows = items.rows
-        scores = np.empty(rows, np.float32)
-        if not rows:
-            return scores
-        call, shared = self._call(items, user), None
-        if user is not None and self._program.splits:
+        if not items.rows:
+            return np.empty(0, np.float32)
+        call = self._call(items, user)
+        return self.run(call, items.rows, shares_user=user is not None, logits=logits)
+
+    def run(self, call: Any, rows: int, *, shares_user: bool, logits: bool = False) -> np.ndarray:
+        """Click probabilities float32 [rows] of a call, as `score` gives them.
+
+        Args:
+            call: native.Call, or a pointer to one.
+            shares_user: its last inputs are of one user for all rows.
+        """
+        scores, shared = np.empty(rows, np.float32), None
+        if shares_user and self._program.splits:
             shared = np.empty(self._program.struct.user_width, np.float32)
-            bad = _BAD()
-            code = self._library.embedcomp_user(self._struct, call, address(shared), bad)
-            self._check(code, bad)
+            bad = BAD()
+            code = self._library.embedcomp_user(self.program_at, call, address(shared), bad)
+            self.check(code, bad)
         at, user_at = address(scores), 0 if shared is None else address(shared)
         parts = min(self.threads, rows // THREAD_ROWS)
         if parts <= 1:
@@ -131,15 +140,15 @@ class Engine:
         return scores
 
     def _score(
-        self, call: native.Call, user: int, first: int, last: int, logits: bool, scores: int
+        self, call: Any, user: int, first: int, last: int, logits: bool, scores: int
     ) -> None:
-        bad = _BAD()
+        bad = BAD()
         code = self._library.embedcomp_score(
-            self._struct, call, user, first, last, not logits, scores, bad
+            self.program_at, call, user, first, last, not logits, scores, bad
         )
-        self._check(code, bad)
+        self.check(code, bad)
 
-    def _check(self, code: int, bad: ctypes.Array[ctypes.c_int64]) -> None:
+    def check(self, code: int, bad: ctypes.Array[ctypes.c_int64]) -> None:
         """Say what is wrong; see Problem in engine.h."""
         if code == native.BAD_ID:
             feature = self._graph.features[bad[0]]
@@ -178,13 +187,25 @@ class Engine:
                 if user is None:
                     dense[2 * i + 1], stride[2 * i + 1] = at, width
         call.count = len(keys)
-        layout = self._layout(tuple(keys), user is not None)
+        layout = self.layout(tuple(keys), split=user is not None)
         call.layout = layout  # for as long as the call points to it
         call.group, call.place = layout.at
         return call
 
-    def _layout(self, keys: tuple[tuple[str, ...], ...], split: bool) -> _Layout:
-        """Group and place of each feature."""
+    @property
+    def groups(self) -> int:
+        """Inputs of ids that the graph reads."""
+        return len(self._leaves)
+
+    def layout(self, keys: tuple[tuple[str, ...], ...], *, split: bool) -> Layout:
+        """Group and place of each feature, in inputs whose keys these are.
+
+        Args:
+            split: the second half of them are the user's.
+
+        Raises:
+            BadRequest: a feature is in none.
+        """
         found = self._layouts.get((keys, split))
         if found is None:
             leaves, places = self._leaves, np.zeros((2, len(self._graph.features)), np.int32)
@@ -198,14 +219,16 @@ class Engine:
                     place = keys[group].index(feature.key)
                 places[:, f] = group, place
             at = address(places[0]), address(places[1])
-            found = self._layouts[keys, split] = _Layout(places, at)
+            found = self._layouts[keys, split] = Layout(places, at)
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
+    """Group and place of each of a graph's features, and where the engine finds them."""
+
     numbers: np.ndarray  # int32 [2, features]
     at: tuple[int, int]
 
 
-_BAD = ctypes.c_int64 * 2  # what is wrong, see Problem in engine.h
+BAD = ctypes.c_int64 * 2  # what is wrong, see Problem in engine.h

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from embedcomp.engine.engine import Ids, Inputs
 from embedcomp.engine.standalone import Standalone
@@ -39,6 +40,26 @@ def encoded(rows: Rows, features: Features, dense: np.ndarray | None = None) -> 
         address(ids), len(ids), lengths=address(held), keys=tuple(features.keys), held=(ids, held)
     )
     return Inputs(batch, {1: jagged}, [(address(dense), dense.shape[1])], held=dense)
+
+
+def columns_of(
+    items: pa.RecordBatch, user: pa.RecordBatch | None
+) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+    """Raw columns by name, of the items and of the user.
+
+    Raises:
+        BadRequest: a column is given for both, or not for one user.
+    """
+    columns = dict(zip(items.schema.names, items.columns, strict=True))
+    if user is None:
+        return columns, {}
+    theirs = dict(zip(user.schema.names, user.columns, strict=True))
+    for name, column in theirs.items():
+        if len(column) != 1:
+            raise BadRequest(name, f"has {len(column)} user rows, but a request has one user")
+        if name in columns:
+            raise BadRequest(name, "is given for the user and for the items; give it once")
+    return columns, theirs
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ enum Problem : int32_t {
   kBadBags = 2,    // group: its offsets do not fit its ids
   kNotFinite = 3,  // dense input, row
   kNoScore = 4,    // 0, row
+  kUnread = 5,     // a request that Python has to read
+  kTooLarge = 6,   // one of more rows than there is room for
 };
 
 // How a table's rows are stored.
@@ -196,3 +198,9 @@ struct Call {
   const int64_t* stride;  // of each dense input's rows
   int64_t count;          // of groups
 };
+
+extern "C" {
+int32_t embedcomp_user(const Program* p, const Call* given, float* user, int64_t* bad);
+int32_t embedcomp_score(const Program* p, const Call* given, const float* user, int64_t first,
+                        int64_t last, int32_t probabilities, float* scores, int64_t* bad);
+}

@@ -160,6 +160,78 @@ class Call(ctypes.Structure):
     )
 
 
+class Known(ctypes.Structure):
+    _fields_ = (
+        ("slots", c_void_p),
+        ("capacity", c_int64),
+        ("text", c_void_p),
+        ("offsets", c_void_p),
+        ("first_row", c_int64),
+        ("ids", c_int64),
+        ("kind", c_int32),
+        ("unknown_row", c_int32),
+        ("null_row", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class Feature(ctypes.Structure):
+    _fields_ = (
+        ("known", Known),
+        ("is_dense", c_int32),
+        ("many", c_int32),
+        ("is_user", c_int32),
+        ("transform", c_int32),
+        ("mean", c_float),
+        ("scale", c_float),
+    )
+
+
+class Reader(ctypes.Structure):
+    _fields_ = (
+        ("features", ctypes.POINTER(Feature)),
+        ("names", Known),
+        ("single", c_int64),
+        ("many", c_int64),
+        ("dense", c_int64),
+        ("layout", c_int64 * 2),
+        ("places", c_int64 * 2),
+        ("groups", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class Request(ctypes.Structure):
+    _fields_ = (
+        ("message", c_void_p),
+        ("length", c_int64),
+        ("model", c_void_p),
+        ("model_length", c_int64),
+        ("version", c_int64),
+        ("items", c_void_p),
+        ("item_columns", c_void_p),
+        ("item_types", c_void_p),
+        ("user", c_void_p),
+        ("user_columns", c_void_p),
+        ("user_types", c_void_p),
+        ("max_rows", c_int64),
+        ("max_ids", c_int64),
+    )
+
+
+class Encoded(ctypes.Structure):
+    _fields_ = (
+        ("call", ctypes.POINTER(Call)),
+        ("rows", c_int64),
+        ("total", c_int64),
+        ("ids", c_void_p),
+        ("lengths", c_void_p),
+        ("dense", c_void_p),
+        ("shares_user", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 def new_call(groups: int, dense: int) -> Call:
     """A call with room for these numbers of inputs; `arrays` are its groups, dense and stride."""
     arrays = (Ids * groups)(), (c_int64 * max(dense, 1))(), (c_int64 * max(dense, 1))()
@@ -190,7 +262,10 @@ KINDS = {
 }
 PROBES = ("digit", "hash", "permuted")
 COMBINES = ("concat", "add", "multiply")
-BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE = range(1, 5)
+KNOWN = ("numbers", "strings", "row numbers")  # ids that a column may have
+COLUMNS = ("int64", "string", "float", "double", "int32")  # Arrow's types that are read
+TRANSFORMS = ("none", "log1p")
+BAD_ID, BAD_BAGS, NOT_FINITE, NO_SCORE, UNREAD, TOO_LARGE = range(1, 7)
 LOOK_UP, INPUT, LINEAR, DOTS, UNARY, BINARY, SUM = range(7)
 FORMATS = ("float32", "bfloat16", "int8")  # of the numbers that are multiplied
 VECTOR = 16  # floats of a vector register, as the kernels take them
@@ -240,6 +315,16 @@ def library() -> ctypes.CDLL | None:
         ]
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+        found.embedcomp_know.restype = found.embedcomp_known.restype = None
+        found.embedcomp_know.argtypes = [c_void_p, c_void_p, c_int64]
+        found.embedcomp_known.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]
+        found.embedcomp_read.restype = found.embedcomp_answer.restype = c_int32
+        found.embedcomp_read.argtypes = [c_void_p, c_void_p, c_void_p]
+        found.embedcomp_answer.argtypes = [
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, id)
+        ]
+        found.embedcomp_standards.restype = c_int32
+        found.embedcomp_standards.argtypes = [c_void_p, c_void_p, c_int64]
         found.embedcomp_multiply.restype = c_float
         found.embedcomp_multiply.argtypes = [c_int32, c_int64]
         return found

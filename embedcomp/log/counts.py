@@ -147,7 +147,7 @@ def _count_piece(log: ClickLog, piece: Piece) -> LogCounts:
         for name, ids in found.ids.items():
             ids.add_column(batch.column(name))
         for name, (total, squares) in sums.items():
-            values = transformed(batch.column(name), log.schema.dense[name].transform)
+            values = transformed(numbers(batch.column(name)), log.schema.dense[name].transform)
             known = values[~np.isnan(values)].astype(np.float64)
             found.dense[name].rows += len(values)
             found.dense[name].nulls += len(values) - len(known)
@@ -159,9 +159,14 @@ def _count_piece(log: ClickLog, piece: Piece) -> LogCounts:
     return found
 
 
-def transformed(column: pa.Array, transform: str) -> np.ndarray:
-    """The column as float32 [rows] after its transform; null is NaN."""
-    values: np.ndarray = column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+def numbers(column: pa.Array) -> np.ndarray:
+    """The column as float32 [rows]; null is NaN."""
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values.astype(np.float32, copy=False)
+
+
+def transformed(values: np.ndarray, transform: str) -> np.ndarray:
+    """Numbers float32 [rows] after a transform."""
     if transform == "log1p":
         values = np.sign(values) * np.log1p(np.abs(values))
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
+from embedcomp.kernels import native
+from embedcomp.kernels.native import address
 from embedcomp.log import vocabulary
 from embedcomp.log.click_log import ClickLog
-from embedcomp.log.counts import LogCounts, transformed
+from embedcomp.log.counts import LogCounts, numbers, transformed
 from embedcomp.log.rows import Bag, Rows
 from embedcomp.log.schema import Side
 from embedcomp.log.vocabulary import Vocabulary, WrongType
@@ -49,6 +52,31 @@ class DenseFeature:
     transform: str
     mean: float
     scale: float
+
+    def fill(self, struct: native.Feature) -> None:
+        """Say to the engine what it is."""
+        struct.is_dense, struct.is_user = True, self.side == "user"
+        struct.transform = native.TRANSFORMS.index(self.transform)
+        struct.mean, struct.scale = self.mean, self.scale
+
+    def standardise(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers float32 [n] as models see them; 0 for NaN, which stands for null.
+
+        Raises:
+            WrongType: one is infinite.
+        """
+        library = native.library()
+        if np.isinf(numbers).any():
+            raise WrongType("holds an infinite value; send null where there is no number")
+        if library is not None:  # which reads requests, so that rows of a log are the same
+            found = np.array(numbers, np.float32, order="C")
+            struct = native.Feature()
+            self.fill(struct)
+            library.embedcomp_standards(ctypes.addressof(struct), address(found), len(found))
+            return found
+        values = transformed(numbers, self.transform)
+        standard: np.ndarray = (values - np.float32(self.mean)) / np.float32(self.scale)
+        return np.nan_to_num(standard, nan=0.0)
 
 
 @dataclass(frozen=True)
@@ -154,10 +182,17 @@ class Features:
         vocabulary.save([feature.vocabulary for feature in self.ids], folder / VOCABULARIES)
 
     @classmethod
-    def load(cls, folder: Path) -> Features:
+    def load(cls, folder: Path, table: Path | None = None) -> Features:
+        """What `save` wrote.
+
+        Args:
+            table: file in which known ids are looked up, made if it is not there; None: they are
+                read into memory.
+        """
         stored = json.loads((folder / "features.json").read_text())
         if (folder / VOCABULARIES).exists():
-            found = vocabulary.load(folder / VOCABULARIES)
+            file = folder / VOCABULARIES
+            found = vocabulary.load(file) if table is None else vocabulary.opened(file, table)
         else:  # artifacts of the first two formats have a file a vocabulary
             files = (f"vocabulary.{quote(f['name'], safe='')}.parquet" for f in stored["ids"])
             found = [vocabulary.load_one(folder / file) for file in files]
@@ -182,11 +217,7 @@ def _standardised(feature: DenseFeature, column: pa.Array) -> np.ndarray:
         return np.zeros(len(column), np.float32)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise WrongType(f"holds {column.type} values, but must hold numbers")
-    values = transformed(column, feature.transform)
-    if np.isinf(values).any():
-        raise WrongType("holds an infinite value; send null where there is no number")
-    standard: np.ndarray = (values - np.float32(feature.mean)) / np.float32(feature.scale)
-    return np.nan_to_num(standard, nan=0.0)
+    return feature.standardise(numbers(column))
 
 
 def _bag(vocabulary: Vocabulary, column: pa.Array) -> Bag:

@@ -7,19 +7,25 @@ and dropping rare ids is a cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedcomp.errors import BadArtifact
+from embedcomp.kernels import native
+from embedcomp.log import known
 from embedcomp.log.counts import IdCounts
+from embedcomp.log.known import NUMBERS, ROW_NUMBERS, STRINGS, About, Known
 
-FEW = 4096  # values that are looked up one by one
+log = logging.getLogger(__name__)
+
 UNKNOWN = 0  # also every id seen fewer than `min_count` times
 NULL = 1
 RESERVED = 2
@@ -41,8 +47,20 @@ class Vocabulary:
     """
 
     def __init__(self, values: pa.Array, counts: np.ndarray, dense_ids: bool = False):
-        self.values, self.counts, self.dense_ids = values, counts, dense_ids
-        self._index: pd.Index | None = None  # built on first use
+        self.dense_ids = dense_ids
+        self.type, self.rows = values.type, len(counts)  # rows of the column's table
+        self._held: tuple[pa.Array, np.ndarray] | None = values, counts
+        self._read: Callable[[], Vocabulary] | None = None
+
+    @classmethod
+    def of_table(cls, known: Known, read: Callable[[], Vocabulary]) -> Vocabulary:
+        """One whose ids and counts are read when they are first asked for."""
+        found, about = cls.__new__(cls), known.about
+        found.dense_ids = about.kind == ROW_NUMBERS
+        found.type = pa.string() if about.kind == STRINGS else pa.int64()
+        found.rows = about.ids + RESERVED
+        found.known, found._held, found._read = known, None, read
+        return found
 
     @classmethod
     def from_counts(cls, found: IdCounts, min_count: int, dense_ids: bool = False) -> Vocabulary:
@@ -64,13 +82,21 @@ class Vocabulary:
         return cls(pa.array([], pa.int64()), per_row, dense_ids=True)
 
     @property
-    def rows(self) -> int:
-        """Rows of the column's table."""
-        return len(self.counts)
+    def values(self) -> pa.Array:
+        """Known ids, most frequent first."""
+        return self._all()[0]
 
     @property
-    def type(self) -> pa.DataType:
-        return self.values.type
+    def counts(self) -> np.ndarray:
+        """Times each row is looked up in the training split, int64 [rows]."""
+        return self._all()[1]
+
+    def _all(self) -> tuple[pa.Array, np.ndarray]:
+        if self._held is None:
+            assert self._read is not None
+            whole = self._read()
+            self._held = whole.values, whole.counts
+        return self._held
 
     @property
     def unknown_row(self) -> int:
@@ -79,6 +105,17 @@ class Vocabulary:
     @property
     def null_row(self) -> int:
         return self.rows - RESERVED + NULL if self.dense_ids else NULL
+
+    @cached_property
+    def known(self) -> Known | None:
+        """Rows of known ids, for the compiled engine; None where that was not built."""
+        if native.library() is None:
+            return None
+        kind = NUMBERS if self.type == pa.int64() else STRINGS
+        about = About(kind, len(self.values), RESERVED, self.unknown_row, self.null_row)
+        if self.dense_ids:
+            about = replace(about, kind=ROW_NUMBERS, ids=self.rows - RESERVED, first_row=0)
+        return Known.of(self.values, about)
 
     def encode(self, column: pa.Array) -> np.ndarray:
         """Row number of each value: int32 [len(column)].
@@ -90,48 +127,23 @@ class Vocabulary:
             return np.full(len(column), self.null_row, np.int32)
         if column.type != self.type:
             raise WrongType(f"holds {column.type} values, but the training log had {self.type}")
-        if self.dense_ids:
-            return self._encode_row_numbers(column)
-        if len(column) <= FEW and self.type == pa.int64():
-            return self._few_numbers(column)
+        if self.known is not None:
+            return self.known.rows_of(column)
+        return self._encode_row_numbers(column) if self.dense_ids else self._encode_ids(column)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("known", "_rows_of")  # anew, in another process
+        whole = self.__dict__ | {"_held": self._all(), "_read": None}
+        return {name: value for name, value in whole.items() if name not in made}
+
+    # The same without the compiled engine.
+
+    def _encode_ids(self, column: pa.Array) -> np.ndarray:
         distinct = column.dictionary_encode()
-        few = len(distinct.dictionary) <= FEW
-        rows = (self._few_strings if few else self._known_rows)(distinct.dictionary)
-        rows = np.append(rows, np.int32(NULL))  # the last entry stands for null
-        places = distinct.indices
-        if column.null_count:
-            places = places.fill_null(len(rows) - 1)
-        return rows[places.to_numpy()]
-
-    def _known_rows(self, values: pa.Array) -> np.ndarray:
-        if self._index is None:
-            self._index = pd.Index(self.values.to_numpy(zero_copy_only=False))
-        found = self._index.get_indexer(values.to_numpy(zero_copy_only=False))  # -1: not known
-        return np.where(found < 0, UNKNOWN, found + RESERVED).astype(np.int32)
-
-    # An index takes a tenth of a millisecond however few the values are, and a request has a few of
-    # each of many features.
-
-    def _few_numbers(self, column: pa.Array) -> np.ndarray:
-        known, rows = self._sorted
-        values = (column.fill_null(0) if column.null_count else column).to_numpy()
-        places = np.searchsorted(known[:-1], values)
-        found: np.ndarray = np.where(known[places] == values, rows[places], np.int32(UNKNOWN))
-        if column.null_count:
-            found[column.is_null().to_numpy(zero_copy_only=False)] = NULL
-        return found
-
-    def _few_strings(self, values: pa.Array) -> np.ndarray:
         get = self._rows_of.get
-        return np.array([get(value, UNKNOWN) for value in values.to_pylist()], np.int32)
-
-    @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The known numbers in order and their rows; a last entry stands for all beyond."""
-        values = self.values.to_numpy()
-        order = np.argsort(values)
-        rows = np.append(order + RESERVED, UNKNOWN).astype(np.int32)
-        return np.append(values[order], np.int64(0)), rows
+        rows = [get(value, UNKNOWN) for value in distinct.dictionary.to_pylist()]
+        places = distinct.indices.fill_null(len(rows)).to_numpy()
+        return np.array([*rows, NULL], np.int32)[places]
 
     @cached_property
     def _rows_of(self) -> dict[Any, int]:
@@ -196,6 +208,32 @@ def load(file: Path) -> list[Vocabulary]:
         values = pa.concat_arrays([values, values[:0]])  # not a part of another array any more
         found.append(Vocabulary(values, counts.values.to_numpy().copy(), dense_ids.as_py()))
     return found
+
+
+def opened(file: Path, table: Path) -> list[Vocabulary]:
+    """What `save` wrote; ids are looked up in a file of `known`, which is made if it is not there.
+
+    Processes that open the same map it, and none of them reads the ids themselves until somebody
+    asks for them. Without the compiled engine, and where no file can be written, they are read.
+    """
+    if native.library() is None:
+        return load(file)
+    try:
+        tables = known.load(table)
+    except BadArtifact:
+        found = load(file)
+        try:
+            known.save([one.known for one in found if one.known is not None], table)
+            tables = known.load(table)
+        except (OSError, BadArtifact) as error:
+            log.info("%s cannot be kept for other processes: %s", table, error)
+            return found
+    whole = cache(partial(load, file))
+
+    def read(place: int) -> Vocabulary:
+        return whole()[place]
+
+    return [Vocabulary.of_table(one, partial(read, place)) for place, one in enumerate(tables)]
 
 
 def load_one(file: Path) -> Vocabulary:

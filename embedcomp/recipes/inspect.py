@@ -11,11 +11,12 @@ from rich.table import Table
 
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.description import OWN_CODE
-from embedcomp.engine.tensors import bytes_by_layer, mapped
+from embedcomp.engine.tensors import bytes_by_layer
 from embedcomp.log.features import Features
 from embedcomp.planning.plan import render as render_plan
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.storage.prefixes import Cut
+from embedcomp.support.mapped import mapped
 
 SHOWN = 8  # sizes that an artifact can be cut to
 

@@ -40,11 +40,22 @@ class Backend(Protocol):
     def score_columns(
         self,
         features: Features,
-        items: Mapping[str, pa.Array],
-        user: Mapping[str, pa.Array],
-        rows: int,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
     ) -> np.ndarray:
-        """Probabilities of raw columns, float32 [rows]: `rows` candidates and one user."""
+        """Probabilities of raw columns, float32 [B]: a row a candidate, and one user."""
+        ...
+
+    def score_message(
+        self,
+        features: Features,
+        message: bytes,
+        model: bytes,
+        version: int,
+        max_rows: int,
+        max_ids: int,
+    ) -> np.ndarray | None:
+        """Probabilities of a PredictRequest's bytes, float32 [B]; None: read it to score it."""
         ...
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:

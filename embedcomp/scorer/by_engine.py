@@ -14,12 +14,14 @@ from embedcomp.engine.engine import Engine
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import (
     Part,
+    columns_of,
     encoded,
     from_parts,
     prepared,
     refuse_several,
 )
 from embedcomp.engine.program import Work
+from embedcomp.engine.requests import Requests
 from embedcomp.engine.standalone import Standalone
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
@@ -49,6 +51,7 @@ class ByEngine:
         self.resident: Mapping[str, int] = program.resident
         self.splits = program.splits
         self._engine = Engine(alone.graph, program, alone.user, threads)
+        self._read: Requests | None = None  # raw columns, once there are any
         self.description = Description(name=COMPILED, threads=self._engine.threads, precision=used)
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:
@@ -68,19 +71,44 @@ class ByEngine:
     def score_columns(
         self,
         features: Features,
-        items: Mapping[str, pa.Array],
-        user: Mapping[str, pa.Array],
-        rows: int,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
     ) -> np.ndarray:
-        everything = {**items, **user}
-        separate = set(features.user.names) <= user.keys() and not (
-            set(features.item.names) & user.keys()
+        scores = self.requests(features).score(items, user)
+        return self.score_slowly(features, items, user) if scores is None else scores
+
+    def score_message(
+        self,
+        features: Features,
+        message: bytes,
+        model: bytes,
+        version: int,
+        max_rows: int,
+        max_ids: int,
+    ) -> np.ndarray | None:
+        read = self.requests(features)
+        return read.score_message(message, model, version, max_rows, max_ids)
+
+    def requests(self, features: Features) -> Requests:
+        """What the engine reads raw columns by."""
+        if self._read is None or self._read.features is not features:
+            self._read = Requests(self._engine, features)
+        return self._read
+
+    def score_slowly(
+        self, features: Features, items: pa.RecordBatch, user: pa.RecordBatch | None
+    ) -> np.ndarray:
+        """What the engine does not read by itself."""
+        columns, theirs = columns_of(items, user)
+        everything, rows = {**columns, **theirs}, items.num_rows
+        separate = set(features.user.names) <= theirs.keys() and not (
+            set(features.item.names) & theirs.keys()
         )
-        if not user or not separate:
+        if not theirs or not separate:
             return self.score_encoded(features.encode(everything, rows), features)
         dense = features.encode_dense(everything, rows)
         of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))
         return self._engine.score(
-            encoded(of_items.encode(items, rows), of_items, dense),
-            encoded(of_user.encode(user, 1), of_user, dense),
+            encoded(of_items.encode(columns, rows), of_items, dense),
+            encoded(of_user.encode(theirs, 1), of_user, dense),
         )

@@ -25,6 +25,7 @@ from embedcomp.engine.description import (
 )
 from embedcomp.engine.prepare import (
     Part,
+    columns_of,
     made_up,
     matched,
     prepared,
@@ -181,12 +182,16 @@ class ByTorch:
     def score_columns(
         self,
         features: Features,
-        items: Mapping[str, pa.Array],
-        user: Mapping[str, pa.Array],
-        rows: int,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
     ) -> np.ndarray:
         """Probabilities [B]; the user's columns are repeated."""
-        return self.score_encoded(features.encode({**items, **user}, rows), features)
+        columns, theirs = columns_of(items, user)
+        encoded = features.encode({**columns, **theirs}, items.num_rows)
+        return self.score_encoded(encoded, features)
+
+    def score_message(self, *_: Any) -> None:
+        """None: torch reads no messages."""
 
 
 def tensor_of(part: Part) -> Tensor | KeyedJaggedTensor:

@@ -139,15 +139,28 @@ class Scorer:
                 raise BadRequest(
                     "one_user", "is for a model's inputs; give the user's columns apart"
                 )
-            return self._score_columns(items, user)
+            return self._backend.score_columns(self.features, items, user)
         if user is not None:
             raise BadRequest("user", "comes with raw columns only; else set one_user")
         return self._backend.score_inputs(items, one_user)
 
-    def _score_columns(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
-        columns = dict(zip(items.schema.names, items.columns, strict=True))
-        theirs = {} if user is None else _user_columns(user, columns)
-        return self._backend.score_columns(self.features, columns, theirs, items.num_rows)
+    def score_message(self, message: bytes, *, max_rows: int, max_ids: int) -> np.ndarray | None:
+        """Click probabilities float32 [B] of a PredictRequest's bytes (proto/), the quickest way.
+
+        Args:
+            max_rows, max_ids: candidates, and ids of one feature, that it may have.
+
+        Returns:
+            None: the compiled engine does not score here; or the request asks for another model or
+            version, has more rows or ids, or is wrong. Read it and call `score`.
+
+        Raises:
+            BadRequest: a score is not finite.
+        """
+        name = self.name.encode()
+        return self._backend.score_message(
+            self.features, message, name, self.version, max_rows, max_ids
+        )
 
 
 def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:
@@ -160,13 +173,3 @@ def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> B
     if precision not in (None, "float32") and backend.work is None:
         raise BadSettings(f"{artifact.name} is scored in float32 alone, by {backend.description}")
     return backend
-
-
-def _user_columns(user: pa.RecordBatch, items: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
-    columns = dict(zip(user.schema.names, user.columns, strict=True))
-    for name, column in columns.items():
-        if len(column) != 1:
-            raise BadRequest(name, f"has {len(column)} user rows, but a request has one user")
-        if name in items:
-            raise BadRequest(name, "is given for the user and for the items; give it once")
-    return columns

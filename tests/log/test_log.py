@@ -19,7 +19,7 @@ from embedcomp.log.features import Features
 from embedcomp.log.profile import profile
 from embedcomp.log.rows import Rows
 from embedcomp.log.synth import DAYS, _Teacher, synth
-from embedcomp.log.vocabulary import FEW, NULL, RESERVED, UNKNOWN, Vocabulary, load, save
+from embedcomp.log.vocabulary import NULL, RESERVED, UNKNOWN, Vocabulary, load, save
 from tests.conftest import SCHEMA, WriteLog
 
 
@@ -44,26 +44,6 @@ def test_rare_ids_share_the_unknown_row(write_log: WriteLog) -> None:
     log, features = features_of(write_log(), min_count=2)
     assert features.ids[0].vocabulary.counts.tolist() == [1, 1, 2]
     assert all_rows(log, features).single[:, 0].tolist() == [2, UNKNOWN, 2, NULL]
-
-
-@pytest.mark.parametrize("distinct", [FEW - 1, FEW, FEW + 1, 3 * FEW])
-@pytest.mark.parametrize("kind", [pa.int64(), pa.string()], ids=str)
-def test_values_of_any_number_get_the_row_of_their_place_in_the_vocabulary(
-    distinct: int, kind: pa.DataType
-) -> None:
-    rng = np.random.default_rng(distinct)
-    numbers = [int(n) for n in rng.permutation(4 * FEW)]
-    known, unknown = numbers[: 2 * FEW], numbers[2 * FEW :]
-    text = (lambda n: f"id{n}") if kind == pa.string() else (lambda n: n)
-    vocabulary = Vocabulary(
-        pa.array([text(n) for n in known], kind), np.ones(len(known) + RESERVED, np.int64)
-    )
-    rows = {text(n): row for row, n in enumerate(known, RESERVED)} | {None: NULL}
-    picked = [*known[: distinct // 2], *unknown[: distinct - distinct // 2]]
-    column = [*(text(n) for n in rng.permutation(picked).tolist()), None, text(picked[0])]
-    found = vocabulary.encode(pa.array(column, kind))
-    assert found.dtype == np.int32
-    assert found.tolist() == [rows.get(value, UNKNOWN) for value in column]
 
 
 def test_lists_become_bags_and_a_null_list_is_one_null(write_log: WriteLog) -> None:

@@ -18,7 +18,6 @@ from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.cli.main import app
-from embedcomp.engine.tensors import mapped
 from embedcomp.errors import BadSettings
 from embedcomp.graph.graph import Graph, Node
 from embedcomp.log.batches import Shuffled, in_order
@@ -41,6 +40,7 @@ from embedcomp.storage.decode import Affine
 from embedcomp.storage.prefixes import Cut, ranks_within
 from embedcomp.storage.rows import StoredRows
 from embedcomp.storage.training import Progress
+from embedcomp.support.mapped import mapped
 from embedcomp.swapping.cutting import Form, cheapest_first, drop_dead_
 from embedcomp.swapping.swap import freeze, thaw
 from embedcomp.train import fit as fitting

@@ -29,8 +29,7 @@ def test_the_engine_scores_as_the_model_does(
     runs = in_memory(model, synth_features)
     assert runs.work is not None, runs.description
     record = next(iter(synth_log.read(synth_log.pieces("test")[0]))).slice(0, 50)
-    columns = dict(zip(record.schema.names, record.columns, strict=True))
-    found = runs.score_columns(synth_features, columns, {}, 50)
+    found = runs.score_columns(synth_features, record, None)
     assert wanted.std() > 0 and np.allclose(found, wanted, atol=1e-5)
 
 
@@ -45,9 +44,8 @@ def test_layers_of_bfloat16_are_scored_from_memory_too(
     runs = in_memory(halved, synth_features)
     assert runs.work is not None, runs.description
     record = next(iter(synth_log.read(synth_log.pieces("test")[0]))).slice(0, 50)
-    columns = dict(zip(record.schema.names, record.columns, strict=True))
     batch = next(iter(in_order(synth_log, synth_features, synth_log.pieces("test"), 50)))
     with torch.no_grad():
         wanted = halved(batch.dense, batch.sparse).view(-1).sigmoid().numpy()
-    scored = runs.score_columns(synth_features, columns, {}, 50)
+    scored = runs.score_columns(synth_features, record, None)
     assert np.allclose(scored, wanted, atol=1e-3)

@@ -48,6 +48,9 @@ class ToyScorer:
         self.go_on.set()
         self.fault: Exception | None = None
 
+    def score_message(self, message: bytes, *, max_rows: int, max_ids: int) -> None:
+        """None: it reads no messages, as scorers by torch do not."""
+
     def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
         self.entered.set()
         self.go_on.wait(30)
