@@ -71,6 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     """A folder with what the README's commands make, and the address of a server of it."""
     runpy.run_path(str(TOP / "proto" / "build.py"))["build"]()
     from embedcomp.scorer.scorer import Scorer
+    from embedcomp.serving.models import Models
     from embedcomp.serving.server import ScoringServer, ServerSettings
 
     folder = tmp_path_factory.mktemp("served")
@@ -80,7 +81,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     compress = ["compress", "model", "--log", "clicks", "--budget", "5x", "--out", "small"]
     command(folder, *compress, "--methods", "row_int4,half")
     scorer = Scorer.open(folder / "small")
-    with ScoringServer(scorer, ServerSettings(port=0)) as server:
+    settings = ServerSettings(port=0)
+    with ScoringServer(Models.of(settings, scorer), settings) as server:
         yield folder, f"127.0.0.1:{server.port}"
 
 

@@ -13,18 +13,20 @@ from embedcomp.serving.settings import ServerSettings
 
 @from_fields(ServerSettings)
 def serve(
-    artifact: Annotated[Path, typer.Argument(help="Artifact or model.")],
+    paths: Annotated[list[Path], typer.Argument(help="Artifacts or models.", metavar="PATH...")],
     given: dict[str, Any],
     precision: Precision = None,
     budget: ServedWithin = None,
 ) -> None:
-    """Serve an artifact over gRPC until SIGTERM."""
+    """Serve artifacts over gRPC until SIGTERM."""
     settings = ServerSettings(**given)
 
     from embedcomp.scorer.scorer import Scorer
+    from embedcomp.serving.models import Models
     from embedcomp.serving.server import serve as run
 
-    run(Scorer.open(artifact, precision=precision, budget=budget), settings)
+    scorers = [Scorer.open(path, precision=precision, budget=budget) for path in paths]
+    run(Models.of(settings, *scorers), settings)
 
 
 def predict(

@@ -77,15 +77,37 @@ class Part:
     weights: np.ndarray | None = None
 
 
+def rows_of(parts: Sequence[Part]) -> int:
+    """Rows that all of some inputs have.
+
+    Raises:
+        BadRequest: they have different numbers of them.
+    """
+    found = {
+        part.leaf.name: len(part.values)
+        if part.lengths is None
+        else len(part.lengths) // max(len(part.leaf.keys), 1)
+        for part in parts
+    }
+    rows: int = next(iter(found.values()), 0)
+    for name, other in found.items():
+        if other != rows:
+            raise BadRequest("inputs", f"{name} has {other} rows, but {next(iter(found))} {rows}")
+    return rows
+
+
 def from_parts(parts: Sequence[Part], leaves: Sequence[Leaf]) -> Inputs:
-    """Arrays as the engine takes them."""
+    """Arrays as the engine takes them.
+
+    Raises:
+        BadRequest: they have different numbers of rows.
+    """
     ids: dict[int, Ids] = {}
     dense: list[tuple[int, int]] = []
-    rows = 0
+    rows = rows_of(parts)
     for part in parts:
         place, values = leaves.index(part.leaf), part.values
         if part.lengths is not None:
-            rows = len(part.lengths) // len(part.leaf.keys)
             ids[place] = Ids(
                 address(values),
                 len(values),
@@ -94,10 +116,8 @@ def from_parts(parts: Sequence[Part], leaves: Sequence[Leaf]) -> Inputs:
                 keys=part.leaf.keys,
             )
         elif part.leaf.kind == "dense":
-            rows = len(values)
             dense.append((address(values), values.shape[1]))
         else:
-            rows = len(values)
             ids[place] = Ids(address(values), values.size, stride=values.shape[1])
     return Inputs(rows, ids, dense, held=parts)
 

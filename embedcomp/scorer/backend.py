@@ -33,6 +33,10 @@ class Backend(Protocol):
         """Probabilities of a model's own inputs, float32 [B]."""
         ...
 
+    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
+        """Probabilities of a model's own inputs as arrays, float32 [B]."""
+        ...
+
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         """Probabilities of a log's encoded rows, float32 [B]."""
         ...

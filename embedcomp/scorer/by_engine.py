@@ -65,6 +65,9 @@ class ByEngine:
             refuse_several(inputs, self._alone)
         return self._engine.score(read, read if one_user else None)
 
+    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
+        return self._engine.score(from_parts(parts, self._alone.leaves))
+
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         return self._engine.score(encoded(rows, features))
 

@@ -30,6 +30,7 @@ from embedcomp.engine.prepare import (
     matched,
     prepared,
     refuse_several,
+    rows_of,
 )
 from embedcomp.engine.program import Work
 from embedcomp.engine.standalone import Standalone
@@ -168,10 +169,25 @@ class ByTorch:
             if one_user:
                 refuse_several(inputs, self._alone)
             inputs = matched(inputs, self._alone.leaves)
+        return self._finite(inputs)
+
+    def _finite(self, inputs: Any) -> np.ndarray:
         scores = self._probabilities(inputs)
         if not np.isfinite(scores).all():
             raise BadRequest("score", "a row has none: its numbers are not finite")
         return scores
+
+    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
+        """Probabilities [B]; raises as `score_inputs` does."""
+        if not rows_of(parts):
+            return np.empty(0, np.float32)
+        for part in parts:
+            name, lengths = part.leaf.name, part.lengths
+            if lengths is not None and ((lengths < 0).any() or lengths.sum() != len(part.values)):
+                raise BadRequest("inputs", f"{name}: its lengths do not fit its values")
+            if part.leaf.kind == "dense" and not np.isfinite(part.values).all():
+                raise BadRequest("inputs", f"{name} holds a number that is not finite")
+        return self._finite(tuple(tensor_of(part) for part in parts))
 
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         if not len(rows):  # torchrec cannot split an empty KeyedJaggedTensor

@@ -144,6 +144,15 @@ class Scorer:
             raise BadRequest("user", "comes with raw columns only; else set one_user")
         return self._backend.score_inputs(items, one_user)
 
+    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
+        """Click probabilities float32 [B] of a model's own inputs as arrays.
+
+        Raises:
+            BadId: an id is out of its table's range.
+            BadRequest: bags do not fit their ids, or a number is not finite.
+        """
+        return self._backend.score_parts(parts)
+
     def score_message(self, message: bytes, *, max_rows: int, max_ids: int) -> np.ndarray | None:
         """Click probabilities float32 [B] of a PredictRequest's bytes (proto/), the quickest way.
 

@@ -15,6 +15,7 @@ runpy.run_path(str(ROOT / "proto" / "build.py"))["build"]()
 from toy_scorer import ToyScorer  # noqa: E402
 
 from embedcomp.serving.client import Client  # noqa: E402
+from embedcomp.serving.models import Models  # noqa: E402
 from embedcomp.serving.server import ScoringServer  # noqa: E402
 from embedcomp.serving.settings import ServerSettings  # noqa: E402
 
@@ -26,7 +27,8 @@ def scorer() -> ToyScorer:
 
 @pytest.fixture
 def server(scorer: ToyScorer) -> Iterator[ScoringServer]:
-    with ScoringServer(scorer, ServerSettings(port=0, max_rows=100, max_ids=1000)) as running:
+    settings = ServerSettings(port=0, max_rows=100, max_ids=1000)
+    with ScoringServer(Models.of(settings, scorer), settings) as running:
         yield running
 
 

@@ -14,8 +14,11 @@ from embedcomp.artifact import artifact
 from embedcomp.artifact.source import ModelSource
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
+from embedcomp.serving.models import Models
 from embedcomp.serving.server import ScoringServer
 from embedcomp.serving.settings import ServerSettings
+
+SETTINGS = ServerSettings(port=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_an_artifacts_scores_over_the_wire_are_those_in_process_to_the_last_bit(
     items = pa.RecordBatch.from_pydict({n: pa.concat_arrays([c] * 20) for n, c in columns.items()})
     slices = [items.slice(start, 7) for start in range(0, 60, 7)]
     with (
-        ScoringServer(real_scorer, ServerSettings(port=0)) as server,
+        ScoringServer(Models.of(SETTINGS, real_scorer), SETTINGS) as server,
         Client(f"127.0.0.1:{server.port}") as client,
         ThreadPoolExecutor(4) as pool,
     ):
@@ -60,7 +63,7 @@ def test_a_users_row_scores_as_if_it_were_repeated(
     repeated = columns | {n: pa.concat_arrays([columns[n][:1]] * 3) for n in shared}
     expected = real_scorer.score(pa.RecordBatch.from_pydict(repeated))
     with (
-        ScoringServer(real_scorer, ServerSettings(port=0)) as server,
+        ScoringServer(Models.of(SETTINGS, real_scorer), SETTINGS) as server,
         Client(f"127.0.0.1:{server.port}") as client,
     ):
         np.testing.assert_array_equal(client.predict(items, user), expected)

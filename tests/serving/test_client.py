@@ -11,8 +11,8 @@ import pytest
 
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.serving.client import Client
+from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.errors import CallFailed, Unreachable
-from embedcomp.serving.server import SERVICE
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 ITEMS = pa.RecordBatch.from_pydict({"a": [1]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from embedcomp.cli.main import app
 from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving import server
+from embedcomp.serving.models import Models
 from embedcomp.serving.settings import ServerSettings
 
 OTHERS = ServerSettings(
@@ -32,10 +34,17 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
 
     def opened(artifact: Path, precision: str | None, budget: str | None) -> Any:
-        return str(artifact), precision, budget
+        return SimpleNamespace(
+            name=str(artifact), version=1, precision=precision, budget=budget, has_features=True
+        )
+
+    def serve(models: Models, settings: ServerSettings) -> None:
+        scorers = [one.scorer for one in models.loaded()]
+        found.append([(one.name, one.precision, one.budget) for one in scorers])
+        found.append(settings)
 
     monkeypatch.setattr(Scorer, "open", opened)
-    monkeypatch.setattr(server, "serve", lambda *given: found.extend(given))
+    monkeypatch.setattr(server, "serve", serve)
     return found
 
 
@@ -44,15 +53,15 @@ def test_every_setting_is_an_option(served: list[Any]) -> None:
     options = [word for n, v in values for word in (f"--{n.replace('_', '-')}", str(v))]
     assert all(getattr(OTHERS, n) != v for n, v in dataclasses.asdict(ServerSettings()).items())
     result = CliRunner().invoke(
-        app, ["serve", "small", *options, "--precision", "int8", "--budget", "20x"]
+        app, ["serve", "small", "other", *options, "--precision", "int8", "--budget", "20x"]
     )
     assert result.exit_code == 0, result.output
-    assert served == [("small", "int8", "20x"), OTHERS]
+    assert served == [[("other", "int8", "20x"), ("small", "int8", "20x")], OTHERS]
 
 
 def test_what_is_not_given_is_the_default(served: list[Any]) -> None:
     assert CliRunner().invoke(app, ["serve", "small"]).exit_code == 0
-    assert served == [("small", None, None), ServerSettings()]
+    assert served == [[("small", None, None)], ServerSettings()]
 
 
 def test_the_help_is_what_stands_beside_the_field() -> None:

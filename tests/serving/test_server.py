@@ -27,14 +27,11 @@ from embedcomp.engine.description import (
 from embedcomp.errors import BadSettings
 from embedcomp.serving.client import Client
 from embedcomp.serving.convert import to_request
+from embedcomp.serving.doors.typed import KINDS, SERVICE, Typed, described
 from embedcomp.serving.errors import CallFailed, CannotListen, Refused, Unreachable
-from embedcomp.serving.server import (
-    KINDS,
-    SERVICE,
-    ScoringServer,
-    ScoringService,
-    describe,
-)
+from embedcomp.serving.models import Models
+from embedcomp.serving.served import Served
+from embedcomp.serving.server import SERVICES, ScoringServer
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
@@ -159,7 +156,10 @@ def test_a_message_above_the_limit_is_refused_with_a_way_out(
     scorer: ToyScorer, items: pa.RecordBatch
 ) -> None:
     settings = ServerSettings(port=0, max_message_bytes=100)
-    with ScoringServer(scorer, settings) as server, Client(f"127.0.0.1:{server.port}") as client:
+    with (
+        ScoringServer(Models.of(settings, scorer), settings) as server,
+        Client(f"127.0.0.1:{server.port}") as client,
+    ):
         error = refused(client, items)
     assert error.code == CODE.RESOURCE_EXHAUSTED and "send smaller requests" in str(error)
 
@@ -199,7 +199,7 @@ def test_calls_beyond_the_queue_are_refused_and_the_others_finish(
 ) -> None:
     settings = ServerSettings(port=0, threads=1, queue=0)
     with (
-        ScoringServer(scorer, settings) as server,
+        ScoringServer(Models.of(settings, scorer), settings) as server,
         Client(f"127.0.0.1:{server.port}") as client,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -231,7 +231,7 @@ class GivenUp:
 def test_a_call_that_was_given_up_while_it_waited_is_not_scored(
     scorer: ToyScorer, items: pa.RecordBatch
 ) -> None:
-    service = ScoringService(scorer, ServerSettings())
+    service = Typed(Models.of(ServerSettings(), scorer))
     with pytest.raises(Refused, match="cancelled or out of time") as caught:
         service._predict(to_request(items).SerializeToString(), GivenUp())
     assert caught.value.code == CODE.CANCELLED and not scorer.entered.is_set()
@@ -265,7 +265,7 @@ def test_metadata_says_what_scores_and_why(scorer: ToyScorer, client: Client) ->
     scorer.description = Description(
         name=TORCH, threads=2, reason="there is no engine", saved_for="int8"
     )
-    found = describe(scorer, max_rows=1).engine
+    found = described(Served(scorer, ServerSettings())).engine
     assert (found.kind, found.precision, found.threads) == (wire.Engine.KIND_TORCH, "float32", 2)
     assert found.reason == (
         "there is no engine; products are float32 and not int8, as it was saved"
@@ -277,7 +277,7 @@ def test_every_way_of_scoring_has_a_kind_of_its_own() -> None:
     assert len({*KINDS.values(), wire.Engine.KIND_UNSPECIFIED}) == len(WAYS) + 1
 
 
-@pytest.mark.parametrize("service", ["", SERVICE])
+@pytest.mark.parametrize("service", ["", *SERVICES])
 def test_health_is_serving(target: str, service: str) -> None:
     with grpc.insecure_channel(target) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -291,12 +291,12 @@ def test_reflection_lists_the_services(target: str) -> None:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         answer = next(stub.ServerReflectionInfo(iter([request]), timeout=10))
     names = {service.name for service in answer.list_services_response.service}
-    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    assert {*SERVICES, "grpc.health.v1.Health"} <= names
 
 
 def test_two_servers_cannot_share_a_port(server: ScoringServer, scorer: ToyScorer) -> None:
     with pytest.raises(CannotListen, match=rf"127.0.0.1:{server.port}: the port is in use"):
-        ScoringServer(scorer, ServerSettings(port=server.port))
+        ScoringServer(Models.of(ServerSettings(), scorer), ServerSettings(port=server.port))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class ToyScorer:
 
     name, version, features = "toy", 7, FEATURES
     description = Description(name=COMPILED, threads=1)
+    has_features, alone = True, None
 
     def __init__(self, seconds: float = 0.0):
         self._seconds = seconds
@@ -72,7 +73,9 @@ class ToyScorer:
 
 
 if __name__ == "__main__":
+    from embedcomp.serving.models import Models
     from embedcomp.serving.server import serve
     from embedcomp.serving.settings import ServerSettings
 
-    serve(ToyScorer(float(sys.argv[1])), ServerSettings(port=0, grace_s=20))
+    settings = ServerSettings(port=0, grace_s=20)
+    serve(Models.of(settings, ToyScorer(float(sys.argv[1]))), settings)

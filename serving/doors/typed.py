@@ -1,0 +1,91 @@
+"""embedcomp.v1.ScoringService: columns by name, one user and many candidates."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.engine.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
+from embedcomp.serving.convert import from_request
+from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.models import Models
+from embedcomp.serving.served import Input, Served
+from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
+
+SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
+KINDS = {
+    COMPILED: wire.Engine.KIND_COMPILED,
+    MACHINE_CODE: wire.Engine.KIND_MACHINE_CODE,
+    TORCH: wire.Engine.KIND_TORCH,
+    OWN_CODE: wire.Engine.KIND_OWN_CODE,
+}
+TYPES = {
+    pa.int64(): wire.Feature.TYPE_INT64,
+    pa.string(): wire.Feature.TYPE_STRING,
+    pa.float32(): wire.Feature.TYPE_FLOAT32,
+}
+
+
+class Typed:
+    """From a request's bytes to the scorer and back."""
+
+    def __init__(self, models: Models):
+        self._models = models
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service's methods."""
+        return handlers(SERVICE, {"Predict": self._predict, "Metadata": self._metadata})
+
+    def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
+        refuse_given_up(context)
+        only = self._models.only
+        served, scores = only, None if only is None else only.score_message(data)
+        if served is None or scores is None:
+            served, scores = self._slowly(data)
+        return wire.PredictResponse(
+            scores=scores.tobytes(), model=served.name, version=served.version
+        )
+
+    def _slowly(self, data: bytes) -> tuple[Served, np.ndarray]:
+        """The model and the scores of a request that the engine does not read by itself."""
+        request = parsed(wire.PredictRequest, data)
+        served = self._models.find(request.model, request.version)
+        scores = served.score_message(data)
+        if scores is None:
+            scores = served.score(*from_request(request, served.names))
+        return served, scores
+
+    def _metadata(self, data: bytes, context: grpc.ServicerContext) -> wire.MetadataResponse:
+        request = parsed(wire.MetadataRequest, data)
+        return described(self._models.find(request.model, request.version))
+
+
+def described(served: Served) -> wire.MetadataResponse:
+    """What is served: name, version, what scores, and the features in the model's order."""
+    by = served.scorer.description
+    found = wire.MetadataResponse(
+        model=served.name,
+        version=served.version,
+        max_rows=served.settings.max_rows,
+        engine=wire.Engine(
+            kind=KINDS[by.name],
+            precision=by.precision,
+            threads=by.threads,
+            reason=f"{by.reason}{by.lost}",
+        ),
+    )
+    found.features.extend(_feature(one) for one in served.inputs)
+    return found
+
+
+def _feature(one: Input) -> wire.Feature:
+    dense = one.type == pa.float32()
+    return wire.Feature(
+        name=one.name,
+        kind=wire.Feature.KIND_DENSE if dense else wire.Feature.KIND_CATEGORICAL,
+        type=TYPES[one.type],
+        side=wire.Feature.SIDE_USER if one.user else wire.Feature.SIDE_ITEM,
+        multi_valued=one.many or (one.width or 1) > 1,
+        rows=one.rows,
+    )

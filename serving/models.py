@@ -1,0 +1,128 @@
+"""The models that are served: versions, which one answers, and what became of the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from embedcomp.serving.errors import Refused
+from embedcomp.serving.served import Served
+from embedcomp.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from embedcomp.scorer.scorer import Scorer
+
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a version can answer, and why not."""
+
+    name: str
+    version: int
+    state: str
+    reason: str = ""
+
+
+class Models:
+    """Versions by model. A call takes one and keeps it to its end, whatever is swapped meanwhile.
+
+    Who asks for no version gets the one that is current; others answer when they are asked for.
+    """
+
+    def __init__(self, served: Iterable[Served] = ()):
+        """The newest of a model's versions is the current one."""
+        self._lock = threading.Lock()  # of changes; readers see one mapping or the next
+        self._current: dict[str, Served] = {}
+        self._loaded: dict[tuple[str, int], Served] = {}
+        self._states: dict[tuple[str, int], State] = {}
+        for one in sorted(served, key=lambda one: one.version):
+            self.put(one)
+
+    @classmethod
+    def of(cls, settings: ServerSettings, *scorers: Scorer) -> Models:
+        """Models of these versions."""
+        return cls(Served(scorer, settings) for scorer in scorers)
+
+    def put(self, one: Served, *, current: bool = True) -> None:
+        """Serve a version that is ready, as the current one or for those who ask for it."""
+        key = one.name, one.version
+        with self._lock:
+            self._loaded = {**self._loaded, key: one}
+            self._states = {**self._states, key: State(*key, READY)}
+            if current or one.name not in self._current:
+                self._current = {**self._current, one.name: one}
+
+    def tell(self, state: State) -> None:
+        """Say of a version that it is not ready, and why."""
+        with self._lock:
+            self._states = {**self._states, (state.name, state.version): state}
+
+    def drop(self, name: str, version: int, reason: str) -> None:
+        """Serve a version no more; calls that have it end on it."""
+        key = name, version
+        with self._lock:
+            self._loaded = {k: one for k, one in self._loaded.items() if k != key}
+            self._states = {**self._states, key: State(*key, UNAVAILABLE, reason)}
+            now = self._current.get(name)
+            if now is not None and now.version == version:
+                left = [one for (n, _), one in self._loaded.items() if n == name]
+                others = {n: one for n, one in self._current.items() if n != name}
+                newest = max(left, key=lambda one: one.version, default=None)
+                self._current = others if newest is None else {**others, name: newest}
+
+    @property
+    def only(self) -> Served | None:
+        """The one version that is served, whoever asks; None where there are several."""
+        loaded = self._loaded
+        return next(iter(loaded.values())) if len(loaded) == 1 else None
+
+    def find(self, name: str = "", version: int = 0) -> Served:
+        """The version that answers; of an empty name the only model, of 0 the current version.
+
+        Raises:
+            Refused: it is not served here, or several are and none was named.
+        """
+        current = self._current
+        if not name and len(current) == 1:
+            (found,) = current.values()
+        elif name in current:
+            found = current[name]
+        else:
+            raise self._unknown(name, version, current)
+        if version in (0, found.version):
+            return found
+        asked = self._loaded.get((found.name, version))
+        if asked is None:
+            raise self._unknown(found.name, version, current)
+        return asked
+
+    def loaded(self, name: str = "") -> list[Served]:
+        """Every version that answers, of one model or of all, in order."""
+        found = self._loaded.items()
+        return [one for key, one in sorted(found, key=lambda kv: kv[0]) if name in ("", key[0])]
+
+    def states(self, name: str = "") -> list[State]:
+        """What became of every version that was asked for, of one model or of all, in order."""
+        return [state for key, state in sorted(self._states.items()) if name in ("", key[0])]
+
+    def _unknown(self, name: str, version: int, current: dict[str, Served]) -> Refused:
+        served = ", ".join(f"{one.name!r} version {one.version}" for one in current.values())
+        if not current:
+            return Refused(grpc.StatusCode.NOT_FOUND, "no model is served here at the moment")
+        if not name:
+            return Refused(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"several models are served here, {served}; name the one that you want",
+            )
+        state = self._states.get((name, version))
+        because = f" ({state.state}: {state.reason})" if state and state.reason else ""
+        return Refused(
+            grpc.StatusCode.NOT_FOUND,
+            f"model {name!r} version {version or 'any'} is not served here{because}, only {served}",
+        )

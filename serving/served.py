@@ -1,0 +1,197 @@
+"""One version of a model as doors see it: scores of columns that have names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pyarrow as pa
+
+from embedcomp.engine.prepare import Part
+from embedcomp.errors import BadRequest
+from embedcomp.serving.errors import Refused
+from embedcomp.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from embedcomp.graph.graph import Leaf
+    from embedcomp.scorer.scorer import Scorer
+
+INT64, STRING, FLOAT32 = pa.int64(), pa.string(), pa.float32()
+WEIGHTS = ".weights"  # after a feature's name: a weight of each of its ids
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a model reads under a name.
+
+    width: numbers of a row, where there may be several; None: there is one.
+    """
+
+    name: str
+    type: pa.DataType  # of a number: int64 or string ids, or float32
+    many: bool = False  # a list of them a row
+    user: bool = False  # the same for all candidates of a request, as a rule
+    rows: int = 0  # of its table; 0: it has none, or that is not known
+    width: int | None = None
+
+
+class Served:
+    """A scorer of raw columns, or of the inputs of a user's own model by their names.
+
+    Inputs of the latter are called by the keys of their ids (KEY.weights are weights of those), and
+    `dense` or `ids` where the model has one tensor of numbers or of ids; else by their places in
+    the example that it was saved with.
+    """
+
+    def __init__(self, scorer: Scorer, settings: ServerSettings):
+        self.scorer, self.settings = scorer, settings
+        self.name, self.version = scorer.name, scorer.version
+
+    @cached_property
+    def inputs(self) -> list[Input]:
+        """What it reads, in the model's order: ids, then dense numbers."""
+        if not self.scorer.has_features:
+            return [one for leaf in self._leaves for one in self._inputs_of(leaf)]
+        features = self.scorer.features
+        ids = [
+            Input(f.name, f.vocabulary.type, f.multi_valued, f.side == "user", f.rows)
+            for f in features.ids
+        ]
+        return ids + [Input(f.name, FLOAT32, user=f.side == "user") for f in features.dense]
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [one.name for one in self.inputs]
+
+    def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
+        """Click probabilities float32 [N] of N candidates, little-endian.
+
+        Args:
+            items: a row a candidate; user: one row, which holds for all of them.
+
+        Raises:
+            BadRequest, BadId: a column does not fit its feature, or there is none.
+            Refused: there are more candidates than a call may have.
+        """
+        self._check_size(items, user)
+        if self.scorer.has_features:
+            return self.scorer.score(items, user).astype("<f4", copy=False)
+        columns = dict(zip(items.schema.names, items.columns, strict=True))
+        if user is not None:
+            places = pa.array(np.zeros(items.num_rows, np.int32))
+            theirs = zip(user.schema.names, user.columns, strict=True)
+            columns |= {name: column.take(places) for name, column in theirs}
+        return self.score_parts([self._part(leaf, columns) for leaf in self._leaves])
+
+    def score_message(self, message: bytes) -> np.ndarray | None:
+        """The same of a PredictRequest's bytes, the quickest way; None: they have to be read."""
+        if not self.scorer.has_features:
+            return None
+        limits = self.settings
+        return self.scorer.score_message(message, max_rows=limits.max_rows, max_ids=limits.max_ids)
+
+    def score_parts(self, parts: list[Part]) -> np.ndarray:
+        """The same of the inputs of a user's own model."""
+        return self.scorer.score_parts(parts).astype("<f4", copy=False)
+
+    def check_rows(self, rows: int) -> None:
+        """Raises Refused where a call has more candidates than it may."""
+        if rows > self.settings.max_rows:
+            raise Refused(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the request has {rows:,} candidates, but this server takes "
+                f"{self.settings.max_rows:,} in one call; send them in several",
+            )
+
+    def _check_size(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> None:
+        self.check_rows(items.num_rows)
+        for batch, times in ((items, 1), (user, items.num_rows)):
+            for name, column in (
+                zip(batch.schema.names, batch.columns, strict=True) if batch else ()
+            ):
+                ids = times * len(column.flatten()) if pa.types.is_list(column.type) else 0
+                if ids > self.settings.max_ids:
+                    raise BadRequest(
+                        name,
+                        f"has {ids:,} ids over all candidates, but this server takes "
+                        f"{self.settings.max_ids:,}; send fewer candidates or shorter lists",
+                    )
+
+    # A user's own model.
+
+    @cached_property
+    def _leaves(self) -> list[Leaf]:
+        assert self.scorer.alone is not None, "it was saved with its inputs"
+        return [leaf for leaf in self.scorer.alone.leaves if leaf.kind != "other"]
+
+    def leaves_of(self, kind: str) -> list[Leaf]:
+        """Those of the model's inputs that are of a kind (graph/graph.py)."""
+        return [leaf for leaf in self._leaves if leaf.kind == kind]
+
+    def _called(self, leaf: Leaf) -> str:
+        return leaf.kind if len(self.leaves_of(leaf.kind)) == 1 else leaf.name
+
+    def _inputs_of(self, leaf: Leaf) -> list[Input]:
+        if leaf.kind != "jagged":
+            kind = FLOAT32 if leaf.kind == "dense" else INT64
+            return [Input(self._called(leaf), kind, width=leaf.width)]
+        ids = [Input(key, INT64, many=True) for key in leaf.keys]
+        weights = [Input(f"{key}{WEIGHTS}", FLOAT32, many=True) for key in leaf.keys]
+        return ids + (weights if leaf.weighted else [])
+
+    def _part(self, leaf: Leaf, columns: Mapping[str, pa.Array]) -> Part:
+        if leaf.kind != "jagged":
+            kind = FLOAT32 if leaf.kind == "dense" else INT64
+            return Part(leaf, _matrix(self._called(leaf), columns, leaf.width, kind))
+        ids = [_list(key, columns, INT64) for key in leaf.keys]
+        values, lengths = (np.concatenate(of) for of in zip(*ids, strict=True))
+        if not leaf.weighted:
+            return Part(leaf, values, lengths)
+        weights = [_list(f"{key}{WEIGHTS}", columns, FLOAT32) for key in leaf.keys]
+        for key, (_, one), (_, other) in zip(leaf.keys, ids, weights, strict=True):
+            if not np.array_equal(one, other):
+                raise BadRequest(f"{key}{WEIGHTS}", "has not as many weights as there are ids")
+        return Part(leaf, values, lengths, np.concatenate([values for values, _ in weights]))
+
+
+def _given(name: str, columns: Mapping[str, pa.Array]) -> pa.Array:
+    if name not in columns:
+        raise BadRequest(name, "is missing; the model needs all of its inputs")
+    return columns[name]
+
+
+def _numbers(name: str, column: pa.Array, kind: pa.DataType) -> np.ndarray:
+    """Values without nulls, as the model takes them."""
+    if column.type != kind or column.null_count:
+        nulls = " with nulls" if column.null_count else ""
+        raise BadRequest(name, f"holds {column.type} values{nulls}, but must hold {kind}")
+    return np.ascontiguousarray(column.to_numpy())
+
+
+def _list(
+    name: str, columns: Mapping[str, pa.Array], kind: pa.DataType
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and the lengths of rows, int64; a column without lists has a value a row."""
+    column = _given(name, columns)
+    if not pa.types.is_list(column.type):
+        return _numbers(name, column, kind), np.ones(len(column), np.int64)
+    if column.null_count:
+        raise BadRequest(name, "holds a null, which this model has no row for; send an empty list")
+    lengths = column.value_lengths().to_numpy().astype(np.int64)
+    return _numbers(name, column.flatten(), kind), lengths
+
+
+def _matrix(
+    name: str, columns: Mapping[str, pa.Array], width: int | None, kind: pa.DataType
+) -> np.ndarray:
+    """Numbers [B, width] of lists of as many, or of a column of single ones."""
+    values, lengths = _list(name, columns, kind)
+    wanted = 1 if width is None else width
+    if (lengths != wanted).any():
+        row = int(np.flatnonzero(lengths != wanted)[0])
+        raise BadRequest(name, f"has {lengths[row]} numbers in row {row:,}, but must have {wanted}")
+    return values.reshape(len(lengths), wanted)
