@@ -102,6 +102,10 @@ class Models:
             raise self._unknown(found.name, version, current)
         return asked
 
+    def current(self, name: str) -> Served | None:
+        """The version of a model that answers who asks for none; None: the model is not served."""
+        return self._current.get(name)
+
     def loaded(self, name: str = "") -> list[Served]:
         """Every version that answers, of one model or of all, in order."""
         found = self._loaded.items()

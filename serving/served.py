@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +14,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.engine.prepare import Part
+from embedcomp.engine.prepare import Part, made_up
 from embedcomp.errors import BadRequest
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer
 
 INT64, STRING, FLOAT32 = pa.int64(), pa.string(), pa.float32()
+WARM_ROWS = 64  # that a version scores before it is served
 WEIGHTS = ".weights"  # after a feature's name: a weight of each of its ids
 
 
@@ -39,6 +43,25 @@ class Input:
     width: int | None = None
 
 
+class Counts:
+    """What became of a version's calls, since it was opened; times in nanoseconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.calls = self.rows = self.ns = 0
+        self.failed = self.failed_ns = 0
+        self.last_ms = 0  # since 1970
+
+    def add(self, rows: int | None, ns: int) -> None:
+        """Count a call of so many rows; of None, one that failed."""
+        with self._lock:
+            self.last_ms = time.time_ns() // 1_000_000
+            if rows is None:
+                self.failed, self.failed_ns = self.failed + 1, self.failed_ns + ns
+            else:
+                self.calls, self.rows, self.ns = self.calls + 1, self.rows + rows, self.ns + ns
+
+
 class Served:
     """A scorer of raw columns, or of the inputs of a user's own model by their names.
 
@@ -50,6 +73,7 @@ class Served:
     def __init__(self, scorer: Scorer, settings: ServerSettings):
         self.scorer, self.settings = scorer, settings
         self.name, self.version = scorer.name, scorer.version
+        self.counts = Counts()
 
     @cached_property
     def inputs(self) -> list[Input]:
@@ -67,6 +91,18 @@ class Served:
     def names(self) -> list[str]:
         return [one.name for one in self.inputs]
 
+    def warm_up(self) -> None:
+        """Score rows without any values, so that the first call finds everything in its place."""
+        for rows in (1, min(WARM_ROWS, self.settings.max_rows)):
+            if not self.scorer.has_features:
+                assert self.scorer.alone is not None
+                self.score_parts(made_up(self.scorer.alone, None, rows, seed=0))
+                continue
+            types = {one.name: pa.list_(one.type) if one.many else one.type for one in self.inputs}
+            nulls = {name: pa.nulls(rows, kind) for name, kind in types.items()}
+            self.score(pa.RecordBatch.from_pydict(nulls))
+        self.counts = Counts()  # of calls alone
+
     def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
         """Click probabilities float32 [N] of N candidates, little-endian.
 
@@ -77,26 +113,52 @@ class Served:
             BadRequest, BadId: a column does not fit its feature, or there is none.
             Refused: there are more candidates than a call may have.
         """
+        with self._counted() as done:
+            return done(self._scored(items, user))
+
+    def _scored(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
         self._check_size(items, user)
         if self.scorer.has_features:
-            return self.scorer.score(items, user).astype("<f4", copy=False)
+            return self.scorer.score(items, user)
         columns = dict(zip(items.schema.names, items.columns, strict=True))
         if user is not None:
             places = pa.array(np.zeros(items.num_rows, np.int32))
             theirs = zip(user.schema.names, user.columns, strict=True)
             columns |= {name: column.take(places) for name, column in theirs}
-        return self.score_parts([self._part(leaf, columns) for leaf in self._leaves])
+        return self.scorer.score_parts([self._part(leaf, columns) for leaf in self._leaves])
 
     def score_message(self, message: bytes) -> np.ndarray | None:
         """The same of a PredictRequest's bytes, the quickest way; None: they have to be read."""
         if not self.scorer.has_features:
             return None
-        limits = self.settings
-        return self.scorer.score_message(message, max_rows=limits.max_rows, max_ids=limits.max_ids)
+        limits, began = self.settings, time.perf_counter_ns()
+        scores = self.scorer.score_message(
+            message, max_rows=limits.max_rows, max_ids=limits.max_ids
+        )
+        if scores is not None:
+            self.counts.add(len(scores), time.perf_counter_ns() - began)
+        return scores
 
     def score_parts(self, parts: list[Part]) -> np.ndarray:
         """The same of the inputs of a user's own model."""
-        return self.scorer.score_parts(parts).astype("<f4", copy=False)
+        with self._counted() as done:
+            return done(self.scorer.score_parts(parts))
+
+    @contextmanager
+    def _counted(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """Count a call and its time; what it is told the scores by makes them little-endian."""
+        began = time.perf_counter_ns()
+        rows: int | None = None
+
+        def done(scores: np.ndarray) -> np.ndarray:
+            nonlocal rows
+            rows = len(scores)
+            return scores.astype("<f4", copy=False)
+
+        try:
+            yield done
+        finally:
+            self.counts.add(rows, time.perf_counter_ns() - began)
 
     def check_rows(self, rows: int) -> None:
         """Raises Refused where a call has more candidates than it may."""

@@ -17,12 +17,13 @@ from grpc_reflection.v1alpha import reflection
 from embedcomp.serving.doors import inference, torchrec, typed
 from embedcomp.serving.errors import CannotListen
 from embedcomp.serving.models import Models
+from embedcomp.serving.repository import Repository
 from embedcomp.serving.settings import ServerSettings
 
 SERVICES = (typed.SERVICE, torchrec.SERVICE, inference.SERVICE)
 
 
-def serve(models: Models, settings: ServerSettings) -> None:
+def serve(repository: Repository, settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then finish the calls in flight. For the main thread.
 
     Raises:
@@ -32,14 +33,16 @@ def serve(models: Models, settings: ServerSettings) -> None:
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {s: signal.signal(s, lambda number, _: asked_to_stop.put(number)) for s in signals}
     try:
-        with ScoringServer(models, settings) as server:
+        with ScoringServer(repository.models, settings, repository) as server:
             where = f"{settings.host}:{server.port}"
-            for one in models.loaded():
+            repository.keep_polling()
+            for one in repository.models.loaded():
                 by = one.scorer.description
                 print(f"serving {one.name} version {one.version} on {where}", flush=True)
                 print(f"scored by {by}; threads of a large call: {by.threads}", flush=True)
             name = signal.Signals(asked_to_stop.get()).name
             print(f"{name}: finishing calls in flight", flush=True)
+            repository.stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -48,11 +51,16 @@ def serve(models: Models, settings: ServerSettings) -> None:
 class ScoringServer:
     """A running server; as a context manager it drains at the end.
 
+    Args:
+        repository: where models are from, for calls that load and unload them; None: they stay.
+
     Raises:
         CannotListen: the address is taken.
     """
 
-    def __init__(self, models: Models, settings: ServerSettings):
+    def __init__(
+        self, models: Models, settings: ServerSettings, repository: Repository | None = None
+    ):
         self._grace_s = settings.grace_s
         self._grpc = grpc.server(
             ThreadPoolExecutor(settings.threads, thread_name_prefix="scoring"),
@@ -67,7 +75,11 @@ class ScoringServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         for service in SERVICES:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        doors = (typed.Typed(models), torchrec.TorchRec(models), inference.Inference(models))
+        doors = (
+            typed.Typed(models),
+            torchrec.TorchRec(models),
+            inference.Inference(models, repository),
+        )
         self._grpc.add_generic_rpc_handlers([door.handlers() for door in doors])
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)

@@ -19,11 +19,19 @@ class ServerSettings:
     max_message_bytes: int = 16 << 20  # bytes of the largest request that is taken
     max_rows: int = 16_384  # candidates that a request may have
     max_ids: int = 4 << 20  # ids of one feature in a request, the user's counted per candidate
+    poll_seconds: float = 0.0  # from one look for new versions to the next; 0: only `load` calls
     grace_s: float = 10.0  # seconds that calls in flight have to finish when the server stops
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise BadSettings(f"port is {self.port}, but ports are 0 to 65,535")
         refuse_below(
-            self, threads=1, queue=0, max_message_bytes=1, max_rows=1, max_ids=1, grace_s=0
+            self,
+            threads=1,
+            queue=0,
+            max_message_bytes=1,
+            max_rows=1,
+            max_ids=1,
+            grace_s=0,
+            poll_seconds=0,
         )

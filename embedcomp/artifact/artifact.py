@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from embedcomp.planning.plan import Plan
 
 FORMAT = 3  # 1: without what a scorer needs; 2: nothing gzipped, and always with dense.pt2
-TENSORS, ORIGIN, FEATURES = "model.safetensors", "origin.json.gz", "features"
+MANIFEST, TENSORS = "manifest.json", "model.safetensors"
+ORIGIN, FEATURES = "origin.json.gz", "features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +350,7 @@ def save(
             checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
         )
         text = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
-        (fresh / "manifest.json").write_text(text + "\n")
+        (fresh / MANIFEST).write_text(text + "\n")
     return Artifact.open(target)
 
 
@@ -406,12 +407,12 @@ def versions(out: Path) -> list[int]:
 
 
 def _version_folder(path: Path) -> Path:
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return path.resolve()
     found = versions(path)
     if not found:
         raise BadArtifact(
-            f"{path} is not a model or artifact: it has no manifest.json and no numbered version; "
+            f"{path} is not a model or artifact: it has no {MANIFEST} and no numbered version; "
             "make one with `embedcomp train` or `embedcomp compress`"
         )
     return (path / str(found[-1])).resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,20 +14,23 @@ from embedcomp.serving.settings import ServerSettings
 
 @from_fields(ServerSettings)
 def serve(
-    paths: Annotated[list[Path], typer.Argument(help="Artifacts or models.", metavar="PATH...")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Artifacts, models, or folders of models.", metavar="PATH..."),
+    ],
     given: dict[str, Any],
     precision: Precision = None,
     budget: ServedWithin = None,
 ) -> None:
-    """Serve artifacts over gRPC until SIGTERM."""
+    """Serve models over gRPC until SIGTERM."""
     settings = ServerSettings(**given)
 
     from embedcomp.scorer.scorer import Scorer
-    from embedcomp.serving.models import Models
+    from embedcomp.serving.repository import Repository
     from embedcomp.serving.server import serve as run
 
-    scorers = [Scorer.open(path, precision=precision, budget=budget) for path in paths]
-    run(Models.of(settings, *scorers), settings)
+    opened = partial(Scorer.open, precision=precision, budget=budget)
+    run(Repository(paths, settings, opened), settings)
 
 
 def predict(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from embedcomp.artifact.artifact import Artifact
+from embedcomp.artifact.artifact import MANIFEST, Artifact
 from embedcomp.artifact.proof import Proof
 from embedcomp.artifact.source import ModelSource, load_weights
 from embedcomp.errors import BadSettings
@@ -54,7 +54,7 @@ def train(
     seeds = {"train": settings.seed} if drawn else {}
     original = None
     if teacher is not None:
-        digest = sha256(teacher.folder / "manifest.json")
+        digest = sha256(teacher.folder / MANIFEST)
         training["teacher"] = {"folder": str(teacher.folder), "digest": digest}
         known = teacher.proof.seeds if teacher.proof is not None else {}
         seeds |= {f"teacher.{step}": seed for step, seed in known.items()}

@@ -39,7 +39,7 @@ class Scorer:
     def __init__(
         self, artifact: Artifact, *, threads: int | None = 1, precision: str | None = None
     ):
-        self.name, self.version = artifact.name, artifact.version
+        self.name, self.version, self.folder = artifact.name, artifact.version, artifact.folder
         if precision not in (None, *PRECISIONS):
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None

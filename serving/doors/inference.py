@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,9 @@ import pyarrow as pa
 
 from embedcomp.errors import BadRequest
 from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.errors import Refused
 from embedcomp.serving.models import READY, Models
+from embedcomp.serving.repository import Repository
 from embedcomp.serving.served import WEIGHTS, Input, Served
 from embedcomp.serving.wire import inference_pb2 as wire
 from embedcomp.support.version import __version__
@@ -43,8 +46,8 @@ Tensor = tuple[np.ndarray | pa.Array, list[int]]  # flat numbers or strings, and
 class Inference:
     """From a request's bytes to the scorer and back."""
 
-    def __init__(self, models: Models):
-        self._models = models
+    def __init__(self, models: Models, repository: Repository | None = None):
+        self._models, self._repository = models, repository
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's methods."""
@@ -59,6 +62,8 @@ class Inference:
                 "ModelInfer": self._infer,
                 "ModelStatistics": self._statistics,
                 "RepositoryIndex": self._index,
+                "RepositoryModelLoad": self._load,
+                "RepositoryModelUnload": self._unload,
             },
         )
 
@@ -122,6 +127,47 @@ class Inference:
                 )
         return found
 
+    def _load(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelLoadResponse:
+        request = parsed(wire.RepositoryModelLoadRequest, data)
+        self._changed().load(request.model_name, asked_version(request.parameters))
+        return wire.RepositoryModelLoadResponse()
+
+    def _unload(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelUnloadResponse:
+        request = parsed(wire.RepositoryModelUnloadRequest, data)
+        self._changed().unload(request.model_name)
+        return wire.RepositoryModelUnloadResponse()
+
+    def _changed(self) -> Repository:
+        if self._repository is None:
+            raise Refused(
+                grpc.StatusCode.FAILED_PRECONDITION, "the models of this server do not change"
+            )
+        return self._repository
+
+
+def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> int:
+    """The version that a load call asks for, 0: the newest one.
+
+    It is the parameter `version`, a number, or that of a version policy as Triton's configurations
+    have it: {"version_policy": {"specific": {"versions": [2]}}}.
+
+    Raises:
+        BadRequest: it is no number, or a configuration that says something else.
+    """
+    if "version" in parameters:
+        given = parameters["version"]
+        return given.int64_param or version_of(given.string_param)
+    if "config" not in parameters:
+        return 0
+    try:
+        policy = json.loads(parameters["config"].string_param).get("version_policy", {})
+        (version,) = policy["specific"]["versions"] if "specific" in policy else (0,)
+        return int(version)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadRequest(
+            "config", f"does not name one specific version ({error}); nothing else can be set"
+        ) from error
+
 
 def version_of(text: str) -> int:
     """The number of a version; 0 where none is asked for.
@@ -156,7 +202,19 @@ def _told(
 
 
 def _counted(served: Served) -> wire.ModelStatistics:
-    return wire.ModelStatistics(name=served.name, version=str(served.version))
+    of, duration = served.counts, wire.StatisticDuration
+    return wire.ModelStatistics(
+        name=served.name,
+        version=str(served.version),
+        last_inference=of.last_ms,
+        inference_count=of.rows,
+        execution_count=of.calls,
+        inference_stats=wire.InferStatistics(
+            success=duration(count=of.calls, ns=of.ns),
+            fail=duration(count=of.failed, ns=of.failed_ns),
+            compute_infer=duration(count=of.calls, ns=of.ns),
+        ),
+    )
 
 
 def tensors(request: wire.ModelInferRequest) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from embedcomp.cli.main import app
 from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving import repository as serving_repository
 from embedcomp.serving import server
-from embedcomp.serving.models import Models
 from embedcomp.serving.settings import ServerSettings
 
 OTHERS = ServerSettings(
@@ -25,6 +25,7 @@ OTHERS = ServerSettings(
     max_message_bytes=5,
     max_rows=11,
     max_ids=13,
+    poll_seconds=3.0,
     grace_s=0.5,
 )
 
@@ -34,16 +35,17 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
 
     def opened(artifact: Path, precision: str | None, budget: str | None) -> Any:
-        return SimpleNamespace(
-            name=str(artifact), version=1, precision=precision, budget=budget, has_features=True
-        )
+        return SimpleNamespace(name=str(artifact), precision=precision, budget=budget)
 
-    def serve(models: Models, settings: ServerSettings) -> None:
-        scorers = [one.scorer for one in models.loaded()]
+    def repository(paths: list[Path], settings: ServerSettings, opened: Any) -> Any:
+        return [opened(path) for path in paths]
+
+    def serve(scorers: list[Any], settings: ServerSettings) -> None:
         found.append([(one.name, one.precision, one.budget) for one in scorers])
         found.append(settings)
 
     monkeypatch.setattr(Scorer, "open", opened)
+    monkeypatch.setattr(serving_repository, "Repository", repository)
     monkeypatch.setattr(server, "serve", serve)
     return found
 
@@ -56,7 +58,7 @@ def test_every_setting_is_an_option(served: list[Any]) -> None:
         app, ["serve", "small", "other", *options, "--precision", "int8", "--budget", "20x"]
     )
     assert result.exit_code == 0, result.output
-    assert served == [[("other", "int8", "20x"), ("small", "int8", "20x")], OTHERS]
+    assert served == [[("small", "int8", "20x"), ("other", "int8", "20x")], OTHERS]
 
 
 def test_what_is_not_given_is_the_default(served: list[Any]) -> None:

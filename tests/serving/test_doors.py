@@ -245,6 +245,33 @@ def test_tritons_client_works_unchanged(
             assert of_theirs[field.name] == [field.name, field.number, field.type], name
 
 
+def test_calls_and_rows_are_counted(numbers: Door, columns: dict[str, pa.Array]) -> None:
+    kept = {name: columns[name] for name in NUMBERS.names}
+    arrays = _arrays(kept)
+
+    def counted() -> oip.ModelStatistics:
+        request = oip.ModelStatisticsRequest(name="numbers")
+        found = numbers.call(
+            inference.SERVICE, "ModelStatistics", request, oip.ModelStatisticsResponse
+        )
+        (one,) = found.model_stats
+        return one
+
+    before = counted()
+    numbers.infer(_raw(arrays))
+    numbers.predict(_sparse(arrays, "<i8"))
+    with Client(numbers.target) as client:
+        client.predict(_batch(kept))
+    numbers.refused(inference.SERVICE, "ModelInfer", _raw(arrays | {"user_id": arrays["age"]}))
+    numbers.refused(inference.SERVICE, "ModelInfer", _raw(arrays | {"age": arrays["age"] * np.inf}))
+    after = counted()
+    assert after.execution_count - before.execution_count == 3
+    assert after.inference_count - before.inference_count == 3 * ROWS
+    stats, old = after.inference_stats, before.inference_stats
+    assert stats.fail.count - old.fail.count == 1  # the other one never came to a model
+    assert stats.success.ns > old.success.ns and after.last_inference >= before.last_inference
+
+
 def _sparse(arrays: dict[str, np.ndarray], kind: str) -> theirs.PredictionRequest:
     """What TorchRec's client sends of these columns."""
     dense = np.stack([arrays["age"], arrays["price"]], 1)

@@ -331,14 +331,15 @@ def test_sigterm_finishes_calls_in_flight_reports_it_and_exits_with_0(
 
 @pytest.fixture
 def serve_slowly(
-    request: pytest.FixtureRequest,
+    request: pytest.FixtureRequest, tmp_path: Path
 ) -> Callable[[float], tuple[subprocess.Popen[str], str]]:
     """Starts toy_scorer.py as a program; gives the process and its address."""
 
     def start(seconds: float) -> tuple[subprocess.Popen[str], str]:
-        here = Path(__file__).parent
+        here, place = Path(__file__).parent, tmp_path / "toy" / "7"
+        place.mkdir(parents=True)
         process = subprocess.Popen(
-            [sys.executable, str(here / "toy_scorer.py"), str(seconds)],
+            [sys.executable, str(here / "toy_scorer.py"), str(seconds), str(place)],
             env=os.environ | {"PYTHONPATH": str(here.parents[1])},
             stdout=subprocess.PIPE,
             text=True,

@@ -1,13 +1,15 @@
 """A scorer over real features whose model is a sum, so that every value of a request counts.
 
-Run as a program it serves itself, slowly: `python toy_scorer.py SECONDS_A_CALL`.
+Run as a program it serves itself, slowly: `python toy_scorer.py SECONDS_A_CALL TOY/7`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,9 +75,14 @@ class ToyScorer:
 
 
 if __name__ == "__main__":
-    from embedcomp.serving.models import Models
+    from embedcomp.serving.repository import Repository
     from embedcomp.serving.server import serve
     from embedcomp.serving.settings import ServerSettings
 
+    (Path(sys.argv[2]) / "manifest.json").write_text("a toy")
     settings = ServerSettings(port=0, grace_s=20)
-    serve(Models.of(settings, ToyScorer(float(sys.argv[1]))), settings)
+
+    toy: Any = ToyScorer()
+    repository = Repository([Path(sys.argv[2])], settings, lambda _: toy)
+    toy._seconds = float(sys.argv[1])  # slow from then on, and not while it warms up
+    serve(repository, settings)

@@ -1,0 +1,200 @@
+"""Artifacts on disk, and which of their versions the server has: opened, tried, swapped in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from embedcomp.artifact.artifact import MANIFEST, versions
+from embedcomp.errors import BadArtifact, EmbedcompError
+from embedcomp.serving.errors import Refused
+from embedcomp.serving.models import LOADING, READY, UNAVAILABLE, Models, State
+from embedcomp.serving.served import Served
+from embedcomp.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from embedcomp.scorer.scorer import Scorer
+
+UNLOADED = "it was unloaded"
+
+logger = logging.getLogger(__name__)
+
+
+class Repository:
+    """Models at some paths: an artifact NAME/VERSION, which alone is served; a model NAME, whose
+    newest version is; or a folder of such models.
+
+    A version is served once it was opened and has scored made-up rows. One that cannot be is left
+    out, and what was served before goes on; at the start, the newest that can be is served. The
+    version that was served before the current one stays open, to go back to.
+
+    Args:
+        opened: opens NAME/VERSION.
+
+    Raises:
+        BadArtifact: there is nothing at a path, or none of all that there is can be served.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        settings: ServerSettings,
+        opened: Callable[[Path], Scorer],
+    ):
+        self.models = Models()
+        self._paths, self._settings, self._opened = list(paths), settings, opened
+        self._changing = threading.Lock()  # one change at a time; calls are scored meanwhile
+        self._unloaded: set[str] = set()
+        self._newest: dict[str, int] = {}  # version that was served; a poll takes newer ones alone
+        self._tried: dict[Path, int] = {}  # broken versions, by when their manifest was written
+        self._stopped = threading.Event()
+        self._errors: list[Exception] = []  # of versions that could not be opened
+        for path in self._paths:
+            folders = self._folders(path)
+            if not folders:
+                raise BadArtifact(
+                    f"{path} holds no model: it has no {MANIFEST}, no numbered version and no "
+                    "folder with one; make one with `embedcomp train` or `embedcomp compress`"
+                )
+            for name, folder in folders.items():
+                for place in _places(folder):
+                    if self.models.current(name) is None:
+                        self._open(place)
+        if not self.models.loaded():
+            raise self._errors[0]
+
+    def poll(self) -> None:
+        """Look once for new versions and models, and for those that are gone."""
+        with self._changing:
+            for name, folder in self._all_folders().items():
+                if name in self._unloaded:
+                    continue
+                now, newest = self.models.current(name), _places(folder)[0]
+                if now is None or int(newest.name) > self._newest[name]:
+                    self._open(newest)
+            for one in self.models.loaded():
+                gone = not (one.scorer.folder / MANIFEST).exists()
+                reason = "its folder is gone; it is served from memory" if gone else ""
+                self.models.tell(State(one.name, one.version, READY, reason))
+
+    def keep_polling(self) -> None:
+        """Poll every so many seconds, in a thread that ends with the process or with `stop`."""
+
+        def poll() -> None:
+            while not self._stopped.wait(self._settings.poll_seconds):
+                try:
+                    self.poll()
+                except Exception:  # a disk that fails now may be back at the next poll
+                    logger.exception("looking for new versions failed")
+
+        if self._settings.poll_seconds:
+            threading.Thread(target=poll, name="poll", daemon=True).start()
+
+    def stop(self) -> None:
+        """Poll no more."""
+        self._stopped.set()
+
+    def load(self, name: str, version: int = 0) -> None:
+        """Serve a model's newest version, or another one: also the way back to an older one.
+
+        Raises:
+            Refused: there is none, or it is broken; what was served before is served on.
+        """
+        with self._changing:
+            folder = self._all_folders().get(name)
+            found = [] if folder is None else _places(folder)
+            place = next((p for p in found if version in (0, int(p.name))), None)
+            if place is None:
+                asked = f"version {version}" if version else "any version"
+                raise Refused(
+                    grpc.StatusCode.NOT_FOUND, f"there is no {asked} of a model {name!r} on disk"
+                )
+            self._tried.pop(place, None)
+            if not self._open(place):
+                why = f"version {place.name} of {name!r} cannot be served: {self._errors[-1]}"
+                raise Refused(grpc.StatusCode.FAILED_PRECONDITION, why)
+            self._unloaded.discard(name)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more, until it is loaded again; calls in flight end on it.
+
+        Raises:
+            Refused: it is not served.
+        """
+        with self._changing:
+            loaded = self.models.loaded(name)
+            if not name or not loaded:
+                raise Refused(grpc.StatusCode.NOT_FOUND, f"no model {name!r} is served here")
+            self._unloaded.add(name)
+            for one in loaded:
+                self.models.drop(name, one.version, UNLOADED)
+
+    def _open(self, place: Path) -> bool:
+        """Make a version the current one, if it can be opened and scores."""
+        name, version = place.parent.name, int(place.name)
+        found = next((one for one in self.models.loaded(name) if one.version == version), None)
+        written = _written(place)
+        if found is None and self._tried.get(place) == written:
+            return False
+        try:
+            found = found or self._ready(place)
+        except Exception as error:  # whatever is in the folder, what was served before goes on
+            known = isinstance(error, (EmbedcompError, OSError))
+            said = str(error) if known else f"{type(error).__name__}: {error}"
+            self._tried[place] = written
+            self._errors.append(error)
+            self.models.tell(State(name, version, UNAVAILABLE, said))
+            logger.warning("%s is not served: %s", place, said, exc_info=not known)
+            return False
+        before = self.models.current(name)
+        self.models.put(found)
+        self._newest[name] = max(version, self._newest.get(name, 0))
+        kept = {version} | ({before.version} if before else set())
+        for one in self.models.loaded(name):
+            if one.version not in kept:
+                self.models.drop(name, one.version, f"version {version} is served")
+        logger.info("%s is served", place)
+        return True
+
+    def _ready(self, place: Path) -> Served:
+        """A version that has scored made-up rows."""
+        self.models.tell(State(place.parent.name, int(place.name), LOADING))
+        found = Served(self._opened(place), self._settings)
+        found.warm_up()
+        return found
+
+    def _all_folders(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in self._paths:
+            found |= self._folders(path)
+        return found
+
+    def _folders(self, path: Path) -> dict[str, Path]:
+        """Models at a path by name: of an artifact the folder itself."""
+        path = path.resolve()
+        if (path / MANIFEST).is_file():
+            return {path.parent.name: path}
+        if versions(path):
+            return {path.name: path}
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        return {folder.name: folder for folder in inside if versions(folder)}
+
+
+def _places(folder: Path) -> list[Path]:
+    """The versions of a model, the newest first; an artifact is its own."""
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    return [folder / str(version) for version in reversed(versions(folder))]
+
+
+def _written(place: Path) -> int:
+    """When a version was written last; 0 where nobody can tell."""
+    try:
+        return max(file.stat().st_mtime_ns for file in (place, *place.iterdir()))
+    except OSError:
+        return 0

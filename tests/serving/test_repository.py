@@ -1,0 +1,298 @@
+"""Versions come and go while calls are scored; what is broken never answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pytest
+from toy_scorer import FEATURES
+
+from embedcomp.artifact import artifact
+from embedcomp.artifact.source import ModelSource
+from embedcomp.errors import BadArtifact
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving.client import Client
+from embedcomp.serving.doors import inference
+from embedcomp.serving.errors import CallFailed, Refused
+from embedcomp.serving.models import READY, UNAVAILABLE
+from embedcomp.serving.repository import Repository
+from embedcomp.serving.server import ScoringServer
+from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.wire import inference_pb2 as wire
+
+SETTINGS = ServerSettings(port=0, max_rows=100)
+CODE = grpc.StatusCode
+
+
+def save(out: Path, seed: int) -> Path:
+    """A new version of a small model; each seed scores differently."""
+    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
+    model = source.build(FEATURES, seed)
+    made = artifact.save(out, model, features=FEATURES, source=source, alone=None, bytes={})
+    return made.folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder of a model with a version, and another model."""
+    save(tmp_path / "models" / "clicks", 1)
+    save(tmp_path / "models" / "other", 9)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def rows(columns: dict[str, pa.Array]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def opened(*paths: Path, settings: ServerSettings = SETTINGS) -> Repository:
+    return Repository(paths, settings, Scorer.open)
+
+
+def current(repository: Repository, name: str = "clicks") -> int:
+    return repository.models.find(name).version
+
+
+def state(repository: Repository, version: int, name: str = "clicks") -> tuple[str, str]:
+    (found,) = (one for one in repository.models.states(name) if one.version == version)
+    return found.state, found.reason
+
+
+def test_a_path_is_an_artifact_a_model_or_a_folder_of_models(home: Path) -> None:
+    save(home / "clicks", 2)
+    assert current(opened(home / "clicks" / "1")) == 1
+    assert current(opened(home / "clicks")) == 2
+    both = opened(home)
+    assert [(one.name, one.version) for one in both.models.loaded()] == [
+        ("clicks", 2),
+        ("other", 1),
+    ]
+    with pytest.raises(Refused, match="name the one"):
+        both.models.find()
+
+
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadArtifact, match="holds no model"):
+        opened(tmp_path)
+
+
+def test_a_new_version_is_found_and_the_one_before_stays_open(home: Path) -> None:
+    repository = opened(home / "clicks")
+    for seed in (2, 3):
+        save(home / "clicks", seed)
+        repository.poll()
+        assert current(repository) == seed
+    assert [one.version for one in repository.models.loaded()] == [2, 3]
+    assert state(repository, 1) == (UNAVAILABLE, "version 3 is served")
+    repository.poll()
+    assert current(repository) == 3
+
+
+def test_an_artifact_stays_the_one_that_was_asked_for(home: Path) -> None:
+    repository = opened(home / "clicks" / "1")
+    save(home / "clicks", 2)
+    repository.poll()
+    assert current(repository) == 1
+
+
+def test_new_models_of_a_folder_are_found(home: Path) -> None:
+    repository = opened(home)
+    save(home / "third", 3)
+    repository.poll()
+    assert current(repository, "third") == 1
+
+
+def _damaged(what: str, folder: Path) -> str:
+    """Damage an artifact; gives what is said of it."""
+    manifest = folder / "manifest.json"
+    if what == "cut short":
+        tensors = folder / "model.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-10])
+        return "checksum differs"
+    if what == "another file":
+        (folder / "features" / "features.json").write_text("{}")
+        return "checksum differs"
+    if what == "no file":
+        (folder / "model.safetensors").unlink()
+        return "model.safetensors"
+    if what == "future":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+        return "format 99"
+    if what == "no manifest":
+        manifest.unlink()
+        return "manifest"
+    features = json.loads((folder / "features" / "features.json").read_text())
+    features["ids"][0]["name"] = "renamed"  # a feature that the model reads is missing
+    (folder / "features" / "features.json").write_text(json.dumps(features))
+    told = json.loads(manifest.read_text())
+    del told["checksums"]["features/features.json"]
+    manifest.write_text(json.dumps(told))
+    return "user_id"
+
+
+DAMAGES = ["cut short", "another file", "no file", "future", "no manifest", "missing feature"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_version_takes_no_traffic_and_says_why(damage: str, home: Path) -> None:
+    repository = opened(home / "clicks")
+    said = _damaged(damage, save(home / "clicks", 2))
+    for _ in range(2):
+        repository.poll()
+        assert current(repository) == 1
+    found, reason = state(repository, 2)
+    assert found == UNAVAILABLE and said in reason
+    with pytest.raises(Refused, match=r"version 2 .* cannot be served") as caught:
+        repository.load("clicks", 2)
+    assert caught.value.code == CODE.FAILED_PRECONDITION and said in str(caught.value)
+    with pytest.raises(Refused, match=r"UNAVAILABLE") as caught:
+        repository.models.find("clicks", 2)
+    shutil.rmtree(home / "clicks" / "2")
+    save(home / "clicks", 2)  # written again, and whole
+    repository.poll()
+    assert current(repository) == 2 and state(repository, 2) == (READY, "")
+
+
+def test_a_broken_version_is_opened_once(home: Path) -> None:
+    tried: list[str] = []
+
+    def open_one(place: Path) -> Scorer:
+        tried.append(place.name)
+        return Scorer.open(place)
+
+    repository = Repository([home / "clicks"], SETTINGS, open_one)
+    _damaged("cut short", save(home / "clicks", 2))
+    for _ in range(3):
+        repository.poll()
+    assert tried == ["1", "2"]
+
+
+def test_the_newest_version_that_can_be_is_served_from_the_start(home: Path) -> None:
+    _damaged("cut short", save(home / "clicks", 2))
+    assert current(opened(home / "clicks")) == 1
+    _damaged("cut short", home / "clicks" / "1")
+    with pytest.raises(BadArtifact, match="checksum differs"):
+        opened(home / "clicks")
+
+
+def test_a_version_that_is_deleted_is_served_on(home: Path, rows: pa.RecordBatch) -> None:
+    repository = opened(home / "clicks")
+    wanted = repository.models.find("clicks").score(rows)
+    shutil.rmtree(home / "clicks")
+    repository.poll()
+    assert np.array_equal(repository.models.find("clicks").score(rows), wanted)
+    assert state(repository, 1) == (READY, "its folder is gone; it is served from memory")
+
+
+def test_going_back_is_one_call(home: Path) -> None:
+    save(home / "clicks", 2)
+    repository = opened(home / "clicks")
+    repository.load("clicks", 1)
+    assert current(repository) == 1
+    repository.poll()
+    assert current(repository) == 1, "a poll undid it"
+    repository.load("clicks")
+    assert current(repository) == 2
+
+
+def test_a_model_that_is_unloaded_is_gone_until_it_is_loaded(home: Path) -> None:
+    repository = opened(home)
+    repository.unload("clicks")
+    repository.poll()
+    with pytest.raises(Refused, match="it was unloaded") as caught:
+        repository.models.find("clicks", 1)
+    assert caught.value.code == CODE.NOT_FOUND
+    repository.load("clicks")
+    assert current(repository) == 1
+    for name, version in (("third", 0), ("clicks", 7)):
+        with pytest.raises(Refused, match="on disk"):
+            repository.load(name, version)
+    with pytest.raises(Refused, match="is served here"):
+        repository.unload("third")
+
+
+@pytest.fixture
+def served(home: Path) -> Iterator[tuple[Repository, str]]:
+    settings = ServerSettings(port=0, poll_seconds=0.1)
+    repository = opened(home / "clicks", settings=settings)
+    with ScoringServer(repository.models, settings, repository) as server:
+        repository.keep_polling()
+        yield repository, f"127.0.0.1:{server.port}"
+        repository.stop()
+
+
+Call = Callable[[str, Any, Any], Any]
+
+
+def calls(target: str, method: str, request: Any, answer: Any) -> Any:
+    with grpc.insecure_channel(target) as channel:
+        call = channel.unary_unary(f"/{inference.SERVICE}/{method}")
+        return answer.FromString(call(request.SerializeToString(), timeout=20))
+
+
+@pytest.mark.server
+def test_versions_are_swapped_under_calls(
+    served: tuple[Repository, str], home: Path, rows: pa.RecordBatch
+) -> None:
+    _, target = served
+    wanted = {}
+    for seed in (1, 2, 3):
+        if seed > 1:
+            save(home / "clicks", seed)
+        wanted[seed] = Scorer.open(home / "clicks" / str(seed)).score(rows)
+    until, seen = time.monotonic() + 30, set()
+    with Client(target) as client:
+        while 3 not in seen and time.monotonic() < until:
+            scores = client.predict(rows)
+            (version,) = (v for v, of in wanted.items() if np.array_equal(of, scores))
+            seen.add(version)
+    assert 3 in seen and seen <= {1, 2, 3}
+
+
+@pytest.mark.server
+def test_load_and_unload_are_calls(
+    served: tuple[Repository, str], home: Path, rows: pa.RecordBatch
+) -> None:
+    repository, target = served
+    save(home / "clicks", 2)
+    repository.stop()
+    for parameters, version in (
+        ({}, 2),
+        ({"version": wire.ModelRepositoryParameter(int64_param=1)}, 1),
+        ({"version": wire.ModelRepositoryParameter(string_param="2")}, 2),
+        ({"config": _config(1)}, 1),
+        ({"config": wire.ModelRepositoryParameter(string_param="{}")}, 2),
+    ):
+        request = wire.RepositoryModelLoadRequest(model_name="clicks", parameters=parameters)
+        calls(target, "RepositoryModelLoad", request, wire.RepositoryModelLoadResponse)
+        assert current(repository) == version
+    request = wire.RepositoryModelLoadRequest(
+        model_name="clicks",
+        parameters={"config": wire.ModelRepositoryParameter(string_param="[1")},
+    )
+    with pytest.raises(grpc.RpcError, match="does not name one specific version"):
+        calls(target, "RepositoryModelLoad", request, wire.RepositoryModelLoadResponse)
+    request = wire.RepositoryModelUnloadRequest(model_name="clicks")
+    calls(target, "RepositoryModelUnload", request, wire.RepositoryModelUnloadResponse)
+    ready = calls(target, "ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse)
+    assert not ready.ready
+    index = calls(
+        target, "RepositoryIndex", wire.RepositoryIndexRequest(), wire.RepositoryIndexResponse
+    )
+    told = {(one.version, one.state, one.reason) for one in index.models}
+    assert told == {(v, UNAVAILABLE, "it was unloaded") for v in ("1", "2")}
+    with Client(target) as client, pytest.raises(CallFailed, match="no model is served"):
+        client.predict(rows)
+
+
+def _config(version: int) -> wire.ModelRepositoryParameter:
+    policy = {"version_policy": {"specific": {"versions": [version]}}}
+    return wire.ModelRepositoryParameter(string_param=json.dumps(policy))
