@@ -18,7 +18,10 @@ from embedcomp.compare.pictures import svg
 from embedcomp.support.files import replacing
 
 # In these every number is measured or said to be given; in others, what a comment stands above.
-PAGES = ("README.md", "docs/results.md", "docs/worth.md", "docs/training.md", "docs/scoring.md")
+PAGES = (
+    *("README.md", "docs/results.md", "docs/choosing.md", "docs/worth.md", "docs/training.md"),
+    "docs/scoring.md",
+)
 OTHERS = ("docs/methods.md", "docs/architecture.md", "benchmarks/README.md")
 
 

@@ -28,7 +28,7 @@ def picture(*records: Record) -> Any:
     """
     panels = _panels(records)
     names = sorted({name for curves in panels.values() for name in curves}, key=_place)
-    figure = Figure(figsize=(5 * len(panels) + 2, 6), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels) + 4, 6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for one, (log, curves) in zip(axes, panels.items(), strict=True):
         for name in names:
@@ -43,10 +43,10 @@ def picture(*records: Record) -> Any:
         one.xaxis.set_minor_formatter(lambda value, _: "")
         one.grid(alpha=0.3)
     axes[0].set_ylabel("AUC - control")
-    shown = {
-        line.get_label(): line for one in axes for line in one.get_lines() if line.get_marker()
-    }
-    figure.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False)
+    lines = (line for one in axes for line in one.get_lines())
+    shown = {line.get_label(): line for line in lines if line.get_label() in names}
+    beside = {"loc": "outside right center", "ncols": 2, "fontsize": "x-small", "frameon": False}
+    figure.legend(shown.values(), shown.keys(), **beside)
     return figure
 
 
@@ -79,9 +79,8 @@ def _of_forms(record: Record) -> Iterator[tuple[str, Points]]:
 def _alone(record: Record) -> Iterator[tuple[str, Points]]:
     """Post-training methods that were each alone in a whole model."""
     (log,) = logs([record])
-    original = log.seeds("original").values()
-    whole = mean(one["bytes"]["tables"] for one in original)
-    beside = mean(one["auc"] for one in original)
+    original = log.seeds("original")
+    whole = mean(one["bytes"]["tables"] for one in original.values())
     names = set().union(*(log.tried(budget) for budget in log.budgets())) - {MIX}
     for name in sorted(names):
         made = [log.seeds(name, budget) for budget in log.budgets()]
@@ -90,7 +89,7 @@ def _alone(record: Record) -> Iterator[tuple[str, Points]]:
             [
                 (
                     whole / mean(one["bytes"]["tables"] for one in seeds.values()),
-                    mean(one["auc"] for one in seeds.values()) - beside,
+                    mean(one["auc"] - original[seed]["auc"] for seed, one in seeds.items()),
                 )
                 for seeds in made
                 if seeds
