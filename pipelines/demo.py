@@ -28,6 +28,7 @@ from embedcomp.pipelines.records import say
 from embedcomp.pipelines.settings import TEST, located
 from embedcomp.recipes.evaluate import render
 from embedcomp.recipes.settings import CompressSettings, JobSettings
+from embedcomp.serving.client import Client
 from embedcomp.serving.predict import predict_log
 from embedcomp.support.files import refuse_unwritable, remove, replacing
 from embedcomp.swapping.settings import TuneSettings
@@ -61,8 +62,11 @@ def demo(out: Path, rows: int) -> None:
     with connected():
         result = Job(settings).run()
     say("serve and predict: begins")
-    with served(Path(result["models"]["compressed"]["path"])) as target:
-        wire = predict_log(target, ClickLog(settings.log), TEST)
+    with (
+        served(Path(result["models"]["compressed"]["path"])) as target,
+        Client(target) as client,
+    ):
+        wire = predict_log(client, ClickLog(settings.log), TEST)
     found = {**result, "teacher": teacher, "wire": wire}
     with replacing(out / "demo.json") as fresh:
         fresh.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,7 @@ MOST_RETRIES = 4  # gRPC makes five attempts at most
 
 WAY_OUT = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "send fewer rows in a call or allow more time",
+    grpc.StatusCode.UNAUTHENTICATED: "give the client a token",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "send smaller requests or fewer at a time",
 }
 
@@ -32,9 +34,13 @@ class Client:
         timeout_s: longest that a call may take, its retries included.
         retries: times that a call is sent again when no server took it (UNAVAILABLE), 0 to 4.
         model, version: refuse to be served by another; empty and 0 take what is served.
+        tls: talk over TLS, to a server whose certificate is signed by one in `ca`, as PEM; None:
+            by one that this machine trusts.
+        cert, key: that the client shows, as PEM.
+        token: that every call brings.
 
     Raises:
-        BadSettings: timeout_s or retries is out of range.
+        BadSettings: timeout_s or retries is out of range, or a file cannot be read.
     """
 
     def __init__(
@@ -45,6 +51,11 @@ class Client:
         *,
         model: str = "",
         version: int = 0,
+        tls: bool = False,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        token: str = "",
     ):
         if timeout_s <= 0:
             raise BadSettings(f"timeout_s is {timeout_s}, but must be more than 0")
@@ -52,9 +63,15 @@ class Client:
             raise BadSettings(f"retries is {retries}, but must be 0 to {MOST_RETRIES}")
         self.target, self.timeout_s = target, timeout_s
         self._model, self._version = model, version
-        self._channel = grpc.insecure_channel(target, options=_options(retries))
+        self._metadata = [("authorization", f"Bearer {token}")] if token else []
+        options = _options(retries)
+        if tls or ca or cert:
+            shown = grpc.ssl_channel_credentials(*(_pem(file) for file in (ca, key, cert)))
+            self._channel = grpc.secure_channel(target, shown, options=options)
+        else:
+            self._channel = grpc.insecure_channel(target, options=options)
         self._predict = self._method("Predict", wire.PredictResponse)
-        self._metadata = self._method("Metadata", wire.MetadataResponse)
+        self._describe = self._method("Metadata", wire.MetadataResponse)
 
     def predict(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
         """Click probabilities float32 [N] of N candidates.
@@ -79,7 +96,7 @@ class Client:
             Unreachable, CallFailed: as for predict.
         """
         request = wire.MetadataRequest(model=self._model, version=self._version)
-        response: wire.MetadataResponse = self._call(self._metadata, request)
+        response: wire.MetadataResponse = self._call(self._describe, request)
         return response
 
     def close(self) -> None:
@@ -106,13 +123,32 @@ class Client:
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any) -> Any:
         try:
-            return method(request, timeout=self.timeout_s)
+            return method(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             code, reason = error.code(), error.details()
             if code == grpc.StatusCode.UNAVAILABLE:
                 raise Unreachable(self.target, reason) from error
             advice = f"; {WAY_OUT[code]}" if code in WAY_OUT else ""
             raise CallFailed(self.target, code, f"{reason}{advice}") from error
+
+
+def token_of(file: Path) -> str:
+    """The first token in a file of them.
+
+    Raises:
+        BadSettings: it cannot be read, or has none.
+    """
+    for line in (_pem(file) or b"").decode().splitlines():
+        if token := line.split("#")[0].strip():
+            return token
+    raise BadSettings(f"{file} has no token; write one a line")
+
+
+def _pem(file: Path | None) -> bytes | None:
+    try:
+        return None if file is None else file.read_bytes()
+    except OSError as error:
+        raise BadSettings(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def _options(retries: int) -> list[tuple[str, str | int]]:

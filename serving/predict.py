@@ -30,16 +30,15 @@ class Answer:
 
 
 def predict_log(
-    target: str,
+    client: Client,
     log: ClickLog,
     split: str,
     limit: int | None = None,
     *,
     batch_rows: int = 256,
     in_flight: int = 4,
-    timeout_s: float = 10.0,
 ) -> dict[str, Any]:
-    """Send the rows of a split to the server at `target`, in order, and sum up its answers.
+    """Send the rows of a split to a server, in order, and sum up its answers.
 
     Every row gets a score or the whole run ends with an error; none is left out.
 
@@ -47,7 +46,6 @@ def predict_log(
         limit: rows at most; None sends all.
         batch_rows: candidates of a call.
         in_flight: calls at a time.
-        timeout_s: longest that a call may take.
 
     Returns:
         auc (None when every label is the same), logloss, rows, rows_per_second, p50_ms, p90_ms and
@@ -61,12 +59,11 @@ def predict_log(
     for name, value in (("limit", limit), ("batch_rows", batch_rows), ("in_flight", in_flight)):
         if value is not None and value < 1:
             raise BadSettings(f"{name} is {value}, but must be 1 or more")
-    with Client(target, timeout_s) as client:
-        features = _features(client, log)
-        batches = _batches(log, split, limit, batch_rows)
-        began = time.perf_counter()
-        answers = list(_answers(client, batches, log.schema.label, features, in_flight))
-        return _summary(answers, time.perf_counter() - began)
+    features = _features(client, log)
+    batches = _batches(log, split, limit, batch_rows)
+    began = time.perf_counter()
+    answers = list(_answers(client, batches, log.schema.label, features, in_flight))
+    return _summary(answers, time.perf_counter() - began)
 
 
 def _features(client: Client, log: ClickLog) -> list[str]:

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from embedcomp.serving import security
 from embedcomp.serving.doors import inference, torchrec, typed
 from embedcomp.serving.errors import CannotListen
 from embedcomp.serving.models import Models
@@ -56,21 +57,26 @@ class ScoringServer:
 
     Raises:
         CannotListen: the address is taken.
+        BadSettings: it is open to others in plain text, or a certificate or token is of no use.
     """
 
     def __init__(
         self, models: Models, settings: ServerSettings, repository: Repository | None = None
     ):
         self._grace_s = settings.grace_s
+        security.refuse_open_door(settings)
+        asked = [security.Tokens(settings)] if settings.token_file is not None else []
+        shown = security.credentials(settings)
         self._grpc = grpc.server(
             ThreadPoolExecutor(settings.threads, thread_name_prefix="scoring"),
+            interceptors=asked,
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers would share a port without a word
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
             ],
             maximum_concurrent_rpcs=settings.threads + settings.queue,
         )
-        self.port = _bind(self._grpc, settings.host, settings.port)
+        self.port = _bind(self._grpc, settings.host, settings.port, shown)
         self._health = health.HealthServicer()  # a watcher takes no thread of the pool
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         for service in SERVICES:
@@ -102,10 +108,13 @@ class ScoringServer:
         self.drain()
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _bind(server: grpc.Server, host: str, port: int, shown: grpc.ServerCredentials | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound: int = server.add_insecure_port(address)
+        if shown is not None:
+            bound: int = server.add_secure_port(address, shown)
+        else:
+            bound = server.add_insecure_port(address)
     except RuntimeError as error:
         raise CannotListen(host, port) from error
     return bound

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
+
+OPEN = ("health", "reflection")  # what may be open to calls without a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,25 @@ class ServerSettings:
     max_message_bytes: int = 16 << 20  # bytes of the largest request that is taken
     max_rows: int = 16_384  # candidates that a request may have
     max_ids: int = 4 << 20  # ids of one feature in a request, the user's counted per candidate
+    tls_cert: Path | None = None  # certificate chain as PEM, read again when it is renewed
+    tls_key: Path | None = None  # its key
+    tls_client_ca: Path | None = None  # certificates that those of clients must be signed by
+    token_file: Path | None = None  # tokens that calls must bring, a line each; it may change
+    without_token: tuple[str, ...] = ()  # of "health" and "reflection", what needs none
+    insecure: bool = False  # listen in plain text on an address that other machines reach
     poll_seconds: float = 0.0  # from one look for new versions to the next; 0: only `load` calls
     grace_s: float = 10.0  # seconds that calls in flight have to finish when the server stops
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise BadSettings(f"port is {self.port}, but ports are 0 to 65,535")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise BadSettings("a certificate and its key go together; give tls_cert and tls_key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise BadSettings("tls_client_ca is of clients over TLS; give tls_cert and tls_key too")
+        for name in self.without_token:
+            if name not in OPEN:
+                raise BadSettings(f"without_token is {name!r}, but may be {' or '.join(OPEN)}")
         refuse_below(
             self,
             threads=1,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedcomp.cli.options import Json, Precision, ServedWithin, from_fields, show
+from embedcomp.recipes.settings import validated
 from embedcomp.serving.settings import ServerSettings
 
 
@@ -23,7 +24,7 @@ def serve(
     budget: ServedWithin = None,
 ) -> None:
     """Serve models over gRPC until SIGTERM."""
-    settings = ServerSettings(**given)
+    settings = validated(ServerSettings, given, "serve")
 
     from embedcomp.scorer.scorer import Scorer
     from embedcomp.serving.repository import Repository
@@ -40,13 +41,25 @@ def predict(
     limit: Annotated[int | None, typer.Option(help="Rows at most.")] = None,
     batch_rows: Annotated[int, typer.Option(help="Rows a request.")] = 256,
     in_flight: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
+    tls: Annotated[bool, typer.Option("--tls", help="Talk over TLS.")] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Certificates that the server's is signed by one of.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that calls bring.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Send rows of a log to a server and print AUC, throughput and latency."""
     from embedcomp.log.click_log import ClickLog
+    from embedcomp.serving.client import Client, token_of
     from embedcomp.serving.predict import predict_log, render
 
-    found = predict_log(
-        target, ClickLog(log), split, limit, batch_rows=batch_rows, in_flight=in_flight
-    )
+    token = "" if token_file is None else token_of(token_file)
+    with Client(target, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token=token) as client:
+        found = predict_log(
+            client, ClickLog(log), split, limit, batch_rows=batch_rows, in_flight=in_flight
+        )
     show(found, [render(found)], json)

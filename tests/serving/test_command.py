@@ -25,6 +25,12 @@ OTHERS = ServerSettings(
     max_message_bytes=5,
     max_rows=11,
     max_ids=13,
+    tls_cert=Path("cert"),
+    tls_key=Path("key"),
+    tls_client_ca=Path("ca"),
+    token_file=Path("tokens"),
+    without_token=("health", "reflection"),
+    insecure=True,
     poll_seconds=3.0,
     grace_s=0.5,
 )
@@ -50,9 +56,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+def _option(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return [flag]
+    return [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+
+
 def test_every_setting_is_an_option(served: list[Any]) -> None:
     values = dataclasses.asdict(OTHERS).items()
-    options = [word for n, v in values for word in (f"--{n.replace('_', '-')}", str(v))]
+    options = [word for name, value in values for word in _option(name, value)]
     assert all(getattr(OTHERS, n) != v for n, v in dataclasses.asdict(ServerSettings()).items())
     result = CliRunner().invoke(
         app, ["serve", "small", "other", *options, "--precision", "int8", "--budget", "20x"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from toy_scorer import FEATURES, ToyScorer
 
 from embedcomp.errors import BadLog, BadSettings
 from embedcomp.log.click_log import ClickLog
+from embedcomp.serving.client import Client
 from embedcomp.serving.errors import CallFailed, Unreachable
 from embedcomp.serving.predict import predict_log, render
 
@@ -28,6 +30,11 @@ tags = {}
 age = { side = "user" }
 price = { transform = "log1p" }
 """
+
+
+def predicted(target: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    with Client(target) as client:
+        return predict_log(client, *arguments, **options)
 
 
 def columns_of_log(rows: int = ROWS) -> dict[str, pa.Array]:
@@ -67,7 +74,7 @@ def scored_in_process(log: ClickLog, scorer: ToyScorer) -> tuple[np.ndarray, np.
 def test_the_whole_split_is_scored_as_in_process(
     target: str, log: ClickLog, scorer: ToyScorer, in_flight: int
 ) -> None:
-    found = predict_log(target, log, "test", batch_rows=7, in_flight=in_flight)
+    found = predicted(target, log, "test", batch_rows=7, in_flight=in_flight)
     labels, scores = scored_in_process(log, scorer)
     assert found["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert found["logloss"] == pytest.approx(log_loss(labels, scores), abs=1e-7)
@@ -81,7 +88,7 @@ def test_the_whole_split_is_scored_as_in_process(
 def test_a_limit_takes_the_first_rows_across_row_groups(
     target: str, log: ClickLog, scorer: ToyScorer
 ) -> None:
-    found = predict_log(target, log, "test", 150, batch_rows=64)
+    found = predicted(target, log, "test", 150, batch_rows=64)
     labels, scores = scored_in_process(log, scorer)
     assert found["rows"] == 150
     assert found["auc"] == pytest.approx(roc_auc_score(labels[:150], scores[:150]), abs=1e-12)
@@ -90,7 +97,7 @@ def test_a_limit_takes_the_first_rows_across_row_groups(
 @pytest.mark.server
 def test_labels_of_one_kind_have_no_auc(target: str, tmp_path: Path) -> None:
     columns = columns_of_log(5) | {"click": pa.array([1] * 5)}
-    found = predict_log(target, write_log(tmp_path, columns), "test")
+    found = predicted(target, write_log(tmp_path, columns), "test")
     assert found["auc"] is None and math.isfinite(found["logloss"])
     assert render(found).row_count == 1
 
@@ -101,22 +108,22 @@ def test_a_log_without_the_models_features_is_refused_with_their_names(
 ) -> None:
     schema = SCHEMA.replace("tags = {}", "").replace("age = { side", "#")
     with pytest.raises(BadLog, match=r"lacks 2 of the 6 features .*'toy'.*: tags, age;"):
-        predict_log(target, write_log(tmp_path, columns_of_log(), schema), "test")
+        predicted(target, write_log(tmp_path, columns_of_log(), schema), "test")
 
 
 @pytest.mark.server
 def test_a_call_that_fails_ends_the_run_and_drops_no_row(target: str, tmp_path: Path) -> None:
     columns = columns_of_log() | {"city": pa.array(range(ROWS))}
     with pytest.raises(CallFailed, match="INVALID_ARGUMENT: feature 'city'"):
-        predict_log(target, write_log(tmp_path, columns), "test", batch_rows=10)
+        predicted(target, write_log(tmp_path, columns), "test", batch_rows=10)
 
 
 def test_no_server_is_one_sentence(log: ClickLog) -> None:
     with pytest.raises(Unreachable, match=r"no server answers at 127\.0\.0\.1:1 "):
-        predict_log("127.0.0.1:1", log, "test")
+        predicted("127.0.0.1:1", log, "test")
 
 
 @pytest.mark.parametrize("change", [{"limit": 0}, {"batch_rows": 0}, {"in_flight": -1}])
 def test_settings_out_of_range_are_refused(log: ClickLog, change: dict[str, int]) -> None:
     with pytest.raises(BadSettings, match=f"{next(iter(change))} is "):
-        predict_log("127.0.0.1:1", log, "test", **change)
+        predicted("127.0.0.1:1", log, "test", **change)
