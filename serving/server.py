@@ -5,7 +5,10 @@ Synchronous and threaded, since that answers half as many calls again as grpc.ai
 
 from __future__ import annotations
 
+import itertools
 import signal
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -16,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from embedcomp.serving import security
 from embedcomp.serving.doors import inference, torchrec, typed
+from embedcomp.serving.draining import wait_for_clients
 from embedcomp.serving.errors import CannotListen
 from embedcomp.serving.models import Models
 from embedcomp.serving.repository import Repository
@@ -65,14 +69,16 @@ class ScoringServer:
     ):
         self._grace_s = settings.grace_s
         security.refuse_open_door(settings)
+        self._calls = _Calls()
         asked = [security.Tokens(settings)] if settings.token_file is not None else []
         shown = security.credentials(settings)
         self._grpc = grpc.server(
             ThreadPoolExecutor(settings.threads, thread_name_prefix="scoring"),
-            interceptors=asked,
+            interceptors=[self._calls, *asked],
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers would share a port without a word
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_connection_age_ms", round(1000 * settings.connection_s)),
             ],
             maximum_concurrent_rpcs=settings.threads + settings.queue,
         )
@@ -92,9 +98,15 @@ class ScoringServer:
         self._grpc.start()
 
     def drain(self) -> None:
-        """Report NOT_SERVING, take no new call, finish those in flight within the grace time."""
+        """Report NOT_SERVING, take no new client, answer the others until they are gone or quiet.
+
+        Calls that are in flight when the grace time is over are cancelled.
+        """
+        began = time.monotonic()
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(self._grace_s).wait()
+        wait_for_clients(self.port, self._grace_s, self._calls.count)
+        left = self._grace_s - (time.monotonic() - began)
+        self._grpc.stop(max(left, 0.0)).wait()
 
     def __enter__(self) -> ScoringServer:
         return self
@@ -106,6 +118,26 @@ class ScoringServer:
         at: TracebackType | None,
     ) -> None:
         self.drain()
+
+
+class _Calls(grpc.ServerInterceptor):
+    """Counts the calls that come."""
+
+    def __init__(self) -> None:
+        self._seen = itertools.count(1)
+        self._last = 0
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        self._last = next(self._seen)
+        return continuation(details)
+
+    def count(self) -> int:
+        """How many have come."""
+        return self._last
 
 
 def _bind(server: grpc.Server, host: str, port: int, shown: grpc.ServerCredentials | None) -> int:

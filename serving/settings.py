@@ -29,7 +29,9 @@ class ServerSettings:
     without_token: tuple[str, ...] = ()  # of "health" and "reflection", what needs none
     insecure: bool = False  # listen in plain text on an address that other machines reach
     poll_seconds: float = 0.0  # from one look for new versions to the next; 0: only `load` calls
-    grace_s: float = 10.0  # seconds that calls in flight have to finish when the server stops
+    connection_s: float = 10.0  # after which a connection is opened anew; a stop that waits longer
+    # (`grace_s`) loses no call
+    grace_s: float = 20.0  # seconds that clients and calls in flight have when the server stops
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -48,6 +50,7 @@ class ServerSettings:
             max_message_bytes=1,
             max_rows=1,
             max_ids=1,
-            grace_s=0,
             poll_seconds=0,
+            connection_s=0.1,
+            grace_s=0,
         )

@@ -32,6 +32,7 @@ OTHERS = ServerSettings(
     without_token=("health", "reflection"),
     insecure=True,
     poll_seconds=3.0,
+    connection_s=0.7,
     grace_s=0.5,
 )
 

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
-from toy_scorer import FEATURES
+from toy_scorer import FEATURES, ToyScorer
 
 from embedcomp.artifact import artifact
 from embedcomp.artifact.source import ModelSource
@@ -173,6 +173,19 @@ def test_a_broken_version_is_opened_once(home: Path) -> None:
     for _ in range(3):
         repository.poll()
     assert tried == ["1", "2"]
+
+
+def test_a_version_that_opens_but_does_not_score_is_refused(home: Path) -> None:
+    toy: Any = ToyScorer()
+    toy.fault = RuntimeError("no such table")
+    save(home / "clicks", 2)
+
+    def open_one(place: Path) -> Any:
+        return toy if place.name == "2" else Scorer.open(place)
+
+    repository = Repository([home / "clicks"], SETTINGS, open_one)
+    assert current(repository) == 1
+    assert state(repository, 2) == (UNAVAILABLE, "RuntimeError: no such table")
 
 
 def test_the_newest_version_that_can_be_is_served_from_the_start(home: Path) -> None:

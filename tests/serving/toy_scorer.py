@@ -80,7 +80,7 @@ if __name__ == "__main__":
     from embedcomp.serving.settings import ServerSettings
 
     (Path(sys.argv[2]) / "manifest.json").write_text("a toy")
-    settings = ServerSettings(port=0, grace_s=20)
+    settings = ServerSettings(port=0, grace_s=20, connection_s=1)
 
     toy: Any = ToyScorer()
     repository = Repository([Path(sys.argv[2])], settings, lambda _: toy)
