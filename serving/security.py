@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -22,6 +23,7 @@ HEADER, SCHEME = "authorization", "Bearer "
 OPENED = {  # what may be opened to calls without a token, and the services behind it
     "health": ("grpc.health.v1.Health",),
     "reflection": ("grpc.reflection.v1alpha.ServerReflection",),
+    "metrics": (),  # which is on the HTTP port
 }
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,37 @@ class _Certificates:
             except (ssl.SSLError, OSError) as error:
                 raise BadSettings(f"{self._ca} holds no certificate, as PEM: {error}") from error
         return grpc.ssl_server_certificate_configuration([(key, cert)], authority)
+
+
+class HttpTls:
+    """The same for the HTTP port: whoever connects is shown the newest certificates."""
+
+    def __init__(self, settings: ServerSettings):
+        assert settings.tls_cert is not None and settings.tls_key is not None
+        self._cert, self._key = settings.tls_cert, settings.tls_key
+        self._ca = settings.tls_client_ca
+        self._seen = _written(self._cert)
+        self._context = self._made()
+
+    def wrapped(self, taken: socket.socket) -> ssl.SSLSocket:
+        """A connection over TLS; hands are shaken when something is read from it."""
+        try:
+            written = _written(self._cert)
+            if written != self._seen:
+                self._seen, self._context = written, self._made()
+        except (BadSettings, ssl.SSLError, OSError) as error:
+            logger.warning("certificates are not renewed: %s", error)
+        return self._context.wrap_socket(
+            taken, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+
+    def _made(self) -> ssl.SSLContext:
+        found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        found.load_cert_chain(self._cert, self._key)
+        if self._ca is not None:
+            found.load_verify_locations(self._ca)
+            found.verify_mode = ssl.CERT_REQUIRED
+        return found
 
 
 class Tokens(grpc.ServerInterceptor):

@@ -49,17 +49,20 @@ class Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.calls = self.rows = self.ns = 0
+        self.score_sum = 0.0
         self.failed = self.failed_ns = 0
         self.last_ms = 0  # since 1970
 
-    def add(self, rows: int | None, ns: int) -> None:
-        """Count a call of so many rows; of None, one that failed."""
+    def add(self, scores: np.ndarray | None, ns: int) -> None:
+        """Count a call and its scores; of None, one that failed."""
         with self._lock:
             self.last_ms = time.time_ns() // 1_000_000
-            if rows is None:
+            if scores is None:
                 self.failed, self.failed_ns = self.failed + 1, self.failed_ns + ns
             else:
-                self.calls, self.rows, self.ns = self.calls + 1, self.rows + rows, self.ns + ns
+                self.calls, self.ns = self.calls + 1, self.ns + ns
+                self.rows += len(scores)
+                self.score_sum += float(scores.sum(dtype=np.float64))
 
 
 class Served:
@@ -136,7 +139,7 @@ class Served:
             message, max_rows=limits.max_rows, max_ids=limits.max_ids
         )
         if scores is not None:
-            self.counts.add(len(scores), time.perf_counter_ns() - began)
+            self.counts.add(scores, time.perf_counter_ns() - began)
         return scores
 
     def score_parts(self, parts: list[Part]) -> np.ndarray:
@@ -148,17 +151,17 @@ class Served:
     def _counted(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
         """Count a call and its time; what it is told the scores by makes them little-endian."""
         began = time.perf_counter_ns()
-        rows: int | None = None
+        given: np.ndarray | None = None
 
         def done(scores: np.ndarray) -> np.ndarray:
-            nonlocal rows
-            rows = len(scores)
-            return scores.astype("<f4", copy=False)
+            nonlocal given
+            given = scores.astype("<f4", copy=False)
+            return given
 
         try:
             yield done
         finally:
-            self.counts.add(rows, time.perf_counter_ns() - began)
+            self.counts.add(given, time.perf_counter_ns() - began)
 
     def check_rows(self, rows: int) -> None:
         """Raises Refused where a call has more candidates than it may."""

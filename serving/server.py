@@ -19,8 +19,10 @@ from grpc_reflection.v1alpha import reflection
 
 from embedcomp.serving import security
 from embedcomp.serving.doors import inference, torchrec, typed
+from embedcomp.serving.doors.http import HttpDoor
 from embedcomp.serving.draining import wait_for_clients
 from embedcomp.serving.errors import CannotListen
+from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.settings import ServerSettings
@@ -45,6 +47,8 @@ def serve(repository: Repository, settings: ServerSettings) -> None:
                 by = one.scorer.description
                 print(f"serving {one.name} version {one.version} on {where}", flush=True)
                 print(f"scored by {by}; threads of a large call: {by.threads}", flush=True)
+            if server.metrics_port is not None:
+                print(f"metrics and JSON on {settings.host}:{server.metrics_port}", flush=True)
             name = signal.Signals(asked_to_stop.get()).name
             print(f"{name}: finishing calls in flight", flush=True)
             repository.stop()
@@ -69,7 +73,7 @@ class ScoringServer:
     ):
         self._grace_s = settings.grace_s
         security.refuse_open_door(settings)
-        self._calls = _Calls()
+        self._calls, self.metrics = _Calls(), Metrics(models)
         asked = [security.Tokens(settings)] if settings.token_file is not None else []
         shown = security.credentials(settings)
         self._grpc = grpc.server(
@@ -87,15 +91,20 @@ class ScoringServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         for service in SERVICES:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        doors = (
-            typed.Typed(models),
-            torchrec.TorchRec(models),
-            inference.Inference(models, repository),
-        )
-        self._grpc.add_generic_rpc_handlers([door.handlers() for door in doors])
+        open_protocol = inference.Inference(models, repository)
+        doors = (typed.Typed(models), torchrec.TorchRec(models), open_protocol)
+        self._grpc.add_generic_rpc_handlers([door.handlers(self.metrics) for door in doors])
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
+        self._http = None
+        if settings.metrics_port is not None:
+            self._http = HttpDoor(models, open_protocol, self.metrics, settings)
         self._grpc.start()
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of HTTP, if there is one."""
+        return None if self._http is None else self._http.port
 
     def drain(self) -> None:
         """Report NOT_SERVING, take no new client, answer the others until they are gone or quiet.
@@ -107,6 +116,8 @@ class ScoringServer:
         wait_for_clients(self.port, self._grace_s, self._calls.count)
         left = self._grace_s - (time.monotonic() - began)
         self._grpc.stop(max(left, 0.0)).wait()
+        if self._http is not None:
+            self._http.close()
 
     def __enter__(self) -> ScoringServer:
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
 
-OPEN = ("health", "reflection")  # what may be open to calls without a token
+OPEN = ("health", "reflection", "metrics")  # what may be open to calls without a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"  # address to listen on
     port: int = 50051  # to listen on; 0 takes a free one
+    metrics_port: int | None = None  # for HTTP: /metrics and JSON; 0 takes a free one, None: none
     threads: int = 4  # calls scored at a time
     queue: int = 64  # calls that may wait for a thread; more are refused
     max_message_bytes: int = 16 << 20  # bytes of the largest request that is taken
@@ -26,7 +27,7 @@ class ServerSettings:
     tls_key: Path | None = None  # its key
     tls_client_ca: Path | None = None  # certificates that those of clients must be signed by
     token_file: Path | None = None  # tokens that calls must bring, a line each; it may change
-    without_token: tuple[str, ...] = ()  # of "health" and "reflection", what needs none
+    without_token: tuple[str, ...] = ()  # of "health", "reflection" and "metrics", what needs none
     insecure: bool = False  # listen in plain text on an address that other machines reach
     poll_seconds: float = 0.0  # from one look for new versions to the next; 0: only `load` calls
     connection_s: float = 10.0  # after which a connection is opened anew; a stop that waits longer
@@ -34,8 +35,9 @@ class ServerSettings:
     grace_s: float = 20.0  # seconds that clients and calls in flight have when the server stops
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 1 << 16:
-            raise BadSettings(f"port is {self.port}, but ports are 0 to 65,535")
+        for name in ("port", "metrics_port"):
+            if not 0 <= (getattr(self, name) or 0) < 1 << 16:
+                raise BadSettings(f"{name} is {getattr(self, name)}, but ports are 0 to 65,535")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise BadSettings("a certificate and its key go together; give tls_cert and tls_key")
         if self.tls_client_ca is not None and self.tls_cert is None:

@@ -12,20 +12,31 @@ from google.protobuf.message import DecodeError, Message
 from embedcomp.engine.engine import BadId
 from embedcomp.errors import BadRequest
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.metrics import Metrics
 
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
 
 M = TypeVar("M", bound=Message)
 Answer = Callable[[bytes, grpc.ServicerContext], Message]
+REFUSALS = (BadRequest, BadId, Refused)
+FAULT = grpc.StatusCode.INTERNAL, "the server failed; its log has the details"
 
 logger = logging.getLogger(__name__)
 
 
-def handlers(service: str, answers: Mapping[str, Answer]) -> grpc.GenericRpcHandler:
+def handlers(
+    door: str, service: str, answers: Mapping[str, Answer], metrics: Metrics
+) -> grpc.GenericRpcHandler:
     """A service's methods; they parse requests themselves, to tell a client what is wrong."""
     return grpc.method_handlers_generic_handler(
-        service, {name: _method(answer) for name, answer in answers.items()}
+        service, {name: _method(door, answer, metrics) for name, answer in answers.items()}
     )
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What a caller is told of one of `REFUSALS`."""
+    code = error.code if isinstance(error, Refused) else grpc.StatusCode.INVALID_ARGUMENT
+    return code, str(error)
 
 
 def parsed(kind: type[M], data: bytes) -> M:
@@ -49,20 +60,19 @@ def refuse_given_up(context: grpc.ServicerContext) -> None:
         raise Refused(grpc.StatusCode.CANCELLED, "the call was cancelled or out of time")
 
 
-def _method(answer: Answer) -> grpc.RpcMethodHandler:
+def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandler:
     """A unary method whose errors become statuses and never the server's own words."""
 
     def call(data: bytes, context: grpc.ServicerContext) -> Message:
-        try:
-            return answer(data, context)
-        except (BadRequest, BadId) as error:
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        except Refused as error:
-            code, message = error.code, str(error)
-        except Exception:  # a fault of ours must end neither the server nor in a traceback sent out
-            logger.exception("a call failed")
-            code, message = grpc.StatusCode.INTERNAL, "the server failed; its log has the details"
-        context.abort(code, message[:DETAIL_CHARS])
+        with metrics.call(door) as counted:
+            try:
+                return answer(data, context)
+            except REFUSALS as error:
+                counted.code, message = status_of(error)
+            except Exception:  # a fault of ours must end neither the server nor be sent out
+                logger.exception("a call failed")
+                counted.code, message = FAULT
+        context.abort(counted.code, message[:DETAIL_CHARS])
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(

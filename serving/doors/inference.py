@@ -13,6 +13,7 @@ import pyarrow as pa
 from embedcomp.errors import BadRequest
 from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import READY, Models
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.served import WEIGHTS, Input, Served
@@ -49,15 +50,16 @@ class Inference:
     def __init__(self, models: Models, repository: Repository | None = None):
         self._models, self._repository = models, repository
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
         return handlers(
+            "inference",
             SERVICE,
             {
                 "ServerLive": lambda data, _: wire.ServerLiveResponse(live=True),
                 "ServerReady": self._server_ready,
                 "ModelReady": self._model_ready,
-                "ServerMetadata": self._server,
+                "ServerMetadata": lambda data, _: self.server(),
                 "ModelMetadata": self._metadata,
                 "ModelInfer": self._infer,
                 "ModelStatistics": self._statistics,
@@ -65,12 +67,14 @@ class Inference:
                 "RepositoryModelLoad": self._load,
                 "RepositoryModelUnload": self._unload,
             },
+            metrics,
         )
 
     def _server_ready(self, data: bytes, _: grpc.ServicerContext) -> wire.ServerReadyResponse:
         return wire.ServerReadyResponse(ready=bool(self._models.loaded()))
 
-    def _server(self, data: bytes, _: grpc.ServicerContext) -> wire.ServerMetadataResponse:
+    def server(self) -> wire.ServerMetadataResponse:
+        """What this server is."""
         return wire.ServerMetadataResponse(
             name=PLATFORM, version=__version__, extensions=EXTENSIONS
         )
@@ -82,7 +86,10 @@ class Inference:
 
     def _metadata(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelMetadataResponse:
         request = parsed(wire.ModelMetadataRequest, data)
-        served = self._models.find(request.name, version_of(request.version))
+        return self.described(self._models.find(request.name, version_of(request.version)))
+
+    def described(self, served: Served) -> wire.ModelMetadataResponse:
+        """What a version reads and gives."""
         versions = [str(one.version) for one in self._models.loaded(served.name)]
         return wire.ModelMetadataResponse(
             name=served.name,
@@ -96,9 +103,7 @@ class Inference:
         refuse_given_up(context)
         request = parsed(wire.ModelInferRequest, data)
         served = self._models.find(request.model_name, version_of(request.model_version))
-        for output in request.outputs:
-            if output.name != SCORE:
-                raise BadRequest(output.name, f"is no output; the model has {SCORE!r} alone")
+        refuse_others([output.name for output in request.outputs])
         scores = served.score(columns_of(tensors(request), served))
         response = wire.ModelInferResponse(
             model_name=served.name,
@@ -118,10 +123,13 @@ class Inference:
         return wire.ModelStatisticsResponse(model_stats=[_counted(one) for one in asked])
 
     def _index(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryIndexResponse:
-        request = parsed(wire.RepositoryIndexRequest, data)
+        return self.index(ready=parsed(wire.RepositoryIndexRequest, data).ready)
+
+    def index(self, *, ready: bool) -> wire.RepositoryIndexResponse:
+        """What became of every version; `ready`: of those alone that answer."""
         found = wire.RepositoryIndexResponse()
         for one in self._models.states():
-            if one.state == READY or not request.ready:
+            if one.state == READY or not ready:
                 found.models.add(
                     name=one.name, version=str(one.version), state=one.state, reason=one.reason
                 )
@@ -129,13 +137,21 @@ class Inference:
 
     def _load(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelLoadResponse:
         request = parsed(wire.RepositoryModelLoadRequest, data)
-        self._changed().load(request.model_name, asked_version(request.parameters))
+        self.load(request.model_name, request.parameters)
         return wire.RepositoryModelLoadResponse()
+
+    def load(self, name: str, parameters: Mapping[str, wire.ModelRepositoryParameter]) -> None:
+        """Serve a version of a model (Repository.load)."""
+        self._changed().load(name, asked_version(parameters))
 
     def _unload(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelUnloadResponse:
         request = parsed(wire.RepositoryModelUnloadRequest, data)
-        self._changed().unload(request.model_name)
+        self.unload(request.model_name)
         return wire.RepositoryModelUnloadResponse()
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more (Repository.unload)."""
+        self._changed().unload(name)
 
     def _changed(self) -> Repository:
         if self._repository is None:
@@ -143,6 +159,13 @@ class Inference:
                 grpc.StatusCode.FAILED_PRECONDITION, "the models of this server do not change"
             )
         return self._repository
+
+
+def refuse_others(outputs: Sequence[str]) -> None:
+    """Raises BadRequest where others than the scores are asked for."""
+    for name in outputs:
+        if name != SCORE:
+            raise BadRequest(name, f"is no output; the model has {SCORE!r} alone")
 
 
 def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> int:
@@ -249,7 +272,7 @@ def _tensor(given: wire.ModelInferRequest.InferInputTensor, raw: bytes | None) -
         if len(values) != size:
             raise BadRequest(name, f"has {len(values):,} {field or 'contents'}, but is {shape}")
         if kind:
-            return _narrowed(name, np.array(values), kind), shape
+            return narrowed(name, np.array(values), kind), shape
         return _strings(name, list(values)), shape
     if given.HasField("contents"):
         raise BadRequest(name, "has contents, and raw contents too; send one of them")
@@ -264,7 +287,8 @@ def _tensor(given: wire.ModelInferRequest.InferInputTensor, raw: bytes | None) -
     return np.frombuffer(raw, kind), shape
 
 
-def _narrowed(name: str, values: np.ndarray, kind: str) -> np.ndarray:
+def narrowed(name: str, values: np.ndarray, kind: str) -> np.ndarray:
+    """Numbers as a datatype has them; raises BadRequest where a whole one is not one of its."""
     narrow = values.astype(kind)
     if narrow.dtype.kind in "iu" and not np.array_equal(narrow, values):
         raise BadRequest(name, f"holds a number that is no {narrow.dtype}")

@@ -15,6 +15,7 @@ from embedcomp.errors import BadRequest
 from embedcomp.graph.graph import Leaf
 from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
 from embedcomp.serving.served import Served
 from embedcomp.serving.wire import predictor_pb2 as wire
@@ -30,9 +31,9 @@ class TorchRec:
     def __init__(self, models: Models):
         self._models = models
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers(SERVICE, {"Predict": self._predict})
+        return handlers("torchrec", SERVICE, {"Predict": self._predict}, metrics)
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictionResponse:
         refuse_given_up(context)

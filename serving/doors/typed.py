@@ -9,6 +9,7 @@ import pyarrow as pa
 from embedcomp.engine.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
 from embedcomp.serving.convert import from_request
 from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
 from embedcomp.serving.served import Input, Served
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
@@ -33,9 +34,11 @@ class Typed:
     def __init__(self, models: Models):
         self._models = models
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers(SERVICE, {"Predict": self._predict, "Metadata": self._metadata})
+        return handlers(
+            "typed", SERVICE, {"Predict": self._predict, "Metadata": self._metadata}, metrics
+        )
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
         refuse_given_up(context)

@@ -20,6 +20,7 @@ from embedcomp.serving.settings import ServerSettings
 OTHERS = ServerSettings(
     host="::1",
     port=7,
+    metrics_port=8,
     threads=2,
     queue=3,
     max_message_bytes=5,

@@ -46,6 +46,7 @@ class ToyScorer:
 
     def __init__(self, seconds: float = 0.0):
         self._seconds = seconds
+        self.resident = {"tables": 10}
         self.entered = Event()  # set as soon as a call is being scored
         self.go_on = Event()  # calls wait for it
         self.go_on.set()

@@ -1,0 +1,309 @@
+"""JSON over HTTP for people with curl: the Open Inference Protocol's REST form, and /metrics.
+
+GET  /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME[/versions/N][/ready], /metrics
+POST /v2/models/NAME[/versions/N]/infer, /v2/repository/index,
+     /v2/repository/models/NAME/load, /v2/repository/models/NAME/unload
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import unquote
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import grpc
+import numpy as np
+import pyarrow as pa
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+
+from embedcomp.errors import BadRequest
+from embedcomp.serving.doors.door import FAULT, REFUSALS, status_of
+from embedcomp.serving.doors.inference import (
+    CONTENTS,
+    SCORE,
+    Inference,
+    Tensor,
+    columns_of,
+    narrowed,
+    refuse_others,
+    version_of,
+)
+from embedcomp.serving.errors import CannotListen, Refused
+from embedcomp.serving.metrics import Metrics
+from embedcomp.serving.models import Models
+from embedcomp.serving.security import HttpTls, Tokens
+from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.wire import inference_pb2 as wire
+
+DOOR = "http"
+CONNECTIONS = 64  # at a time; more are closed at once
+SILENT_S = 30.0  # after which a connection that says nothing is closed
+STATUSES = {
+    grpc.StatusCode.OK: "200 OK",
+    grpc.StatusCode.INVALID_ARGUMENT: "400 Bad Request",
+    grpc.StatusCode.FAILED_PRECONDITION: "400 Bad Request",
+    grpc.StatusCode.UNAUTHENTICATED: "401 Unauthorized",
+    grpc.StatusCode.NOT_FOUND: "404 Not Found",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "429 Too Many Requests",
+    grpc.StatusCode.UNIMPLEMENTED: "501 Not Implemented",
+    grpc.StatusCode.UNAVAILABLE: "503 Service Unavailable",
+}
+FAILED = "500 Internal Server Error"
+MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+
+logger = logging.getLogger(__name__)
+
+
+class HttpDoor:
+    """A server of its own port; as a thread it takes little of what calls over gRPC need.
+
+    Raises:
+        CannotListen: the address is taken.
+    """
+
+    def __init__(
+        self, models: Models, inference: Inference, metrics: Metrics, settings: ServerSettings
+    ):
+        self._models, self._inference, self._metrics = models, inference, metrics
+        self._settings = settings
+        self._tokens = None if settings.token_file is None else Tokens(settings)
+        self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
+            (method, re.compile(pattern + "/?$"), answer)
+            for method, pattern, answer in (
+                ("GET", r"/v2/health/live", lambda _: {"live": True}),
+                ("GET", r"/v2/health/ready", self._ready),
+                ("GET", MODEL + "/ready", self._model_ready),
+                ("GET", r"/v2", lambda _: inference.server()),
+                ("GET", MODEL, self._metadata),
+                ("POST", MODEL + "/infer", self._infer),
+                ("POST", r"/v2/repository/index", lambda _: inference.index(ready=False).models),
+                ("POST", r"/v2/repository/models/(?P<name>[^/]+)/load", self._load),
+                ("POST", r"/v2/repository/models/(?P<name>[^/]+)/unload", self._unload),
+            )
+        ]
+        assert settings.metrics_port is not None
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        server: Any = type("Server", (_Server,), {"address_family": family})
+        try:
+            self._server: Any = make_server(
+                settings.host, settings.metrics_port, self._answer, server, _Handler
+            )
+        except OSError as error:
+            raise CannotListen(settings.host, settings.metrics_port) from error
+        if settings.tls_cert is not None:
+            self._server.tls = HttpTls(settings)
+        self.port: int = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, name=DOOR, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more requests."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(
+        self, given: Mapping[str, Any], start: Callable[[str, list[tuple[str, str]]], Any]
+    ) -> Iterable[bytes]:
+        path = given.get("PATH_INFO", "")
+        kind = "application/json"
+        with self._metrics.call(DOOR) as counted:
+            try:
+                if path == "/metrics":
+                    self._refuse_strangers(given, "metrics")
+                    kind, body = "text/plain; version=0.0.4; charset=utf-8", self._metrics.text()
+                else:
+                    self._refuse_strangers(given, "health" if "/health/" in path else "")
+                    body = _encoded(self._routed(given, path))
+            except REFUSALS as error:
+                counted.code, said = status_of(error)
+                body = _encoded({"error": said})
+            except Exception:  # a fault of ours must end neither the server nor be sent out
+                logger.exception("a request failed")
+                counted.code, said = FAULT
+                body = _encoded({"error": said})
+        start(
+            STATUSES.get(counted.code, FAILED),
+            [("Content-Type", kind), ("Content-Length", str(len(body)))],
+        )
+        return [body]
+
+    def _refuse_strangers(self, given: Mapping[str, Any], what: str) -> None:
+        if self._tokens is None or what in self._settings.without_token:
+            return
+        if not self._tokens.known(given.get("HTTP_AUTHORIZATION")):
+            raise Refused(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "this server answers those that bring a token it knows, as Authorization: Bearer "
+                "TOKEN",
+            )
+
+    def _routed(self, given: Mapping[str, Any], path: str) -> Any:
+        for method, pattern, answer in self._routes:
+            match = pattern.match(path)
+            if match and given.get("REQUEST_METHOD") == method:
+                asked = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                return answer(self._body(given) if method == "POST" else {}, **asked)
+        raise Refused(grpc.StatusCode.NOT_FOUND, f"there is no {path!r} to be asked in this way")
+
+    def _body(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        length = given.get("CONTENT_LENGTH") or "0"
+        if not length.isdecimal():
+            raise BadRequest("Content-Length", f"is {length!r}")
+        if int(length) > self._settings.max_message_bytes:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"the request has {int(length):,} bytes, but this server takes "
+                f"{self._settings.max_message_bytes:,}; send fewer candidates",
+            )
+        try:
+            found = json.loads(given["wsgi.input"].read(int(length)) or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise BadRequest("body", f"is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise BadRequest("body", "must be a JSON object")
+        return found
+
+    def _ready(self, _: Mapping[str, Any]) -> Any:
+        if not self._models.loaded():
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "no model is served here at the moment")
+        return {"ready": True}
+
+    def _model_ready(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
+        found = self._models.find(name, version_of(version))
+        return {"name": found.name, "ready": True}
+
+    def _metadata(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
+        return self._inference.described(self._models.find(name, version_of(version)))
+
+    def _infer(self, body: Mapping[str, Any], name: str, version: str = "") -> Any:
+        served = self._models.find(name, version_of(version))
+        outputs = body.get("outputs", [])
+        refuse_others([str(_field(one, "name", str)) for one in _objects("outputs", outputs)])
+        scores = served.score(columns_of(_tensors(body), served))
+        score = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
+        found = {"model_name": served.name, "model_version": str(served.version)}
+        return found | ({"id": body["id"]} if "id" in body else {}) | {"outputs": [score]}
+
+    def _load(self, body: Mapping[str, Any], name: str) -> Any:
+        given = body.get("parameters", {})
+        if not isinstance(given, dict):
+            raise BadRequest("parameters", "must be an object")
+        parameters = {}
+        for key, value in given.items():
+            kind = "int64_param" if isinstance(value, int) else "string_param"
+            try:
+                parameters[key] = ParseDict({kind: value}, wire.ModelRepositoryParameter())
+            except ParseError as error:
+                raise BadRequest(key, f"is neither a number nor a string: {error}") from error
+        self._inference.load(name, parameters)
+        return {}
+
+    def _unload(self, _: Mapping[str, Any], name: str) -> Any:
+        self._inference.unload(name)
+        return {}
+
+
+def _encoded(value: Any) -> bytes:
+    def told(message: Any) -> Any:
+        return MessageToDict(message, preserving_proto_field_name=True)
+
+    if not isinstance(value, dict | list):
+        value = told(value) if hasattr(value, "DESCRIPTOR") else [told(one) for one in value]
+    return json.dumps(value).encode() + b"\n"
+
+
+def _objects(name: str, given: Any) -> list[dict[str, Any]]:
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise BadRequest(name, "must be a list of objects")
+    return given
+
+
+def _field(one: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(one.get(name), kind):
+        raise BadRequest(name, f"of an entry must be there, and a {kind.__name__}")
+    return one[name]
+
+
+def _tensors(body: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The request's inputs by name."""
+    found: dict[str, Tensor] = {}
+    for one in _objects("inputs", body.get("inputs")):
+        name = _field(one, "name", str)
+        if name in found:
+            raise BadRequest(name, "is given twice")
+        found[name] = _tensor(name, one)
+    return found
+
+
+def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
+    datatype, shape = _field(one, "datatype", str), _field(one, "shape", list)
+    if datatype not in CONTENTS:
+        raise BadRequest(name, f"is of {datatype!r}, but may be of {', '.join(CONTENTS)}")
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    if not whole or not 0 < len(shape) < 3:
+        raise BadRequest(name, f"has the shape {shape}, but must be [N] or [N, columns]")
+    values = _flat(_field(one, "data", list))
+    if len(values) != math.prod(shape):
+        raise BadRequest(name, f"has {len(values):,} values, but is {shape}")
+    kind, _ = CONTENTS[datatype]
+    if not kind:
+        if not all(isinstance(value, str) for value in values):
+            raise BadRequest(name, "holds something else than strings")
+        return pa.array(values, pa.string()), shape
+    if not all(type(value) in (int, float, bool) for value in values):
+        raise BadRequest(name, "holds something else than numbers")
+    try:
+        return narrowed(name, np.array(values), kind), shape
+    except (OverflowError, TypeError) as error:
+        raise BadRequest(name, f"holds a number that no {datatype} can be: {error}") from error
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    """Values of a list, or of a list of rows."""
+    if data and all(isinstance(row, list) for row in data):
+        return [value for row in data for value in row]
+    return data
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, and only so many of them."""
+
+    daemon_threads = True
+    tls: HttpTls | None = None
+
+    def __init__(self, *given: Any):
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(*given)
+
+    def get_request(self) -> tuple[Any, Any]:
+        taken, address = super().get_request()
+        return (taken if self.tls is None else self.tls.wrapped(taken)), address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("a connection over HTTP failed", exc_info=True)
