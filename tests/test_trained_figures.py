@@ -51,6 +51,14 @@ def test_a_form_has_its_seeds_mean_its_floor_and_its_speeds() -> None:
     ]
 
 
+def test_a_size_that_one_record_lacks_is_left_open_in_its_rows() -> None:
+    of_log = {"hashed-100x-log-0": figures(0.6, 32, trained_rows_per_second=[])}
+    fewer = of_forms(of_log, ratios=[100.0])
+    head, _, *rows = forms.methods(FORMS, fewer)
+    assert head.startswith("| method | begins from | 10x | 100x |")
+    assert rows[-1] == "| `hashed` | log | - | 0.60000, 0.5000 | | 100 |"
+
+
 def test_written_forms_are_named_without_their_seed() -> None:
     beside = {"original": figures(0.8, 640), "control": figures(0.81, 640)}
     record = {

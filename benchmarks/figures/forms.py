@@ -49,7 +49,8 @@ def methods(*records: Record) -> list[str]:
     Records of one log that differ in what forms begin from.
     """
     forms = Forms(records[0])
-    head = ["method", "begins from", *(f"{ratio:g}x" for ratio in forms.ratios)]
+    ratios = sorted({ratio for record in records for ratio in Forms(record).ratios})
+    head = ["method", "begins from", *(f"{ratio:g}x" for ratio in ratios)]
     rows = [
         [name, "", _quality(forms.beside(name)), *[""] * (len(head) - 3), "", _scored(made)]
         for name in ("original", "control")
@@ -57,7 +58,7 @@ def methods(*records: Record) -> list[str]:
     ]
     for forms, way in product(map(Forms, records), WAYS):
         for name in forms.methods:
-            made = [forms.seeds(name, ratio, way) for ratio in forms.ratios]
+            made = [forms.seeds(name, ratio, way) for ratio in ratios]
             if any(made):
                 every = [one for seeds in made for one in seeds]
                 cells = [_cell(seeds) for seeds in made]
