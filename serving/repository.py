@@ -193,8 +193,11 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _written(place: Path) -> int:
-    """When a version was written last; 0 where nobody can tell."""
+    """When anything of a version was last written or moved there; 0 where nobody can tell.
+
+    By the time of the change of a file's entry, which a copy does not bring along.
+    """
     try:
-        return max(file.stat().st_mtime_ns for file in (place, *place.iterdir()))
+        return max(file.stat().st_ctime_ns for file in (place, *place.rglob("*")))
     except OSError:
         return 0

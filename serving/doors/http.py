@@ -283,6 +283,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     """A thread a connection, and only so many of them."""
 
     daemon_threads = True
+    request_queue_size = 2 * CONNECTIONS  # else clients that come together wait for seconds
     tls: HttpTls | None = None
 
     def __init__(self, *given: Any):

@@ -21,7 +21,7 @@ from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
 
 MAX_ROWS, MAX_IDS = 50, 400
-MUTATED = 6_000
+MUTATED = 3_000
 WORDS = np.array(["Zürich", "Basel", "a", "b", "", "nowhere", "上海", "\x00"], object)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,28 @@ from embedcomp.serving.repository import Repository
 from embedcomp.serving.server import ScoringServer
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire import inference_pb2 as wire
+from embedcomp.support.files import replacing
 
 SETTINGS = ServerSettings(port=0, max_rows=100)
 CODE = grpc.StatusCode
+MADE = tempfile.TemporaryDirectory()  # of models that are saved once, and copied
+
+
+@cache
+def made(seed: int) -> Path:
+    """A small model; each seed scores differently."""
+    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
+    out, model = Path(MADE.name) / str(seed), source.build(FEATURES, seed)
+    found = artifact.save(out, model, features=FEATURES, source=source, alone=None, bytes={})
+    return found.folder
 
 
 def save(out: Path, seed: int) -> Path:
-    """A new version of a small model; each seed scores differently."""
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    model = source.build(FEATURES, seed)
-    made = artifact.save(out, model, features=FEATURES, source=source, alone=None, bytes={})
-    return made.folder
+    """A new version of a model, which is there at once."""
+    place = out / str(max(artifact.versions(out), default=0) + 1)
+    with replacing(place) as fresh:
+        shutil.copytree(made(seed), fresh)
+    return place
 
 
 @pytest.fixture
