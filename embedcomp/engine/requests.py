@@ -47,7 +47,6 @@ class Requests:
         self._names = [*features.keys, *(number.name for number in dense)]
         given = (native.Feature * max(len(self._names), 1))()
         for struct, feature in zip(given, ids, strict=False):
-            assert feature.vocabulary.known is not None  # the engine is there
             struct.known, struct.many = feature.vocabulary.known.struct, feature.multi_valued
             struct.is_user = feature.side == "user"
         for struct, number in zip(given[len(ids) :], dense, strict=False):

@@ -107,10 +107,12 @@ class Vocabulary:
         return self.rows - RESERVED + NULL if self.dense_ids else NULL
 
     @cached_property
-    def known(self) -> Known | None:
-        """Rows of known ids, for the compiled engine; None where that was not built."""
-        if native.library() is None:
-            return None
+    def known(self) -> Known:
+        """Rows of known ids, for the compiled engine.
+
+        Raises:
+            NotBuilt: it is missing.
+        """
         kind = NUMBERS if self.type == pa.int64() else STRINGS
         about = About(kind, len(self.values), RESERVED, self.unknown_row, self.null_row)
         if self.dense_ids:
@@ -127,7 +129,7 @@ class Vocabulary:
             return np.full(len(column), self.null_row, np.int32)
         if column.type != self.type:
             raise WrongType(f"holds {column.type} values, but the training log had {self.type}")
-        if self.known is not None:
+        if native.library() is not None:
             return self.known.rows_of(column)
         return self._encode_row_numbers(column) if self.dense_ids else self._encode_ids(column)
 
@@ -223,7 +225,7 @@ def opened(file: Path, table: Path) -> list[Vocabulary]:
     except BadArtifact:
         found = load(file)
         try:
-            known.save([one.known for one in found if one.known is not None], table)
+            known.save([one.known for one in found], table)
             tables = known.load(table)
         except (OSError, BadArtifact) as error:
             log.info("%s cannot be kept for other processes: %s", table, error)
