@@ -37,6 +37,7 @@ class Models:
 
     def __init__(self, served: Iterable[Served] = ()):
         """The newest of a model's versions is the current one."""
+        self.draining = False  # the server takes no new clients any more
         self._lock = threading.Lock()  # of changes; readers see one mapping or the next
         self._current: dict[str, Served] = {}
         self._loaded: dict[tuple[str, int], Served] = {}
@@ -77,10 +78,15 @@ class Models:
                 self._current = others if newest is None else {**others, name: newest}
 
     @property
+    def ready(self) -> bool:
+        """Whether new clients should come."""
+        return bool(self._loaded) and not self.draining
+
+    @property
     def only(self) -> Served | None:
-        """The one version that is served, whoever asks; None where there are several."""
-        loaded = self._loaded
-        return next(iter(loaded.values())) if len(loaded) == 1 else None
+        """The version that answers who names neither; None where there are several models."""
+        current = self._current
+        return next(iter(current.values())) if len(current) == 1 else None
 
     def find(self, name: str = "", version: int = 0) -> Served:
         """The version that answers; of an empty name the only model, of 0 the current version.

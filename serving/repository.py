@@ -37,7 +37,8 @@ class Repository:
         opened: opens NAME/VERSION.
 
     Raises:
-        BadArtifact: there is nothing at a path, or none of all that there is can be served.
+        BadArtifact: there is nothing at a path, two models have one name, or none of all that there
+            is can be served.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Repository:
         self._newest: dict[str, int] = {}  # version that was served; a poll takes newer ones alone
         self._tried: dict[Path, int] = {}  # broken versions, by when their manifest was written
         self._stopped = threading.Event()
-        self._errors: list[Exception] = []  # of versions that could not be opened
+        self._error: Exception | None = None  # of the last version that could not be opened
         for path in self._paths:
             folders = self._folders(path)
             if not folders:
@@ -61,12 +62,11 @@ class Repository:
                     f"{path} holds no model: it has no {MANIFEST}, no numbered version and no "
                     "folder with one; make one with `embedcomp train` or `embedcomp compress`"
                 )
-            for name, folder in folders.items():
-                for place in _places(folder):
-                    if self.models.current(name) is None:
-                        self._open(place)
+        for folder in self._all_folders().values():
+            any(self._open(place) for place in _places(folder))
         if not self.models.loaded():
-            raise self._errors[0]
+            assert self._error is not None, "there was something to open"
+            raise self._error
 
     def poll(self) -> None:
         """Look once for new versions and models, and for those that are gone."""
@@ -74,9 +74,9 @@ class Repository:
             for name, folder in self._all_folders().items():
                 if name in self._unloaded:
                     continue
-                now, newest = self.models.current(name), _places(folder)[0]
-                if now is None or int(newest.name) > self._newest[name]:
-                    self._open(newest)
+                served = self._newest.get(name, 0) if self.models.current(name) else 0
+                newer = (place for place in _places(folder) if int(place.name) > served)
+                any(self._open(place) for place in newer)  # the newest that can be
             for one in self.models.loaded():
                 gone = not (one.scorer.folder / MANIFEST).exists()
                 reason = "its folder is gone; it is served from memory" if gone else ""
@@ -106,7 +106,10 @@ class Repository:
             Refused: there is none, or it is broken; what was served before is served on.
         """
         with self._changing:
-            folder = self._all_folders().get(name)
+            try:
+                folder = self._all_folders().get(name)
+            except BadArtifact as error:
+                raise Refused(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
             found = [] if folder is None else _places(folder)
             place = next((p for p in found if version in (0, int(p.name))), None)
             if place is None:
@@ -116,7 +119,7 @@ class Repository:
                 )
             self._tried.pop(place, None)
             if not self._open(place):
-                why = f"version {place.name} of {name!r} cannot be served: {self._errors[-1]}"
+                why = f"version {place.name} of {name!r} cannot be served: {self._error}"
                 raise Refused(grpc.StatusCode.FAILED_PRECONDITION, why)
             self._unloaded.discard(name)
 
@@ -147,7 +150,7 @@ class Repository:
             known = isinstance(error, (EmbedcompError, OSError))
             said = str(error) if known else f"{type(error).__name__}: {error}"
             self._tried[place] = written
-            self._errors.append(error)
+            self._error = error
             self.models.tell(State(name, version, UNAVAILABLE, said))
             logger.warning("%s is not served: %s", place, said, exc_info=not known)
             return False
@@ -171,7 +174,12 @@ class Repository:
     def _all_folders(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for path in self._paths:
-            found |= self._folders(path)
+            for name, folder in self._folders(path).items():
+                if found.setdefault(name, folder) != folder:
+                    raise BadArtifact(
+                        f"{found[name]} and {folder} are both called {name!r}, and a model is "
+                        "asked for by its name; serve one of them, or the folder of both versions"
+                    )
         return found
 
     def _folders(self, path: Path) -> dict[str, Path]:

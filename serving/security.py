@@ -20,10 +20,9 @@ from embedcomp.serving.settings import ServerSettings
 
 LOOK_AGAIN_S = 1.0  # from one look at the token file to the next
 HEADER, SCHEME = "authorization", "Bearer "
-OPENED = {  # what may be opened to calls without a token, and the services behind it
-    "health": ("grpc.health.v1.Health",),
-    "reflection": ("grpc.reflection.v1alpha.ServerReflection",),
-    "metrics": (),  # which is on the HTTP port
+SERVICES = {  # that may be open to calls without a token, by the setting's word for them
+    "health": "grpc.health.v1.Health",
+    "reflection": "grpc.reflection.v1alpha.ServerReflection",
 }
 
 logger = logging.getLogger(__name__)
@@ -45,96 +44,71 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """What the server shows and asks for; None: calls are in plain text.
+class Certificates:
+    """What the server shows, and what it asks of clients, from files that may be renewed.
 
-    Renewed certificates are shown to whoever connects from then on. Where the new ones do not fit
-    each other, the old ones are shown on.
+    Who connects after new ones were written is shown those. Where they do not fit each other, the
+    old ones are shown on, and the log says why.
 
     Raises:
         BadSettings: a file cannot be read, or holds no certificate or no key that fits it.
     """
-    if settings.tls_cert is None:
-        return None
-    certificates = _Certificates(settings)
-    asked = settings.tls_client_ca is not None
-    return grpc.dynamic_ssl_server_credentials(certificates.first, certificates.renewed, asked)
-
-
-class _Certificates:
-    """Certificates from files, read again once they were written anew."""
 
     def __init__(self, settings: ServerSettings):
         assert settings.tls_cert is not None and settings.tls_key is not None
         self._cert, self._key = settings.tls_cert, settings.tls_key
         self._ca = settings.tls_client_ca
+        self._lock = threading.Lock()
         self._seen = self._written()
-        self.first = self._read()
+        self._context, self._for_grpc = self._read()
 
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new ones; None where there are none. gRPC asks before each handshake."""
-        try:
-            written = self._written()
-            if written == self._seen:
-                return None
-            self._seen = written
-            found = self._read()
-        except BadSettings as error:
-            logger.warning("certificates are not renewed: %s", error)
-            return None
-        logger.info("certificates are renewed from %s", self._cert)
-        return found
+    def for_grpc(self) -> grpc.ServerCredentials:
+        """As gRPC takes them, which asks before each handshake whether there are new ones."""
+        shown = self._for_grpc
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            before, shown = shown, self._now()[1]
+            return None if shown is before else shown
+
+        return grpc.dynamic_ssl_server_credentials(shown, renewed, self._ca is not None)
+
+    def wrapped(self, taken: socket.socket) -> ssl.SSLSocket:
+        """A connection over TLS; hands are shaken when something is read from it."""
+        return self._now()[0].wrap_socket(taken, server_side=True, do_handshake_on_connect=False)
+
+    def _now(self) -> tuple[ssl.SSLContext, grpc.ServerCertificateConfiguration]:
+        with self._lock:
+            try:
+                written = self._written()
+                if written != self._seen:
+                    self._seen = written
+                    self._context, self._for_grpc = self._read()
+                    logger.info("certificates are renewed from %s", self._cert)
+            except BadSettings as error:
+                logger.warning("certificates are not renewed: %s", error)
+            return self._context, self._for_grpc
 
     def _written(self) -> list[int]:
         return [_written(file) for file in (self._cert, self._key, self._ca) if file is not None]
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> tuple[ssl.SSLContext, grpc.ServerCertificateConfiguration]:
         cert, key = _bytes(self._cert), _bytes(self._key)
+        authority = None if self._ca is None else _bytes(self._ca)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self._cert, self._key)
         except (ssl.SSLError, OSError) as error:
             raise BadSettings(
                 f"{self._cert} and {self._key} are no certificate and its key, as PEM: {error}"
             ) from error
-        authority = None if self._ca is None else _bytes(self._ca)
         if self._ca is not None:
             try:
                 context.load_verify_locations(self._ca)
             except (ssl.SSLError, OSError) as error:
                 raise BadSettings(f"{self._ca} holds no certificate, as PEM: {error}") from error
-        return grpc.ssl_server_certificate_configuration([(key, cert)], authority)
-
-
-class HttpTls:
-    """The same for the HTTP port: whoever connects is shown the newest certificates."""
-
-    def __init__(self, settings: ServerSettings):
-        assert settings.tls_cert is not None and settings.tls_key is not None
-        self._cert, self._key = settings.tls_cert, settings.tls_key
-        self._ca = settings.tls_client_ca
-        self._seen = _written(self._cert)
-        self._context = self._made()
-
-    def wrapped(self, taken: socket.socket) -> ssl.SSLSocket:
-        """A connection over TLS; hands are shaken when something is read from it."""
-        try:
-            written = _written(self._cert)
-            if written != self._seen:
-                self._seen, self._context = written, self._made()
-        except (BadSettings, ssl.SSLError, OSError) as error:
-            logger.warning("certificates are not renewed: %s", error)
-        return self._context.wrap_socket(
-            taken, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
-        )
-
-    def _made(self) -> ssl.SSLContext:
-        found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        found.load_cert_chain(self._cert, self._key)
-        if self._ca is not None:
-            found.load_verify_locations(self._ca)
-            found.verify_mode = ssl.CERT_REQUIRED
-        return found
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context, grpc.ssl_server_certificate_configuration([(key, cert)], authority)
 
 
 class Tokens(grpc.ServerInterceptor):
@@ -149,7 +123,7 @@ class Tokens(grpc.ServerInterceptor):
     def __init__(self, settings: ServerSettings):
         assert settings.token_file is not None
         self._file = settings.token_file
-        self._open = {service for name in settings.without_token for service in OPENED[name]}
+        self._open = {SERVICES.get(name) for name in settings.without_token}
         self._lock = threading.Lock()
         self._looked, self._seen = time.monotonic(), _written(self._file)
         self._tokens = self._read()

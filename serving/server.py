@@ -71,14 +71,14 @@ class ScoringServer:
     def __init__(
         self, models: Models, settings: ServerSettings, repository: Repository | None = None
     ):
-        self._grace_s = settings.grace_s
+        self._models, self._grace_s = models, settings.grace_s
         security.refuse_open_door(settings)
         self._calls, self.metrics = _Calls(), Metrics(models)
-        asked = [security.Tokens(settings)] if settings.token_file is not None else []
-        shown = security.credentials(settings)
+        tokens = None if settings.token_file is None else security.Tokens(settings)
+        shown = None if settings.tls_cert is None else security.Certificates(settings)
         self._grpc = grpc.server(
             ThreadPoolExecutor(settings.threads, thread_name_prefix="scoring"),
-            interceptors=[self._calls, *asked],
+            interceptors=[self._calls, *([] if tokens is None else [tokens])],
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers would share a port without a word
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -98,7 +98,9 @@ class ScoringServer:
         reflection.enable_server_reflection(names, self._grpc)
         self._http = None
         if settings.metrics_port is not None:
-            self._http = HttpDoor(models, open_protocol, self.metrics, settings)
+            self._http = HttpDoor(
+                models, open_protocol, self.metrics, settings, tokens=tokens, shown=shown
+            )
         self._grpc.start()
 
     @property
@@ -112,6 +114,7 @@ class ScoringServer:
         Calls that are in flight when the grace time is over are cancelled.
         """
         began = time.monotonic()
+        self._models.draining = True
         self._health.enter_graceful_shutdown()
         wait_for_clients(self.port, self._grace_s, self._calls.count)
         left = self._grace_s - (time.monotonic() - began)
@@ -151,11 +154,11 @@ class _Calls(grpc.ServerInterceptor):
         return self._last
 
 
-def _bind(server: grpc.Server, host: str, port: int, shown: grpc.ServerCredentials | None) -> int:
+def _bind(server: grpc.Server, host: str, port: int, shown: security.Certificates | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         if shown is not None:
-            bound: int = server.add_secure_port(address, shown)
+            bound: int = server.add_secure_port(address, shown.for_grpc())
         else:
             bound = server.add_insecure_port(address)
     except RuntimeError as error:

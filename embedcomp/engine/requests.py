@@ -26,6 +26,16 @@ pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a message may ask for: this model and version, or none by name, and so much of it."""
+
+    model: bytes
+    version: int
+    max_rows: int  # candidates
+    max_ids: int  # of one feature over all candidates
+
+
+@dataclass(frozen=True)
 class _Columns:
     """Where a model's features are among the columns of a schema.
 
@@ -112,22 +122,19 @@ class Requests:
                 request.items, request.item_columns, request.item_types = at, columns, types
         return request
 
-    def score_message(
-        self, message: bytes, model: bytes, version: int, max_rows: int, max_ids: int
-    ) -> np.ndarray | None:
-        """Click probabilities float32 [B] of a PredictRequest's bytes; None: as for `score`.
-
-        Args:
-            model, version: that it may ask for; another is out of the ordinary too,
-            max_rows, max_ids: as are more candidates, or ids of one feature.
+    def score_message(self, message: bytes, taken: Taken) -> np.ndarray | None:
+        """Click probabilities float32 [B] of a PredictRequest's bytes; None: as for `score`, or it
+        asks for more than is taken.
 
         Raises:
             BadRequest: a score is not finite.
         """
-        request = native.Request(max_rows=max_rows, max_ids=max_ids, version=version)
+        request = native.Request(
+            max_rows=taken.max_rows, max_ids=taken.max_ids, version=taken.version
+        )
         request.message, request.length = _address(message), len(message)
-        request.model, request.model_length = _address(model), len(model)
-        return self._answer(request, min(ROWS, max_rows))
+        request.model, request.model_length = _address(taken.model), len(taken.model)
+        return self._answer(request, min(ROWS, taken.max_rows))
 
     def _answer(self, request: native.Request, rows: int) -> np.ndarray | None:
         """Scores, of requests of so many rows in the call that reads them."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 from embedcomp.engine.description import Description
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
+from embedcomp.engine.requests import Taken
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 
@@ -50,15 +51,7 @@ class Backend(Protocol):
         """Probabilities of raw columns, float32 [B]: a row a candidate, and one user."""
         ...
 
-    def score_message(
-        self,
-        features: Features,
-        message: bytes,
-        model: bytes,
-        version: int,
-        max_rows: int,
-        max_ids: int,
-    ) -> np.ndarray | None:
+    def score_message(self, features: Features, message: bytes, taken: Taken) -> np.ndarray | None:
         """Probabilities of a PredictRequest's bytes, float32 [B]; None: read it to score it."""
         ...
 

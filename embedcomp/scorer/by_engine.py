@@ -21,7 +21,7 @@ from embedcomp.engine.prepare import (
     refuse_several,
 )
 from embedcomp.engine.program import Work
-from embedcomp.engine.requests import Requests
+from embedcomp.engine.requests import Requests, Taken
 from embedcomp.engine.standalone import Standalone
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
@@ -80,17 +80,8 @@ class ByEngine:
         scores = self.requests(features).score(items, user)
         return self.score_slowly(features, items, user) if scores is None else scores
 
-    def score_message(
-        self,
-        features: Features,
-        message: bytes,
-        model: bytes,
-        version: int,
-        max_rows: int,
-        max_ids: int,
-    ) -> np.ndarray | None:
-        read = self.requests(features)
-        return read.score_message(message, model, version, max_rows, max_ids)
+    def score_message(self, features: Features, message: bytes, taken: Taken) -> np.ndarray | None:
+        return self.requests(features).score_message(message, taken)
 
     def requests(self, features: Features) -> Requests:
         """What the engine reads raw columns by."""

@@ -14,6 +14,7 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.description import Description
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
+from embedcomp.engine.requests import Taken
 from embedcomp.engine.standalone import PRECISIONS
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.kernels import native
@@ -166,10 +167,8 @@ class Scorer:
         Raises:
             BadRequest: a score is not finite.
         """
-        name = self.name.encode()
-        return self._backend.score_message(
-            self.features, message, name, self.version, max_rows, max_ids
-        )
+        taken = Taken(self.name.encode(), self.version, max_rows, max_ids)
+        return self._backend.score_message(self.features, message, taken)
 
 
 def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:

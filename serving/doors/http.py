@@ -39,7 +39,7 @@ from embedcomp.serving.doors.inference import (
 from embedcomp.serving.errors import CannotListen, Refused
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
-from embedcomp.serving.security import HttpTls, Tokens
+from embedcomp.serving.security import Certificates, Tokens
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire import inference_pb2 as wire
 
@@ -70,11 +70,17 @@ class HttpDoor:
     """
 
     def __init__(
-        self, models: Models, inference: Inference, metrics: Metrics, settings: ServerSettings
+        self,
+        models: Models,
+        inference: Inference,
+        metrics: Metrics,
+        settings: ServerSettings,
+        *,
+        tokens: Tokens | None,
+        shown: Certificates | None,
     ):
         self._models, self._inference, self._metrics = models, inference, metrics
-        self._settings = settings
-        self._tokens = None if settings.token_file is None else Tokens(settings)
+        self._settings, self._tokens = settings, tokens
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
             (method, re.compile(pattern + "/?$"), answer)
             for method, pattern, answer in (
@@ -98,8 +104,7 @@ class HttpDoor:
             )
         except OSError as error:
             raise CannotListen(settings.host, settings.metrics_port) from error
-        if settings.tls_cert is not None:
-            self._server.tls = HttpTls(settings)
+        self._server.shown = shown
         self.port: int = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name=DOOR, daemon=True).start()
 
@@ -171,8 +176,8 @@ class HttpDoor:
         return found
 
     def _ready(self, _: Mapping[str, Any]) -> Any:
-        if not self._models.loaded():
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "no model is served here at the moment")
+        if not self._models.ready:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "no model answers here at the moment")
         return {"ready": True}
 
     def _model_ready(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
@@ -284,7 +289,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     request_queue_size = 2 * CONNECTIONS  # else clients that come together wait for seconds
-    tls: HttpTls | None = None
+    shown: Certificates | None = None
 
     def __init__(self, *given: Any):
         self._free = threading.BoundedSemaphore(CONNECTIONS)
@@ -292,7 +297,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def get_request(self) -> tuple[Any, Any]:
         taken, address = super().get_request()
-        return (taken if self.tls is None else self.tls.wrapped(taken)), address
+        return (taken if self.shown is None else self.shown.wrapped(taken)), address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):

@@ -71,7 +71,7 @@ class Inference:
         )
 
     def _server_ready(self, data: bytes, _: grpc.ServicerContext) -> wire.ServerReadyResponse:
-        return wire.ServerReadyResponse(ready=bool(self._models.loaded()))
+        return wire.ServerReadyResponse(ready=self._models.ready)
 
     def server(self) -> wire.ServerMetadataResponse:
         """What this server is."""
@@ -175,16 +175,22 @@ def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> in
     have it: {"version_policy": {"specific": {"versions": [2]}}}.
 
     Raises:
-        BadRequest: it is no number, or a configuration that says something else.
+        BadRequest: it is no number, or something else is asked for.
     """
+    for name in parameters:
+        if name not in ("version", "config"):
+            raise BadRequest(name, "is nothing that loading a model takes; give a version alone")
     if "version" in parameters:
         given = parameters["version"]
         return given.int64_param or version_of(given.string_param)
     if "config" not in parameters:
         return 0
     try:
-        policy = json.loads(parameters["config"].string_param).get("version_policy", {})
-        (version,) = policy["specific"]["versions"] if "specific" in policy else (0,)
+        config = json.loads(parameters["config"].string_param)
+        if not config:
+            return 0
+        ((_, policy),) = {"version_policy": {}, **config}.items()
+        (version,) = policy["specific"]["versions"]
         return int(version)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(

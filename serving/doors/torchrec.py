@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from embedcomp.engine.prepare import Part
 from embedcomp.errors import BadRequest
-from embedcomp.graph.graph import Leaf
 from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
@@ -42,8 +41,7 @@ class TorchRec:
             raise BadRequest("batch_size", f"is {request.batch_size}, but must be 0 or more")
         served.check_rows(request.batch_size)
         for name in NOT_TAKEN:
-            if getattr(request, name).num_features:
-                raise BadRequest(name, "is nothing that models here take; leave it out")
+            _refuse(name, request)
         scores = _scores(served, request)
         return wire.PredictionResponse(predictions={SCORES: wire.FloatVec(data=scores)})
 
@@ -54,6 +52,7 @@ def _scores(served: Served, request: wire.PredictionRequest) -> np.ndarray:
         return served.score_parts(_parts(served, request))
     ids = [one for one in served.inputs if one.type != pa.float32()]
     dense = _dense(request, columns - len(ids))
+    _refuse("id_score_list_features", request)
     values, lengths, _ = _sparse("id_list_features", request, len(ids), served.settings.max_ids)
     found: dict[str, pa.Array] = {}
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -95,14 +94,21 @@ def _parts(served: Served, request: wire.PredictionRequest) -> list[Part]:
         parts.append(Part(leaf, numbers))
     if not dense:
         _dense(request, 0)
-    return parts + [_jagged(leaf, served, request) for leaf in jagged]
+    fields = {"id_list_features", "id_score_list_features"}
+    for leaf in jagged:
+        field = "id_score_list_features" if leaf.weighted else "id_list_features"
+        fields -= {field}
+        read = _sparse(field, request, len(leaf.keys), served.settings.max_ids)
+        parts.append(Part(leaf, *read))
+    for name in fields:
+        _refuse(name, request)
+    return parts
 
 
-def _jagged(leaf: Leaf, served: Served, request: wire.PredictionRequest) -> Part:
-    field = "id_score_list_features" if leaf.weighted else "id_list_features"
-    most = served.settings.max_ids
-    values, lengths, weights = _sparse(field, request, len(leaf.keys), most)
-    return Part(leaf, values, lengths, weights if leaf.weighted else None)
+def _refuse(name: str, request: wire.PredictionRequest) -> None:
+    """Raises BadRequest where something is sent that the model has no use for."""
+    if getattr(request, name).num_features:
+        raise BadRequest(name, "is nothing that this model takes; leave it out")
 
 
 def _dense(request: wire.PredictionRequest, columns: int) -> np.ndarray:
@@ -122,7 +128,7 @@ def _dense(request: wire.PredictionRequest, columns: int) -> np.ndarray:
 def _sparse(
     name: str, request: wire.PredictionRequest, features: int, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Ids int64 [n], lengths int64 [features * batch_size], and weights float32 [n] if any."""
+    """Ids int64 [n], lengths int64 [features * batch_size], and scored ids' weights float32 [n]."""
     given = getattr(request, name)
     if given.num_features != features:
         raise BadRequest(name, f"has {given.num_features} features, but the model has {features}")
@@ -134,8 +140,10 @@ def _sparse(
         raise BadRequest(name, f"has a length of {lengths.max():,}; this server takes {most:,}")
     total = int(lengths.sum())
     values = _whole(f"values of {name}", given.values, total)
-    if not given.weights:
-        return values, lengths, np.ones(total, np.float32)
+    if name == "id_list_features":
+        if given.weights:
+            raise BadRequest(name, "has weights, which the model does not take; leave them out")
+        return values, lengths, None
     if len(given.weights) != 4 * total:
         raise BadRequest(
             name, f"has {len(given.weights):,} bytes of weights for {total:,} ids of 4 bytes each"

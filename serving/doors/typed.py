@@ -42,19 +42,23 @@ class Typed:
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
         refuse_given_up(context)
-        only = self._models.only
-        served, scores = only, None if only is None else only.score_message(data)
+        served = self._models.only
+        scores = None if served is None else served.score_message(data)
         if served is None or scores is None:
-            served, scores = self._slowly(data)
+            served, scores = self._slowly(data, tried=served)
         return wire.PredictResponse(
             scores=scores.tobytes(), model=served.name, version=served.version
         )
 
-    def _slowly(self, data: bytes) -> tuple[Served, np.ndarray]:
-        """The model and the scores of a request that the engine does not read by itself."""
+    def _slowly(self, data: bytes, tried: Served | None) -> tuple[Served, np.ndarray]:
+        """The version that a request asks for, and its scores.
+
+        Args:
+            tried: whose engine does not read it by itself.
+        """
         request = parsed(wire.PredictRequest, data)
         served = self._models.find(request.model, request.version)
-        scores = served.score_message(data)
+        scores = None if served is tried else served.score_message(data)
         if scores is None:
             scores = served.score(*from_request(request, served.names))
         return served, scores

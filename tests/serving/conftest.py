@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import runpy
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,3 +62,24 @@ def columns() -> dict[str, pa.Array]:
 @pytest.fixture
 def items(columns: dict[str, pa.Array]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
+
+
+@pytest.fixture
+def serve_slowly(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Callable[[float], tuple[subprocess.Popen[str], str]]:
+    """Starts toy_scorer.py as a program; gives the process and its address."""
+
+    def start(seconds: float) -> tuple[subprocess.Popen[str], str]:
+        here, place = Path(__file__).parent, tmp_path / "toy" / "7"
+        place.mkdir(parents=True)
+        process = subprocess.Popen(
+            [sys.executable, str(here / "toy_scorer.py"), str(seconds), str(place)],
+            env=os.environ | {"PYTHONPATH": str(here.parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        request.addfinalizer(process.kill)
+        return process, process.stdout.readline().split()[-1]
+
+    return start

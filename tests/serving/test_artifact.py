@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from toy_scorer import FEATURES
+from toy_scorer import save_small
 
-from embedcomp.artifact import artifact
-from embedcomp.artifact.source import ModelSource
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
 from embedcomp.serving.models import Models
@@ -23,17 +20,7 @@ SETTINGS = ServerSettings(port=0)
 
 @pytest.fixture(scope="module")
 def real_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    out: Path = tmp_path_factory.mktemp("artifact") / "clicks"
-    artifact.save(
-        out,
-        source.build(FEATURES, seed=1),
-        features=FEATURES,
-        source=source,
-        alone=None,
-        bytes={},
-    )
-    return Scorer.open(out)
+    return Scorer.open(save_small(tmp_path_factory.mktemp("artifact") / "clicks"))
 
 
 @pytest.mark.server

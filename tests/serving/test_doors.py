@@ -18,11 +18,9 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from torchrec import KeyedJaggedTensor
-from toy_scorer import FEATURES
+from toy_scorer import FEATURES, save_small
 
 import embedcomp
-from embedcomp.artifact import artifact
-from embedcomp.artifact.source import ModelSource
 from embedcomp.log.features import Features
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
@@ -83,10 +81,7 @@ def _served(scorer: Scorer) -> Iterator[Door]:
 
 
 def _saved(out: Path, features: Features) -> Scorer:
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    model = source.build(features, seed=1)
-    artifact.save(out, model, features=features, source=source, alone=None, bytes={})
-    return Scorer.open(out)
+    return Scorer.open(save_small(out, features=features))
 
 
 @pytest.fixture(scope="module")
@@ -356,8 +351,8 @@ def test_a_users_own_model_is_served_by_every_protocol(own: Any, tmp_path: Path)
     request.float_features.values = dense.numpy().tobytes()
     assert np.array_equal(door.predict(request), wanted)
     assert np.array_equal(_typed_scores(door, arrays, len(dense)), wanted)
-    if pytest.importorskip("tritonclient"):
-        assert np.array_equal(_triton(door, arrays, tmp_path)[0], wanted)
+    pytest.importorskip("tritonclient")
+    assert np.array_equal(_triton(door, arrays, tmp_path)[0], wanted)
 
 
 def _typed_scores(door: Door, arrays: dict[str, np.ndarray], rows: int) -> np.ndarray:
@@ -534,7 +529,10 @@ def _predictions(columns: dict[str, pa.Array]) -> Iterator[tuple[theirs.Predicti
     yield changed(lengths=whole.lengths[:-1]), "lengths of id_list_features"
     yield changed(lengths=(-lengths).tobytes()), "has a length of -"
     yield changed(lengths=np.full(2 * ROWS, 2**31 - 1, "<i4").tobytes()), "this server takes 1,000"
-    yield changed(weights=b"1"), "bytes of weights"
+    yield changed(weights=b"1234"), "has weights, which the model does not take"
+    request = changed()
+    request.id_score_list_features.num_features = 1
+    yield request, "'id_score_list_features': is nothing that this model takes"
     twice = np.concatenate([[2, 0], lengths[2:]]).astype("<i4").tobytes()
     yield changed(lengths=twice), "'user_id': has several ids in a row"
     request = changed()
@@ -551,7 +549,7 @@ def _predictions(columns: dict[str, pa.Array]) -> Iterator[tuple[theirs.Predicti
     yield request, "bytes, but 9 rows of 2 float32 have 72"
     request = changed()
     request.unary_features.num_features = 1
-    yield request, "'unary_features': is nothing that models here take"
+    yield request, "'unary_features': is nothing that this model takes"
 
 
 def test_predictions_that_do_not_fit_are_an_invalid_argument(
@@ -560,6 +558,28 @@ def test_predictions_that_do_not_fit_are_an_invalid_argument(
     for request, said in _predictions(columns):
         code, details = numbers.refused(torchrec.SERVICE, "Predict", request)
         assert code == CODE.INVALID_ARGUMENT and said in details, details
+
+
+def test_what_a_users_own_model_does_not_take_is_refused(own: Any) -> None:
+    door, inputs = own
+    dense, sparse = _parts(inputs)
+    weighted = sparse.weights_or_none() is not None
+    fields = ["id_list_features", "id_score_list_features"]
+    lengths = sparse.lengths().numpy().astype("<i4").tobytes()
+    request = theirs.PredictionRequest(batch_size=len(dense))
+    request.float_features.num_features = dense.shape[1]
+    request.float_features.values = dense.numpy().tobytes()
+    given = getattr(request, fields[weighted])
+    given.num_features, given.lengths = len(sparse.keys()), lengths
+    given.values = sparse.values().numpy().tobytes()
+    if weighted:  # none are sent
+        code, said = door.refused(torchrec.SERVICE, "Predict", request)
+        assert code == CODE.INVALID_ARGUMENT and "has 0 bytes of weights" in said
+        given.weights = sparse.weights().numpy().tobytes()
+    other = fields[not weighted]
+    getattr(request, other).num_features = 1
+    code, said = door.refused(torchrec.SERVICE, "Predict", request)
+    assert code == CODE.INVALID_ARGUMENT and f"'{other}': is nothing that this model" in said
 
 
 def test_strings_cannot_be_sent_by_torchrecs_protocol(clicks: Door) -> None:

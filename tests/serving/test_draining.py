@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import grpc
 import pyarrow as pa
@@ -30,19 +29,10 @@ NOT_SENT = "failed to connect to all addresses"
 
 
 def test_sigterm_loses_no_call_of_clients_without_a_pause(
-    items: pa.RecordBatch, tmp_path: Path, request: pytest.FixtureRequest
+    items: pa.RecordBatch,
+    serve_slowly: Callable[[float], tuple[subprocess.Popen[str], str]],
 ) -> None:
-    place, here = tmp_path / "toy" / "7", Path(__file__).parent
-    place.mkdir(parents=True)
-    process = subprocess.Popen(
-        [sys.executable, str(here / "toy_scorer.py"), "0", str(place)],
-        env=os.environ | {"PYTHONPATH": str(here.parents[1])},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    request.addfinalizer(process.kill)
-    assert process.stdout is not None
-    target, message = process.stdout.readline().split()[-1], to_request(items).SerializeToString()
+    (process, target), message = serve_slowly(0.0), to_request(items).SerializeToString()
     answered: Counter[str] = Counter()
     stopping = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -18,10 +19,8 @@ import pyarrow as pa
 import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
-from toy_scorer import FEATURES, ToyScorer
+from toy_scorer import ToyScorer, save_small
 
-from embedcomp.artifact import artifact
-from embedcomp.artifact.source import ModelSource
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
 from embedcomp.serving.doors import http
@@ -36,17 +35,11 @@ HOST, ROWS = "127.0.0.1", 3
 SETTINGS = ServerSettings(port=0, metrics_port=0, max_rows=100, max_message_bytes=1 << 20)
 
 
-def save(out: Path, seed: int) -> None:
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    model = source.build(FEATURES, seed)
-    artifact.save(out, model, features=FEATURES, source=source, alone=None, bytes={})
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    save(folder / "clicks", 1)
-    save(folder / "clicks", 2)
+    save_small(folder / "clicks", 1)
+    save_small(folder / "clicks", 2)
     return folder
 
 
@@ -112,8 +105,8 @@ def wanted(home: Path, version: int, columns: dict[str, pa.Array]) -> list[float
 def test_scores_are_those_in_process_to_the_last_bit(
     server: ScoringServer, home: Path, rows: dict[str, pa.Array]
 ) -> None:
-    assert asked(server, "/v2/repository/models/clicks/load", {"parameters": {"version": 1}})
-    assert asked(server, "/v2/repository/models/clicks/load", {})
+    for asks in ({"parameters": {"version": 1}}, {}):  # so that both are open
+        assert asked(server, "/v2/repository/models/clicks/load", asks) == (200, {})
     for path, version in (("", 2), ("/versions/1", 1), ("/versions/2", 2)):
         status, said = asked(server, f"/v2/models/clicks{path}/infer", body(rows))
         assert status == 200, said
@@ -176,6 +169,7 @@ def test_versions_are_loaded_and_unloaded(server: ScoringServer) -> None:
     assert asked(server, "/v2/repository/models/other/load", {})[0] == 404
     assert asked(server, load, {"parameters": {"version": [1]}})[0] == 400
     assert asked(server, load, {"parameters": [1]})[0] == 400
+    assert asked(server, load, {"parameters": {"label": "canary"}})[0] == 400
     assert asked(server, load, {}) == (200, {})
 
 
@@ -325,6 +319,7 @@ def test_http_is_over_tls_where_grpc_is(tmp_path: Path) -> None:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     with ScoringServer(Models.of(settings, ToyScorer()), settings) as server:
+        assert server.metrics_port is not None
         where = f"https://{HOST}:{server.metrics_port}/v2/health/live"
         with urllib.request.urlopen(where, timeout=20, context=trusting) as answer:
             assert answer.status == 200
@@ -332,6 +327,38 @@ def test_http_is_over_tls_where_grpc_is(tmp_path: Path) -> None:
             urllib.request.urlopen(where, timeout=20)
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             urllib.request.urlopen(where.replace("https", "http"), timeout=20)
+        other, renewed = trustme.CA(), ssl.create_default_context()
+        other.configure_trust(renewed)
+        other.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(file)
+        os.utime(file, (0, 0))
+        with urllib.request.urlopen(where, timeout=20, context=renewed) as answer:
+            assert answer.status == 200
+
+
+def test_clients_over_http_must_show_what_the_server_trusts(tmp_path: Path) -> None:
+    ours, theirs, pem, ca = trustme.CA(), trustme.CA(), tmp_path / "pem", tmp_path / "ca"
+    ours.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(pem)
+    theirs.cert_pem.write_to_path(ca)
+    settings = ServerSettings(port=0, metrics_port=0, tls_cert=pem, tls_key=pem, tls_client_ca=ca)
+    with ScoringServer(Models.of(settings, ToyScorer()), settings) as server:
+        where = f"https://{HOST}:{server.metrics_port}/v2/health/live"
+        for shown, let_in in ((theirs, True), (ours, False), (None, False)):
+            context = ssl.create_default_context()
+            ours.configure_trust(context)
+            if shown is not None:
+                shown.issue_cert("client").configure_cert(context)
+            try:
+                with urllib.request.urlopen(where, timeout=20, context=context) as answer:
+                    assert let_in and answer.status == 200
+            except OSError:  # what ssl and urllib raise
+                assert not let_in
+
+
+def test_readiness_ends_before_the_server_does(server: ScoringServer) -> None:
+    assert asked(server, "/v2/health/ready")[0] == 200
+    server._models.draining = True
+    assert asked(server, "/v2/health/ready")[0] == 503
+    assert asked(server, "/v2/health/live")[0] == 200
 
 
 def test_a_port_that_is_taken_is_named(server: ScoringServer) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from toy_scorer import FEATURES
 
 from embedcomp.artifact.source import ModelSource
+from embedcomp.engine.requests import Taken
 from embedcomp.errors import BadRequest
 from embedcomp.kernels import native
 from embedcomp.scorer.by_engine import ByEngine
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was
 
 MAX_ROWS, MAX_IDS = 50, 400
 MUTATED = 3_000
+TAKEN = Taken(b"toy", 7, MAX_ROWS, MAX_IDS)
 WORDS = np.array(["Zürich", "Basel", "a", "b", "", "nowhere", "上海", "\x00"], object)
 
 
@@ -32,7 +34,7 @@ class Both:
     backend: ByEngine
 
     def quickly(self, message: bytes) -> np.ndarray | None:
-        return self.backend.score_message(FEATURES, message, b"toy", 7, MAX_ROWS, MAX_IDS)
+        return self.backend.score_message(FEATURES, message, TAKEN)
 
     def slowly(self, message: bytes) -> np.ndarray:
         request = wire.PredictRequest.FromString(message)

@@ -15,14 +15,14 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
-from toy_scorer import FEATURES, ToyScorer
+from toy_scorer import ToyScorer, save_small
 
 from embedcomp.artifact import artifact
-from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadArtifact
+from embedcomp.kernels import native
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
-from embedcomp.serving.doors import inference
+from embedcomp.serving.doors import inference, typed
 from embedcomp.serving.errors import CallFailed, Refused
 from embedcomp.serving.models import READY, UNAVAILABLE
 from embedcomp.serving.repository import Repository
@@ -38,11 +38,7 @@ MADE = tempfile.TemporaryDirectory()  # of models that are saved once, and copie
 
 @cache
 def made(seed: int) -> Path:
-    """A small model; each seed scores differently."""
-    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    out, model = Path(MADE.name) / str(seed), source.build(FEATURES, seed)
-    found = artifact.save(out, model, features=FEATURES, source=source, alone=None, bytes={})
-    return found.folder
+    return save_small(Path(MADE.name) / str(seed), seed)
 
 
 def save(out: Path, seed: int) -> Path:
@@ -107,6 +103,26 @@ def test_a_new_version_is_found_and_the_one_before_stays_open(home: Path) -> Non
     assert state(repository, 1) == (UNAVAILABLE, "version 3 is served")
     repository.poll()
     assert current(repository) == 3
+
+
+def test_the_newest_of_several_new_versions_that_can_be_is_taken(home: Path) -> None:
+    repository = opened(home / "clicks")
+    save(home / "clicks", 2)
+    _damaged("cut short", save(home / "clicks", 3))
+    repository.poll()
+    assert current(repository) == 2 and state(repository, 3)[0] == UNAVAILABLE
+
+
+def test_two_models_of_one_name_are_refused(home: Path, tmp_path: Path) -> None:
+    save(home / "clicks", 2)
+    save(tmp_path / "elsewhere" / "clicks", 3)
+    for paths in (
+        (home / "clicks" / "1", home / "clicks" / "2"),
+        (home, tmp_path / "elsewhere" / "clicks"),
+    ):
+        with pytest.raises(BadArtifact, match="are both called 'clicks'"):
+            opened(*paths)
+    assert current(opened(home, home / "clicks")) == 2  # the same one, twice
 
 
 def test_an_artifact_stays_the_one_that_was_asked_for(home: Path) -> None:
@@ -284,6 +300,27 @@ def test_versions_are_swapped_under_calls(
 
 
 @pytest.mark.server
+def test_requests_are_read_by_the_engine_after_a_swap_too(
+    served: tuple[Repository, str],
+    home: Path,
+    rows: pa.RecordBatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if native.library() is None:
+        pytest.skip("the engine was not built")
+    repository, target = served
+    save(home / "clicks", 2)
+    repository.poll()
+    assert len(repository.models.loaded()) == 2
+    wanted = repository.models.find("clicks").score(rows)
+    with Client(target) as client, Client(target, version=1) as old:
+        before = old.predict(rows)
+        monkeypatch.setattr(typed, "parsed", lambda *_: pytest.fail("Python read it"))
+        assert np.array_equal(client.predict(rows), wanted)
+    assert not np.array_equal(before, wanted)
+
+
+@pytest.mark.server
 def test_load_and_unload_are_calls(
     served: tuple[Repository, str], home: Path, rows: pa.RecordBatch
 ) -> None:
@@ -306,6 +343,11 @@ def test_load_and_unload_are_calls(
     )
     with pytest.raises(grpc.RpcError, match="does not name one specific version"):
         calls(target, "RepositoryModelLoad", request, wire.RepositoryModelLoadResponse)
+    more = json.dumps({"version_policy": {"specific": {"versions": [1]}}, "max_batch_size": 8})
+    request.parameters["config"].string_param = more
+    with pytest.raises(grpc.RpcError, match="nothing else can be set"):
+        calls(target, "RepositoryModelLoad", request, wire.RepositoryModelLoadResponse)
+    assert current(repository) == 2
     request = wire.RepositoryModelUnloadRequest(model_name="clicks")
     calls(target, "RepositoryModelUnload", request, wire.RepositoryModelUnloadResponse)
     ready = calls(target, "ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse)

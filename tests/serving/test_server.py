@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -327,24 +324,3 @@ def test_sigterm_finishes_calls_in_flight_reports_it_and_exits_with_0(
         assert process.wait(20) == 0
         with pytest.raises(Unreachable):
             client.predict(items)
-
-
-@pytest.fixture
-def serve_slowly(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Callable[[float], tuple[subprocess.Popen[str], str]]:
-    """Starts toy_scorer.py as a program; gives the process and its address."""
-
-    def start(seconds: float) -> tuple[subprocess.Popen[str], str]:
-        here, place = Path(__file__).parent, tmp_path / "toy" / "7"
-        place.mkdir(parents=True)
-        process = subprocess.Popen(
-            [sys.executable, str(here / "toy_scorer.py"), str(seconds), str(place)],
-            env=os.environ | {"PYTHONPATH": str(here.parents[1])},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        request.addfinalizer(process.kill)
-        return process, process.stdout.readline().split()[-1]
-
-    return start

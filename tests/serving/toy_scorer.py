@@ -37,6 +37,16 @@ FEATURES = Features(
 )
 
 
+def save_small(out: Path, seed: int = 1, features: Features = FEATURES) -> Path:
+    """A new version of a small model; each seed scores differently."""
+    from embedcomp.artifact import artifact
+    from embedcomp.artifact.source import ModelSource
+
+    source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
+    model = source.build(features, seed)
+    return artifact.save(out, model, features=features, source=source, alone=None, bytes={}).folder
+
+
 class ToyScorer:
     """Has the interface of embedcomp.scorer.Scorer."""
 
