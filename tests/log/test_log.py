@@ -163,15 +163,15 @@ def test_a_reader_that_stops_early_leaves_no_thread_behind(
 ) -> None:
     import threading
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in range(5):
         stream = in_order(synth_log, synth_features, synth_log.pieces("train"), 10)
         next(stream)
         stream.close()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
-            thread.join(timeout=2)
-    assert threading.active_count() <= before
+    begun = set(threading.enumerate()) - before
+    for thread in begun:
+        thread.join(timeout=2)
+    assert not any(thread.is_alive() for thread in begun)
 
 
 def test_vocabularies_come_back_from_their_files(
