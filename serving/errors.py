@@ -18,11 +18,30 @@ class CannotListen(EmbedcompError):
 
 
 class Refused(EmbedcompError):
-    """A request that the server does not answer; `code` is the status the client gets."""
+    """A request that the server does not answer; `code` is the status the client gets, `retry_s`
+    the seconds after which the same request may be answered, if that is likely."""
 
-    def __init__(self, code: grpc.StatusCode, message: str):
-        self.code = code
+    def __init__(self, code: grpc.StatusCode, message: str, *, retry_s: float | None = None):
+        self.code, self.retry_s = code, retry_s
         super().__init__(message)
+
+
+class WorkersDie(EmbedcompError):
+    """Workers end as soon as they have begun."""
+
+    def __init__(self, times: int, code: int | None):
+        super().__init__(
+            f"{times} workers ended at once, one after the other (exit code {code}; -9 is often "
+            "too little memory), so all are stopped; their log above says why"
+        )
+
+
+def workers_differ(why: str) -> Refused:
+    """What a call is told that changed the versions of its own worker, but not of all others."""
+    return Refused(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"not all workers of this server made the change: {why}; try it again",
+    )
 
 
 class Unreachable(EmbedcompError):

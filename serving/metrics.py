@@ -1,40 +1,108 @@
-"""What a server counts, for Prometheus."""
+"""What a server counts, for Prometheus.
+
+Where several workers share a port (workers.py), prometheus_client adds their numbers up by files,
+so that any of them can tell those of all. What a model counts by itself is therefore told to it now
+and then (`Metrics.publish`).
+"""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from embedcomp.serving.models import READY, Models
+from embedcomp.serving.served import Served
+from embedcomp.support.metrics import SCORES
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds up several processes
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
+OF = ("model", "version")
+Mode = Literal["livemin", "livemax", "livesum"]  # how the gauges of several workers become one
 
 
 class Metrics:
-    """Counters of one server, and what its models say of themselves when they are asked."""
+    """Counters of one server, and of the versions that it has."""
 
     def __init__(self, models: Models):
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "embedcomp_requests",
-            "Calls by what became of them.",
-            ("door", "code"),
-            registry=self.registry,
+        self._models = models
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(name, what, labels, registry=registry)
+
+        def histogram(name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, what, labels, buckets=buckets, registry=registry)
+
+        def gauge(name: str, what: str, mode: Mode, *labels: str) -> Gauge:
+            return Gauge(name, what, labels, multiprocess_mode=mode, registry=registry)
+
+        self._requests = counter(
+            "embedcomp_requests", "Calls by what became of them.", "door", "code"
         )
-        self._seconds = Histogram(
+        self._seconds = histogram(
             "embedcomp_request_duration_seconds",
             "From a call's arrival at its door to its answer.",
-            ("door",),
-            buckets=SECONDS,
-            registry=self.registry,
+            SECONDS,
+            "door",
         )
-        self.registry.register(_OfModels(models))
+        self._queue = histogram(
+            "embedcomp_queue_seconds", "That a call waits for its turn to be scored.", SECONDS
+        )
+        self._compute = histogram(
+            "embedcomp_compute_seconds", "That a batch of calls is scored.", SECONDS
+        )
+        self._batch_rows = histogram("embedcomp_batch_rows", "Candidates in a batch.", ROWS)
+        self._queued = gauge(
+            "embedcomp_queued_rows", "Candidates that wait to be scored.", "livesum"
+        )
+        self._ready = gauge("embedcomp_version_ready", "1: it answers.", "livemin", *OF)
+        self._current = gauge(
+            "embedcomp_version_current", "1: it answers who asks for no version.", "livemin", *OF
+        )
+        self._resident = gauge(
+            "embedcomp_resident_bytes",
+            "Of the numbers that are read when it scores; workers share most of them.",
+            "livemax",
+            *OF,
+        )
+        self._rows = counter(
+            "embedcomp_scored_rows",
+            "Candidates by their score, which is at most `score` and above the one before.",
+            *OF,
+            "score",
+        )
+        self._sum = counter("embedcomp_scores_sum", "Of the scores of all candidates.", *OF)
+        self._ids = counter("embedcomp_ids", "Ids that came.", *OF, "feature")
+        self._unknown = counter(
+            "embedcomp_unknown_ids", "Ids that came and were not trained on.", *OF, "feature"
+        )
+        self._expected = gauge(
+            "embedcomp_expected_scores_ratio",
+            "Share of scores in a bucket of embedcomp_scored_rows when the model was evaluated.",
+            "livemax",
+            *OF,
+            "score",
+        )
+        self._expected_unknown = gauge(
+            "embedcomp_expected_unknown_ids_ratio",
+            "Share of unknown ids in the log that the model was trained on.",
+            "livemax",
+            *OF,
+            "feature",
+        )
+        self._waiting: Callable[[], int] = lambda: 0
+        self._publishing = threading.Lock()
+        self._told: dict[Served, _Told] = {}
 
     @contextmanager
     def call(self, door: str) -> Iterator[Call]:
@@ -46,10 +114,71 @@ class Metrics:
             self._seconds.labels(door).observe(time.perf_counter() - began)
             self._requests.labels(door, found.code.name).inc()
 
+    def batch(self, rows: int, seconds: float) -> None:
+        """Note what was scored in one turn, and how long that took."""
+        self._batch_rows.observe(rows)
+        self._compute.observe(seconds)
+
+    def queued_for(self, seconds: float) -> None:
+        """Note how long a call waited for its turn."""
+        self._queue.observe(seconds)
+
+    def queued(self, rows: Callable[[], int]) -> None:
+        """Ask this for the candidates that wait."""
+        self._waiting = rows
+
     def text(self) -> bytes:
-        """Everything, as Prometheus reads it."""
-        found: bytes = generate_latest(self.registry)
+        """Everything, of all workers, as Prometheus reads it."""
+        self.publish()
+        registry = self.registry
+        if METRICS_FOLDER in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        found: bytes = generate_latest(registry)
         return found
+
+    def publish(self) -> None:
+        """Take over what the models have counted since the last time."""
+        with self._publishing:
+            self._queued.set(self._waiting())
+            loaded = self._models.loaded()
+            for state in self._models.states():
+                of = state.name, str(state.version)
+                self._ready.labels(*of).set(state.state == READY)
+            for one in {**self._told, **dict.fromkeys(loaded)}:
+                of, there = (one.name, str(one.version)), one in loaded
+                self._current.labels(*of).set(self._models.current(one.name) is one)
+                self._resident.labels(*of).set(there * sum(one.scorer.resident.values()))
+                self._publish_counts(one, self._told.get(one) or self._first(one))
+                if not there:
+                    del self._told[one]
+
+    def _first(self, one: Served) -> _Told:
+        """Begin to tell of a version: also what is expected of it."""
+        of, proof = (one.name, str(one.version)), one.scorer.proof
+        if proof is not None:
+            for edge, share in zip(SCORES, proof.scores, strict=False):
+                self._expected.labels(*of, f"{edge:g}").set(share)
+            for feature, share in proof.unknown_ids.items():
+                self._expected_unknown.labels(*of, feature).set(share)
+        found = self._told[one] = _Told()
+        return found
+
+    def _publish_counts(self, one: Served, told: _Told) -> None:
+        of = one.name, str(one.version)
+        by_score, score_sum = one.counts.scores()
+        for edge, rows in zip(SCORES, by_score - told.by_score, strict=True):
+            self._rows.labels(*of, f"{edge:g}").inc(int(rows))
+        self._sum.labels(*of).inc(score_sum - told.score_sum)
+        told.by_score, told.score_sum = by_score, score_sum
+        if one.scorer.seen is None:
+            return
+        seen, features = one.scorer.seen.copy(), one.scorer.features
+        new = seen - (np.zeros_like(seen) if told.seen is None else told.seen)
+        for feature, (ids, unknown) in zip(features.keys, new.tolist(), strict=True):
+            self._ids.labels(*of, feature).inc(ids)
+            self._unknown.labels(*of, feature).inc(unknown)
+        told.seen = seen
 
 
 class Call:
@@ -58,30 +187,10 @@ class Call:
     code: grpc.StatusCode = grpc.StatusCode.OK
 
 
-class _OfModels(Collector):
-    """What versions there are, what they take, and what they gave."""
+class _Told:
+    """What was published of a version's counts."""
 
-    def __init__(self, models: Models):
-        self._models = models
-
-    def collect(self) -> Iterable[Metric]:
-        of = ("model", "version")
-        ready = GaugeMetricFamily("embedcomp_version_ready", "1: it answers.", labels=of)
-        current = GaugeMetricFamily(
-            "embedcomp_version_current", "1: it answers who asks for no version.", labels=of
-        )
-        resident = GaugeMetricFamily(
-            "embedcomp_resident_bytes", "Of the numbers that are read when it scores.", labels=of
-        )
-        rows = GaugeMetricFamily("embedcomp_version_rows", "Rows that it has scored.", labels=of)
-        mean = GaugeMetricFamily("embedcomp_version_mean_score", "Mean of its scores.", labels=of)
-        for state in self._models.states():
-            ready.add_metric([state.name, str(state.version)], state.state == READY)
-        for one in self._models.loaded():
-            labels = [one.name, str(one.version)]
-            current.add_metric(labels, self._models.current(one.name) is one)
-            resident.add_metric(labels, sum(one.scorer.resident.values()))
-            rows.add_metric(labels, one.counts.rows)
-            if one.counts.rows:
-                mean.add_metric(labels, one.counts.score_sum / one.counts.rows)
-        return [ready, current, resident, rows, mean]
+    def __init__(self) -> None:
+        self.by_score: np.ndarray = np.zeros(len(SCORES), np.int64)
+        self.score_sum = 0.0
+        self.seen: np.ndarray | None = None

@@ -48,6 +48,7 @@ class Repository:
         opened: Callable[[Path], Scorer],
     ):
         self.models = Models()
+        self.tell_others: Callable[[str, int | None], None] = lambda *change: None
         self._paths, self._settings, self._opened = list(paths), settings, opened
         self._changing = threading.Lock()  # one change at a time; calls are scored meanwhile
         self._unloaded: set[str] = set()
@@ -105,6 +106,30 @@ class Repository:
         Raises:
             Refused: there is none, or it is broken; what was served before is served on.
         """
+        self.tell_others(name, self._load(name, version))
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more, until it is loaded again; calls in flight end on it.
+
+        Raises:
+            Refused: it is not served.
+        """
+        self._unload(name)
+        self.tell_others(name, None)
+
+    def change(self, name: str, version: int | None) -> None:
+        """Load a version, or unload a model, as another worker did.
+
+        Raises:
+            Refused: as for `load` and `unload`.
+        """
+        if version is None:
+            self._unload(name)
+        else:
+            self._load(name, version)
+
+    def _load(self, name: str, version: int) -> int:
+        """Load a version; which one it was."""
         with self._changing:
             try:
                 folder = self._all_folders().get(name)
@@ -122,13 +147,9 @@ class Repository:
                 why = f"version {place.name} of {name!r} cannot be served: {self._error}"
                 raise Refused(grpc.StatusCode.FAILED_PRECONDITION, why)
             self._unloaded.discard(name)
+            return int(place.name)
 
-    def unload(self, name: str) -> None:
-        """Serve a model no more, until it is loaded again; calls in flight end on it.
-
-        Raises:
-            Refused: it is not served.
-        """
+    def _unload(self, name: str) -> None:
         with self._changing:
             loaded = self.models.loaded(name)
             if not name or not loaded:

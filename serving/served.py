@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.engine.prepare import Part, made_up
+from embedcomp.engine.requests import Read
 from embedcomp.errors import BadRequest
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.support.metrics import SCORES, by_score
 
 if TYPE_CHECKING:
     from embedcomp.graph.graph import Leaf
@@ -43,26 +44,55 @@ class Input:
     width: int | None = None
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A request that is scored at once, by itself: what the engine does not read."""
+
+    rows: int
+    score: Callable[[], np.ndarray]
+
+    joins = False  # it is not scored together with others
+
+    @property
+    def left(self) -> int:
+        """Rows that are not scored yet."""
+        return self.rows
+
+
+Work = Read | Whole
+
+
 class Counts:
     """What became of a version's calls, since it was opened; times in nanoseconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.calls = self.rows = self.ns = 0
-        self.score_sum = 0.0
+        self.calls = self.rows = self.ns = self.queue_ns = 0
+        self._by_score, self._score_sum = np.zeros(len(SCORES), np.int64), 0.0
         self.failed = self.failed_ns = 0
         self.last_ms = 0  # since 1970
 
-    def add(self, scores: np.ndarray | None, ns: int) -> None:
-        """Count a call and its scores; of None, one that failed."""
+    def add(self, scores: np.ndarray | None, ns: int, queue_ns: int) -> None:
+        """Count a call and its scores; of None, one that failed.
+
+        Args:
+            ns: that it took; queue_ns: of which it waited for its turn.
+        """
         with self._lock:
             self.last_ms = time.time_ns() // 1_000_000
             if scores is None:
                 self.failed, self.failed_ns = self.failed + 1, self.failed_ns + ns
             else:
                 self.calls, self.ns = self.calls + 1, self.ns + ns
+                self.queue_ns += queue_ns
                 self.rows += len(scores)
-                self.score_sum += float(scores.sum(dtype=np.float64))
+                self._by_score += by_score(scores)
+                self._score_sum += float(scores.sum(dtype=np.float64))
+
+    def scores(self) -> tuple[np.ndarray, float]:
+        """Rows by their score, int64 [buckets of SCORES], and the sum of all scores."""
+        with self._lock:
+            return self._by_score.copy(), self._score_sum
 
 
 class Served:
@@ -99,69 +129,60 @@ class Served:
         for rows in (1, min(WARM_ROWS, self.settings.max_rows)):
             if not self.scorer.has_features:
                 assert self.scorer.alone is not None
-                self.score_parts(made_up(self.scorer.alone, None, rows, seed=0))
+                self.scorer.score_parts(made_up(self.scorer.alone, None, rows, seed=0))
                 continue
             types = {one.name: pa.list_(one.type) if one.many else one.type for one in self.inputs}
             nulls = {name: pa.nulls(rows, kind) for name, kind in types.items()}
-            self.score(pa.RecordBatch.from_pydict(nulls))
-        self.counts = Counts()  # of calls alone
+            self.scorer.score(pa.RecordBatch.from_pydict(nulls))
+        if self.scorer.seen is not None:
+            self.scorer.seen[:] = 0  # they came from nobody
 
-    def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
-        """Click probabilities float32 [N] of N candidates, little-endian.
+    def read_message(self, message: bytes) -> Read | None:
+        """A PredictRequest's bytes, read the quickest way; None: they have to be parsed."""
+        if not self.scorer.has_features:
+            return None
+        limits = self.settings
+        return self.scorer.read_message(message, max_rows=limits.max_rows, max_ids=limits.max_ids)
+
+    def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> Work:
+        """Columns, to be scored.
 
         Args:
             items: a row a candidate; user: one row, which holds for all of them.
 
         Raises:
-            BadRequest, BadId: a column does not fit its feature, or there is none.
+            BadRequest: a column does not fit its feature, or there is none.
             Refused: there are more candidates than a call may have.
         """
-        with self._counted() as done:
-            return done(self._scored(items, user))
-
-    def _scored(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray:
         self._check_size(items, user)
         if self.scorer.has_features:
-            return self.scorer.score(items, user)
+            read = self.scorer.read(items, user)
+            return read or Whole(items.num_rows, partial(self.scorer.score, items, user))
         columns = dict(zip(items.schema.names, items.columns, strict=True))
         if user is not None:
             places = pa.array(np.zeros(items.num_rows, np.int32))
             theirs = zip(user.schema.names, user.columns, strict=True)
             columns |= {name: column.take(places) for name, column in theirs}
-        return self.scorer.score_parts([self._part(leaf, columns) for leaf in self._leaves])
+        parts = [self._part(leaf, columns) for leaf in self._leaves]
+        return self.read_parts(parts, items.num_rows)
 
-    def score_message(self, message: bytes) -> np.ndarray | None:
-        """The same of a PredictRequest's bytes, the quickest way; None: they have to be read."""
-        if not self.scorer.has_features:
-            return None
-        limits, began = self.settings, time.perf_counter_ns()
-        scores = self.scorer.score_message(
-            message, max_rows=limits.max_rows, max_ids=limits.max_ids
-        )
-        if scores is not None:
-            self.counts.add(scores, time.perf_counter_ns() - began)
-        return scores
+    def read_parts(self, parts: list[Part], rows: int) -> Whole:
+        """The inputs of a user's own model, to be scored."""
+        return Whole(rows, partial(self.scorer.score_parts, parts))
 
-    def score_parts(self, parts: list[Part]) -> np.ndarray:
-        """The same of the inputs of a user's own model."""
-        with self._counted() as done:
-            return done(self.scorer.score_parts(parts))
+    def score_part(self, work: Work, rows: int) -> np.ndarray | None:
+        """Score the next rows of a request, or all of them where they cannot be told apart.
 
-    @contextmanager
-    def _counted(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-        """Count a call and its time; what it is told the scores by makes them little-endian."""
-        began = time.perf_counter_ns()
-        given: np.ndarray | None = None
+        Returns:
+            Probabilities float32 [N] of all its rows, little-endian; None: some are not scored yet.
 
-        def done(scores: np.ndarray) -> np.ndarray:
-            nonlocal given
-            given = scores.astype("<f4", copy=False)
-            return given
-
-        try:
-            yield done
-        finally:
-            self.counts.add(given, time.perf_counter_ns() - began)
+        Raises:
+            BadRequest, BadId: a number or an id is not what the model takes.
+        """
+        if isinstance(work, Whole):
+            return work.score().astype("<f4", copy=False)
+        self.scorer.score_part(work, rows)
+        return work.scores if work.done == work.rows else None
 
     def check_rows(self, rows: int) -> None:
         """Raises Refused where a call has more candidates than it may."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -25,13 +25,23 @@ from embedcomp.serving.errors import CannotListen
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
 from embedcomp.serving.repository import Repository
+from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.threads import BEYOND, CallThreads
 
+PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
 SERVICES = (typed.SERVICE, torchrec.SERVICE, inference.SERVICE)
 
 
-def serve(repository: Repository, settings: ServerSettings) -> None:
+def serve(
+    repository: Repository,
+    settings: ServerSettings,
+    tell: Callable[[list[str]], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish the calls in flight. For the main thread.
+
+    Args:
+        tell: is told what is served, a line each; None: they are printed.
 
     Raises:
         CannotListen: the address is taken.
@@ -43,18 +53,24 @@ def serve(repository: Repository, settings: ServerSettings) -> None:
         with ScoringServer(repository.models, settings, repository) as server:
             where = f"{settings.host}:{server.port}"
             repository.keep_polling()
+            lines = []
             for one in repository.models.loaded():
-                by = one.scorer.description
-                print(f"serving {one.name} version {one.version} on {where}", flush=True)
-                print(f"scored by {by}; threads of a large call: {by.threads}", flush=True)
+                lines.append(f"serving {one.name} version {one.version} on {where}")
+                lines.append(f"scored by {one.scorer.description}; threads: {server.threads}")
             if server.metrics_port is not None:
-                print(f"metrics and JSON on {settings.host}:{server.metrics_port}", flush=True)
+                lines.append(f"metrics and JSON on {settings.host}:{server.metrics_port}")
+            (tell or _print)(lines)
             name = signal.Signals(asked_to_stop.get()).name
-            print(f"{name}: finishing calls in flight", flush=True)
+            if tell is None:
+                _print([f"{name}: finishing calls in flight"])
             repository.stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _print(lines: list[str]) -> None:
+    print(*lines, sep="\n", flush=True)
 
 
 class ScoringServer:
@@ -76,37 +92,48 @@ class ScoringServer:
         self._calls, self.metrics = _Calls(), Metrics(models)
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
+        threads = CallThreads(settings.calls)
+        scoring = Scoring(settings, self.metrics, lambda: threads.full)
+        self.threads = scoring.threads
         self._grpc = grpc.server(
-            ThreadPoolExecutor(settings.threads, thread_name_prefix="scoring"),
+            threads,
             interceptors=[self._calls, *([] if tokens is None else [tokens])],
             options=[
-                ("grpc.so_reuseport", 0),  # or two servers would share a port without a word
+                # or two servers would share a port without a word
+                ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_connection_age_ms", round(1000 * settings.connection_s)),
             ],
-            maximum_concurrent_rpcs=settings.threads + settings.queue,
+            maximum_concurrent_rpcs=settings.calls + BEYOND,
         )
         self.port = _bind(self._grpc, settings.host, settings.port, shown)
         self._health = health.HealthServicer()  # a watcher takes no thread of the pool
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         for service in SERVICES:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        open_protocol = inference.Inference(models, repository)
-        doors = (typed.Typed(models), torchrec.TorchRec(models), open_protocol)
+        open_protocol = inference.Inference(models, scoring, repository)
+        doors = (typed.Typed(models, scoring), torchrec.TorchRec(models, scoring), open_protocol)
         self._grpc.add_generic_rpc_handlers([door.handlers(self.metrics) for door in doors])
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
         self._http = None
         if settings.metrics_port is not None:
             self._http = HttpDoor(
-                models, open_protocol, self.metrics, settings, tokens=tokens, shown=shown
+                models, scoring, open_protocol, self.metrics, settings, tokens=tokens, shown=shown
             )
         self._grpc.start()
+        self._over = threading.Event()
+        if settings.workers > 1:  # others are asked for what this one counts
+            threading.Thread(target=self._publish, name="metrics", daemon=True).start()
 
     @property
     def metrics_port(self) -> int | None:
         """The port of HTTP, if there is one."""
         return None if self._http is None else self._http.port
+
+    def _publish(self) -> None:
+        while not self._over.wait(PUBLISH_S):
+            self.metrics.publish()
 
     def drain(self) -> None:
         """Report NOT_SERVING, take no new client, answer the others until they are gone or quiet.
@@ -121,6 +148,8 @@ class ScoringServer:
         self._grpc.stop(max(left, 0.0)).wait()
         if self._http is not None:
             self._http.close()
+        self._over.set()
+        self.metrics.publish()
 
     def __enter__(self) -> ScoringServer:
         return self

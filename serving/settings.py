@@ -18,8 +18,14 @@ class ServerSettings:
     host: str = "127.0.0.1"  # address to listen on
     port: int = 50051  # to listen on; 0 takes a free one
     metrics_port: int | None = None  # for HTTP: /metrics and JSON; 0 takes a free one, None: none
-    threads: int = 4  # calls scored at a time
-    queue: int = 64  # calls that may wait for a thread; more are refused
+    workers: int = 1  # processes that share the port, and in memory the artifacts
+    threads: int | None = None  # batches that a worker scores at a time; None: its share of cores
+    calls: int = 64  # taken at a time; more are refused
+    max_batch_rows: int = 512  # candidates scored at a time: those of several small calls, or so
+    # many of a larger one
+    max_wait_us: int = 0  # that a call waits for others to be scored with; 0: it takes those that
+    # are there
+    max_queue_rows: int = 4096  # candidates that may wait to be scored; more are refused
     max_message_bytes: int = 16 << 20  # bytes of the largest request that is taken
     max_rows: int = 16_384  # candidates that a request may have
     max_ids: int = 4 << 20  # ids of one feature in a request, the user's counted per candidate
@@ -47,8 +53,12 @@ class ServerSettings:
                 raise BadSettings(f"without_token is {name!r}, but may be {' or '.join(OPEN)}")
         refuse_below(
             self,
+            workers=1,
             threads=1,
-            queue=0,
+            calls=1,
+            max_batch_rows=1,
+            max_wait_us=0,
+            max_queue_rows=0,
             max_message_bytes=1,
             max_rows=1,
             max_ids=1,

@@ -17,7 +17,7 @@ from torch import nn
 
 from embedcomp import recipes
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.artifact.proof import Figures, Proof
+from embedcomp.artifact.proof import MOST_ROWS, Figures, Proof, chosen
 from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadArtifact, BadLog
 from embedcomp.log.click_log import ClickLog
@@ -26,6 +26,7 @@ from embedcomp.recipes.inspect import describe, render
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.verify import verify
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.support.metrics import SCORES, by_score
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings
@@ -194,11 +195,33 @@ def test_the_first_rows_of_each_piece_are_scored_up_to_a_bound(
 def test_a_proof_comes_back_from_its_manifest() -> None:
     figures = Figures(auc=0.75, logloss=0.5, calibration=None, rows=7)
     of = {"original": figures, "seeds": {"train": 1}, "log": "abc", "most_rows": 9}
+    of |= {"scores": (0.25, 0.75), "unknown_ids": {"city": 0.5}}
     for model, reason in ((figures, ""), (None, "none")):
         wanted = Proof(model=model, reason=reason, **of)  # type: ignore[arg-type]
         written = json.loads(json.dumps(wanted.to_metrics()))
         assert Proof.from_metrics(written) == wanted
     assert Proof.from_metrics({}) is None
+
+
+def test_a_proof_has_the_scores_and_the_unknown_ids_that_a_server_should_see(
+    original: Artifact, synth_log: ClickLog
+) -> None:
+    proof, features = original.proof, original.features
+    scores = Scorer.open(original.folder)
+    assert proof is not None
+    rows = [
+        batch.slice(0, most)
+        for piece, most in chosen(synth_log, "valid", MOST_ROWS)
+        for batch in synth_log.read(piece)
+    ]
+    found = by_score(np.concatenate([scores.score(batch) for batch in rows]))
+    np.testing.assert_allclose(proof.scores, found / found.sum(), atol=2 / found.sum())
+    assert len(proof.scores) == len(SCORES) and sum(share > 0.05 for share in proof.scores) > 3
+    for one in features.ids:
+        counts = one.vocabulary.counts
+        ids = counts.sum() - counts[one.vocabulary.null_row]
+        unknown = counts[one.vocabulary.unknown_row] / ids
+        assert proof.unknown_ids[one.name] == pytest.approx(unknown, abs=1e-6)
 
 
 def test_figures_of_one_kind_of_label_have_no_auc() -> None:

@@ -7,11 +7,13 @@ split, so that whoever has the log can score the same rows again (`embedcomp ver
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from embedcomp.log.click_log import ClickLog, Piece
+from embedcomp.log.features import Features
+from embedcomp.log.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from embedcomp.support.metrics import Quality
@@ -57,6 +59,9 @@ class Proof:
     model: None: nothing could be measured, because of `reason`.
     original: the model that was compressed, or a student's teacher.
     control: the original, trained on as this model was tuned.
+    scores: share of the rows by score, in the buckets of support.metrics.SCORES; of artifacts that
+        were made before it was counted, empty.
+    unknown_ids: share of unknown ids in the training split by feature, likewise.
     seeds: of everything that was drawn on the way to the model, by step.
     log: fingerprint of the split.
     most_rows: bound by which the split's rows were chosen, see `chosen`.
@@ -65,6 +70,8 @@ class Proof:
     model: Figures | None
     original: Figures | None = None
     control: Figures | None = None
+    scores: Sequence[float] = ()
+    unknown_ids: Mapping[str, float] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
     split: str = SPLIT
@@ -76,16 +83,21 @@ class Proof:
         cls,
         log: ClickLog,
         model: Quality | None,
+        features: Features,
         *,
         original: Figures | None = None,
         control: Figures | None = None,
         seeds: Mapping[str, int],
     ) -> Proof:
         """The proof of what was measured on the log's chosen rows; None: it has none of them."""
+        unknown = {one.name: _unknown_share(one.vocabulary) for one in features.ids}
         if model is None:
-            return cls(model=None, seeds=seeds, reason=f"the log has no split {SPLIT!r}")
+            reason = f"the log has no split {SPLIT!r}"
+            return cls(model=None, seeds=seeds, unknown_ids=unknown, reason=reason)
         return cls(
             model=Figures.of(model),
+            scores=tuple(round(share, 7) for share in model.by_score),
+            unknown_ids=unknown,
             original=original,
             control=control,
             seeds=seeds,
@@ -115,11 +127,18 @@ class Proof:
         for split, values in metrics.items():
             if "most_rows" in values:
                 rest = {name: v for name, v in values.items() if name not in _NAMES}
+                rest["scores"] = tuple(rest.get("scores", ()))
                 for name in ("original", "control"):
                     rest[name] = Figures(**rest[name]) if rest[name] else None
                 own = {name: values[name] for name in _NAMES if name in values}
                 return cls(split=split, model=Figures(**own) if own else None, **rest)
         return None
+
+
+def _unknown_share(vocabulary: Vocabulary) -> float:
+    """Share of the ids that came in the training split whose row is that of unknown ones."""
+    ids = int(vocabulary.counts.sum()) - int(vocabulary.counts[vocabulary.null_row])
+    return round(int(vocabulary.counts[vocabulary.unknown_row]) / max(ids, 1), 7)
 
 
 def chosen(log: ClickLog, split: str, most_rows: int) -> list[tuple[Piece, int]]:

@@ -27,10 +27,16 @@ def serve(
     settings = validated(ServerSettings, given, "serve")
 
     from embedcomp.scorer.scorer import Scorer
+
+    opened = partial(Scorer.open, precision=precision, budget=budget)
+    if settings.workers > 1:
+        from embedcomp.serving.workers import serve_by_workers
+
+        serve_by_workers(paths, settings, opened)
+        return
     from embedcomp.serving.repository import Repository
     from embedcomp.serving.server import serve as run
 
-    opened = partial(Scorer.open, precision=precision, budget=budget)
     run(Repository(paths, settings, opened), settings)
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -118,20 +118,16 @@ class Engine:
             call: native.Call, or a pointer to one.
             shares_user: its last inputs are of one user for all rows.
         """
-        scores, shared = np.empty(rows, np.float32), None
-        if shares_user and self._program.splits:
-            shared = np.empty(self._program.struct.user_width, np.float32)
-            bad = BAD()
-            code = self._library.embedcomp_user(self.program_at, call, address(shared), bad)
-            self.check(code, bad)
-        at, user_at = address(scores), 0 if shared is None else address(shared)
+        scores = np.empty(rows, np.float32)
+        user = self.user_part(call) if shares_user else None
         parts = min(self.threads, rows // THREAD_ROWS)
         if parts <= 1:
-            self._score(call, user_at, 0, rows, logits, at)
+            self.score_part(call, user, 0, rows, scores, logits=logits)
             return scores
         edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
+        score_part = partial(self.score_part, logits=logits)
         waiting = [
-            self._pool.submit(self._score, call, user_at, first, last, logits, at)
+            self._pool.submit(score_part, call, user, first, last, scores)
             for first, last in pairwise(edges)
         ]
         wait(waiting)  # all of them, since they write into `scores`
@@ -139,12 +135,33 @@ class Engine:
             done.result()
         return scores
 
-    def _score(
-        self, call: Any, user: int, first: int, last: int, logits: bool, scores: int
+    def user_part(self, call: Any) -> np.ndarray | None:
+        """What a call computes once for all rows of its one user; None: nothing."""
+        if not self._program.splits:
+            return None
+        found, bad = np.empty(self._program.struct.user_width, np.float32), BAD()
+        code = self._library.embedcomp_user(self.program_at, call, address(found), bad)
+        self.check(code, bad)
+        return found
+
+    def score_part(
+        self,
+        call: Any,
+        user: np.ndarray | None,
+        first: int,
+        last: int,
+        scores: np.ndarray,
+        *,
+        logits: bool = False,
     ) -> None:
-        bad = BAD()
+        """Put the scores of some rows of a call in their places, float32 [rows].
+
+        Args:
+            user: the user's part, where the rows share one.
+        """
+        bad, user_at = BAD(), 0 if user is None else address(user)
         code = self._library.embedcomp_score(
-            self.program_at, call, user, first, last, not logits, scores, bad
+            self.program_at, call, user_at, first, last, not logits, address(scores), bad
         )
         self.check(code, bad)
 

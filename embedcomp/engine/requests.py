@@ -7,6 +7,7 @@ wrong. Ids, nulls and numbers are the same by both.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,6 @@ from embedcomp.kernels.native import address
 from embedcomp.log.features import Features
 from embedcomp.log.known import STRINGS, About, Known
 
-ROWS = 4096  # of a message, scored in the call that reads it; of more, the scores have no room
 NO_LIMIT = (1 << 63) - 1
 pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -48,6 +48,38 @@ class _Columns:
     types: np.ndarray
 
 
+@dataclass(eq=False)
+class Read:
+    """A request that was read, and what is scored of it so far.
+
+    It lies in memory of the thread that read it, until that thread reads another; others may score
+    it meanwhile.
+
+    scores: float32 [rows]; the first `done` are there.
+    user: what is computed once for all rows, if anything is.
+    """
+
+    encoded: native.Encoded
+    scores: np.ndarray
+    done: int = 0
+    user: np.ndarray | None = None
+
+    @property
+    def rows(self) -> int:
+        """Candidates."""
+        return len(self.scores)
+
+    @property
+    def left(self) -> int:
+        """Rows that are not scored yet."""
+        return self.rows - self.done
+
+    @property
+    def joins(self) -> bool:
+        """Whether it can be scored in one call with others."""
+        return not self.encoded.shares_user
+
+
 class Requests:
     """What turns raw columns into the calls of a program; safe to use from several threads."""
 
@@ -61,6 +93,7 @@ class Requests:
             struct.is_user = feature.side == "user"
         for struct, number in zip(given[len(ids) :], dense, strict=False):
             number.fill(struct)
+        self.seen = np.zeros((len(ids), 2), np.int64)  # ids read, and those of them unknown
         about = About(STRINGS, len(self._names), 1, 0, 0)
         names = Known.of(pa.array(self._names, pa.string()), about)
         layouts = [engine.layout((tuple(features.keys),), split=False)] * 2
@@ -75,6 +108,7 @@ class Requests:
             dense=len(dense),
             layout=(ctypes.c_int64 * 2)(*(layout.at[0] for layout in layouts)),
             places=(ctypes.c_int64 * 2)(*(layout.at[1] for layout in layouts)),
+            seen=address(self.seen),
             groups=engine.groups,
         )
         self._reader_at = ctypes.addressof(self._reader)
@@ -82,24 +116,83 @@ class Requests:
         self._seen: dict[bool, _Columns] = {}  # the latest schema of items and of users
 
     def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> np.ndarray | None:
-        """Click probabilities float32 [B] of raw columns; None: they are out of the ordinary.
+        """Click probabilities float32 [B] of raw columns, read and scored in one call.
+
+        Returns:
+            None: they are out of the ordinary.
 
         Raises:
             BadRequest: a score is not finite.
         """
         held: list[object] = []
-        request = self._request(items, user, held)
-        return None if request is None else self._answer(request, items.num_rows)
-
-    def encoded(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> native.Encoded | None:
-        """What raw columns are read as; valid until this thread reads others."""
-        held: list[object] = []
-        request, found = self._request(items, user, held), native.Encoded()
+        request, rows = self._request(items, user, held), items.num_rows
         if request is None:
             return None
+        alone = rows if self._engine.threads == 1 else min(rows, 2 * THREAD_ROWS - 1)
+        scores, found, bad = np.empty(alone, np.float32), native.Encoded(), BAD()
+        code = self._library.embedcomp_answer(
+            self._engine.program_at,
+            self._reader_at,
+            ctypes.addressof(request),
+            alone,
+            address(scores),
+            ctypes.addressof(found),
+            bad,
+        )
+        if code == native.UNREAD:
+            return None
+        if code == native.TOO_LARGE:  # what was read stays, as long as this thread reads no other
+            return self._engine.run(found.call, found.rows, shares_user=bool(found.shares_user))
+        self._engine.check(code, bad)
+        return scores
+
+    def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Read | None:
+        """Raw columns, read to be scored; None: they are out of the ordinary."""
+        held: list[object] = []
+        request = self._request(items, user, held)
+        return None if request is None else self._read(request)
+
+    def read_message(self, message: bytes, taken: Taken) -> Read | None:
+        """A PredictRequest's bytes, likewise; None also if it asks for more than is taken."""
+        request = native.Request(
+            max_rows=taken.max_rows, max_ids=taken.max_ids, version=taken.version
+        )
+        request.message, request.length = _address(message), len(message)
+        request.model, request.model_length = _address(taken.model), len(taken.model)
+        return self._read(request)
+
+    def _read(self, request: native.Request) -> Read | None:
+        found = native.Encoded()
         at = ctypes.addressof(request), ctypes.addressof(found)
-        code = self._library.embedcomp_read(self._reader_at, *at)
-        return None if code == native.UNREAD else found
+        if self._library.embedcomp_read(self._reader_at, *at) == native.UNREAD:
+            return None
+        return Read(found, np.empty(found.rows, np.float32))
+
+    def score_part(self, read: Read, rows: int) -> None:
+        """Score the next rows of a request.
+
+        Raises:
+            BadRequest: a score is not finite.
+        """
+        call, last = read.encoded.call, min(read.done + rows, read.rows)
+        if read.encoded.shares_user and read.user is None:
+            read.user = self._engine.user_part(call)
+        self._engine.score_part(call, read.user, read.done, last, read.scores)
+        read.done = last
+
+    def score_joined(self, reads: Sequence[Read]) -> None:
+        """Score whole requests that can be joined, in one call.
+
+        Raises:
+            BadRequest: a score of any of them is not finite.
+        """
+        count, bad = len(reads), BAD()
+        parts = (ctypes.c_void_p * count)(*(ctypes.addressof(read.encoded) for read in reads))
+        scores = (ctypes.c_void_p * count)(*(address(read.scores) for read in reads))
+        code = self._library.embedcomp_join(self._engine.program_at, parts, count, scores, bad)
+        self._engine.check(code, bad)
+        for read in reads:
+            read.done = read.rows
 
     def _request(
         self, items: pa.RecordBatch, user: pa.RecordBatch | None, held: list[object]
@@ -121,40 +214,6 @@ class Requests:
             else:
                 request.items, request.item_columns, request.item_types = at, columns, types
         return request
-
-    def score_message(self, message: bytes, taken: Taken) -> np.ndarray | None:
-        """Click probabilities float32 [B] of a PredictRequest's bytes; None: as for `score`, or it
-        asks for more than is taken.
-
-        Raises:
-            BadRequest: a score is not finite.
-        """
-        request = native.Request(
-            max_rows=taken.max_rows, max_ids=taken.max_ids, version=taken.version
-        )
-        request.message, request.length = _address(message), len(message)
-        request.model, request.model_length = _address(taken.model), len(taken.model)
-        return self._answer(request, min(ROWS, taken.max_rows))
-
-    def _answer(self, request: native.Request, rows: int) -> np.ndarray | None:
-        """Scores, of requests of so many rows in the call that reads them."""
-        alone = rows if self._engine.threads == 1 else min(rows, 2 * THREAD_ROWS - 1)
-        scores, found, bad = np.empty(alone, np.float32), native.Encoded(), BAD()
-        code = self._library.embedcomp_answer(
-            self._engine.program_at,
-            self._reader_at,
-            ctypes.addressof(request),
-            alone,
-            address(scores),
-            ctypes.addressof(found),
-            bad,
-        )
-        if code == native.UNREAD:
-            return None
-        if code == native.TOO_LARGE:  # what was read stays, as long as this thread reads no other
-            return self._engine.run(found.call, found.rows, shares_user=bool(found.shares_user))
-        self._engine.check(code, bad)
-        return scores[: found.rows]
 
     def _columns(self, schema: pa.Schema, of_user: bool) -> _Columns:
         seen = self._seen.get(of_user)

@@ -196,6 +196,7 @@ class Reader(ctypes.Structure):
         ("dense", c_int64),
         ("layout", c_int64 * 2),
         ("places", c_int64 * 2),
+        ("seen", c_void_p),
         ("groups", c_int32),
         ("reserved", c_int32),
     )
@@ -323,6 +324,8 @@ def library() -> ctypes.CDLL | None:
         found.embedcomp_answer.argtypes = [
             *(c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, id)
         ]
+        found.embedcomp_join.restype = c_int32
+        found.embedcomp_join.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, id]
         found.embedcomp_standards.restype = c_int32
         found.embedcomp_standards.argtypes = [c_void_p, c_void_p, c_int64]
         found.embedcomp_multiply.restype = c_float

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 // The Arrow C data interface: https://arrow.apache.org/docs/format/CDataInterface.html
@@ -400,6 +401,7 @@ class Reading {
     shares_ = shares_user(reader);
     ids_.clear();
     lengths_.clear();
+    seen_.assign(size_t(2 * (reader.single + reader.many)), 0);
     for (int side = 0; side < (shares_ ? 2 : 1); ++side) {
       first_id_[side] = int64_t(ids_.size());
       first_length_[side] = int64_t(lengths_.size());
@@ -414,6 +416,8 @@ class Reading {
                     reader.single + reader.many + i, reader.dense, dense_.data() + i))
         return false;
     make_call(reader, out);
+    for (size_t i = 0; i < seen_.size(); ++i)
+      if (seen_[i]) __atomic_fetch_add(reader.seen + i, seen_[i], __ATOMIC_RELAXED);
     return true;
   }
 
@@ -520,20 +524,31 @@ class Reading {
       ids_.resize(size_t(at + rows));
       lengths_.resize(lengths_.size() + size_t(rows), 1);
       rows_of(feature.known, column, 0, column.rows, column.null_rows, ids_.data() + at);
+      count(feature, f, ids_.data() + at, column.rows);
       if (times > 1) std::fill(ids_.begin() + at, ids_.end(), ids_[size_t(at)]);
       return true;
     }
-    return list_of(feature.known, column, times, of_user ? max_ids / rows_ : max_ids);
+    return list_of(feature, f, column, times, of_user ? max_ids / rows_ : max_ids);
+  }
+
+  // Note how many ids there are, and how many of them are unknown.
+  template <class T>
+  void count(const Feature& feature, int64_t f, const T* rows, int64_t ids) {
+    seen_[size_t(2 * f)] += ids;
+    seen_[size_t(2 * f + 1)] += std::count(rows, rows + ids, T(feature.known.unknown_row));
   }
 
   // A list, `times` times, of `most` ids in all its rows at most.
-  bool list_of(const Known& known, const Column& column, int64_t times, int64_t most) {
+  bool list_of(const Feature& feature, int64_t f, const Column& column, int64_t times,
+               int64_t most) {
+    const Known& known = feature.known;
     const size_t at = ids_.size(), at_length = lengths_.size();
     const int64_t first = column.ends != nullptr ? column.ends[0] : 0;
     const int64_t last = column.ends != nullptr ? column.ends[column.rows] : column.values;
     if (last - first > most) return false;
     found_.resize(size_t(last - first));
     rows_of(known, column, first, last, column.null_values, found_.data());
+    count(feature, f, found_.data(), last - first);
     null_rows_.assign(size_t(column.rows), 0);
     column.null_rows.each(0, column.rows, [&](int64_t row) { null_rows_[size_t(row)] = 1; });
     int64_t from = 0;
@@ -597,7 +612,7 @@ class Reading {
   std::vector<int64_t> texts_from_;  // by place in given_
   std::vector<int32_t> found_;
   std::vector<uint8_t> null_rows_;
-  std::vector<int64_t> ids_, lengths_;
+  std::vector<int64_t> ids_, lengths_, seen_;
   std::vector<float> dense_;
   int64_t first_id_[2] = {0, 0}, first_length_[2] = {0, 0};
   Ids groups_[2];
@@ -607,6 +622,54 @@ class Reading {
 };
 
 thread_local Reading reading;
+
+// Requests that were read by several threads, as one call. Each row has its own user in all of them.
+class Joined {
+ public:
+  std::vector<float> scores;
+
+  const Call* join(const Encoded* const* parts, int64_t count) {
+    const Call& like = *parts[0]->call;
+    const int64_t features = like.groups[0].features, stride = like.stride[0];
+    rows_ = 0;
+    for (int64_t p = 0; p < count; ++p) rows_ += parts[p]->rows;
+    ids_.clear();
+    lengths_.clear();
+    dense_.clear();
+    from_.assign(size_t(count), 0);
+    for (int64_t f = 0; f < features; ++f)
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t* lengths = parts[p]->lengths + f * parts[p]->rows;
+        const int64_t* ids = parts[p]->ids + from_[size_t(p)];
+        const int64_t total = std::accumulate(lengths, lengths + parts[p]->rows, int64_t{0});
+        lengths_.insert(lengths_.end(), lengths, lengths + parts[p]->rows);
+        ids_.insert(ids_.end(), ids, ids + total);
+        from_[size_t(p)] += total;
+      }
+    for (int64_t p = 0; p < count; ++p)
+      dense_.insert(dense_.end(), parts[p]->dense, parts[p]->dense + parts[p]->rows * stride);
+    group_ = {ids_.data(), nullptr, lengths_.data(), nullptr, rows_, 0, features,
+              int64_t(ids_.size())};
+    dense_at_[0] = dense_at_[1] = dense_.data();
+    stride_[0] = stride_[1] = stride;
+    call_ = {&group_, like.group, like.place, dense_at_, stride_, like.count};
+    scores.resize(size_t(rows_));
+    return &call_;
+  }
+
+  int64_t rows() const { return rows_; }
+
+ private:
+  std::vector<int64_t> ids_, lengths_, from_;  // from_: first id of the next feature, by part
+  std::vector<float> dense_;
+  int64_t rows_ = 0;
+  Ids group_{};
+  const float* dense_at_[2] = {nullptr, nullptr};
+  int64_t stride_[2] = {0, 0};
+  Call call_{};
+};
+
+thread_local Joined joined;
 
 }  // namespace
 
@@ -648,7 +711,8 @@ int32_t embedcomp_standards(const Feature* feature, float* numbers, int64_t coun
   return standardise(*feature, count, numbers, 1) ? kNone : kUnread;
 }
 
-// Read a request, for tests. Returns kNone, or kUnread where Python has to.
+// Read a request. Returns kNone, or kUnread where Python has to. What is read is there until the
+// thread reads another one.
 int32_t embedcomp_read(const Reader* reader, const Request* request, Encoded* out) {
   return reading.read(*reader, *request, *out) ? kNone : kUnread;
 }
@@ -667,6 +731,20 @@ int32_t embedcomp_answer(const Program* program, const Reader* reader, const Req
   }
   return embedcomp_score(program, out->call, shared ? user.data() : nullptr, 0, out->rows, 1,
                          scores, bad);
+}
+
+// Score requests that were read, none of which shares a user, in one call: probabilities of each.
+// Returns a Problem; what is bad is then a row of all of them.
+int32_t embedcomp_join(const Program* program, const Encoded* const* parts, int64_t count,
+                       float* const* scores, int64_t* bad) {
+  const Call* call = joined.join(parts, count);
+  const int32_t problem =
+      embedcomp_score(program, call, nullptr, 0, joined.rows(), 1, joined.scores.data(), bad);
+  if (problem != kNone) return problem;
+  const float* from = joined.scores.data();
+  for (int64_t p = 0; p < count; from += parts[p]->rows, ++p)
+    std::copy_n(from, parts[p]->rows, scores[p]);
+  return kNone;
 }
 
 }  // extern "C"

@@ -50,6 +50,8 @@ struct Reader {
   int64_t dense;
   const int32_t* layout[2];  // group and place of each of the graph's features: where each row has
   const int32_t* places[2];  // its own user, and where they share one
+  int64_t* seen;             // ids that were read and those of them that are unknown, by feature
+                             // of ids: [single + many][2], added to by all threads
   int32_t groups;            // inputs of ids that the graph has: 0 or 1
   int32_t reserved;
 };

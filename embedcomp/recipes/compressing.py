@@ -83,6 +83,7 @@ def compress(
     proof = Proof.of(
         log,
         on_validation(compressed, log, original.features),
+        original.features,
         original=figures(against or original, log),
         control=None if control is None else figures(control, log),
         seeds=seeds_of(
@@ -217,6 +218,7 @@ def control(
     proof = Proof.of(
         log,
         on_validation(model, log, original.features),
+        original.features,
         original=figures(original, log),
         seeds=seeds_of(original, {"control": settings.tune.seed}),
     )

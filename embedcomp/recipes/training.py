@@ -59,7 +59,8 @@ def train(
         known = teacher.proof.seeds if teacher.proof is not None else {}
         seeds |= {f"teacher.{step}": seed for step, seed in known.items()}
         original = figures(teacher, log)
-    proof = Proof.of(log, on_validation(model, log, features), original=original, seeds=seeds)
+    measured = on_validation(model, log, features)
+    proof = Proof.of(log, measured, features, original=original, seeds=seeds)
     return saved(out, model, features, source, training, None, proof)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from embedcomp.engine.description import Description
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
-from embedcomp.engine.requests import Taken
+from embedcomp.engine.requests import Requests
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
 
@@ -51,8 +51,8 @@ class Backend(Protocol):
         """Probabilities of raw columns, float32 [B]: a row a candidate, and one user."""
         ...
 
-    def score_message(self, features: Features, message: bytes, taken: Taken) -> np.ndarray | None:
-        """Probabilities of a PredictRequest's bytes, float32 [B]; None: read it to score it."""
+    def requests(self, features: Features) -> Requests | None:
+        """What reads raw columns and requests into the engine; None: torch scores."""
         ...
 
     def call(self, items: Sequence[Part], user: Sequence[Part] | None) -> Callable[[], np.ndarray]:

@@ -21,7 +21,7 @@ from embedcomp.engine.prepare import (
     refuse_several,
 )
 from embedcomp.engine.program import Work
-from embedcomp.engine.requests import Requests, Taken
+from embedcomp.engine.requests import Requests
 from embedcomp.engine.standalone import Standalone
 from embedcomp.log.features import Features
 from embedcomp.log.rows import Rows
@@ -79,9 +79,6 @@ class ByEngine:
     ) -> np.ndarray:
         scores = self.requests(features).score(items, user)
         return self.score_slowly(features, items, user) if scores is None else scores
-
-    def score_message(self, features: Features, message: bytes, taken: Taken) -> np.ndarray | None:
-        return self.requests(features).score_message(message, taken)
 
     def requests(self, features: Features) -> Requests:
         """What the engine reads raw columns by."""

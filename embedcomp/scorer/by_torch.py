@@ -206,7 +206,7 @@ class ByTorch:
         encoded = features.encode({**columns, **theirs}, items.num_rows)
         return self.score_encoded(encoded, features)
 
-    def score_message(self, *_: Any) -> None:
+    def requests(self, features: Features) -> None:
         """None: torch reads no messages."""
 
 

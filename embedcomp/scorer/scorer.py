@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.description import Description
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
-from embedcomp.engine.requests import Taken
+from embedcomp.engine.requests import Read, Requests, Taken
 from embedcomp.engine.standalone import PRECISIONS
 from embedcomp.errors import BadRequest, BadSettings
 from embedcomp.kernels import native
@@ -44,7 +45,7 @@ class Scorer:
         if precision not in (None, *PRECISIONS):
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None
-        self.alone = artifact.standalone
+        self.alone, self.proof = artifact.standalone, artifact.proof
         self._backend = _opened(artifact, threads, precision)
         if self.description.saved_for:
             logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
@@ -154,8 +155,18 @@ class Scorer:
         """
         return self._backend.score_parts(parts)
 
-    def score_message(self, message: bytes, *, max_rows: int, max_ids: int) -> np.ndarray | None:
-        """Click probabilities float32 [B] of a PredictRequest's bytes (proto/), the quickest way.
+    def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Read | None:
+        """Raw columns, read to be scored by `scores_read`.
+
+        Returns:
+            None: the compiled engine does not score here, or they are out of the ordinary; `score`
+            them.
+        """
+        requests = self._requests
+        return None if requests is None else requests.read(items, user)
+
+    def read_message(self, message: bytes, *, max_rows: int, max_ids: int) -> Read | None:
+        """A PredictRequest's bytes (proto/), read to be scored by `scores_read`.
 
         Args:
             max_rows, max_ids: candidates, and ids of one feature, that it may have.
@@ -163,12 +174,43 @@ class Scorer:
         Returns:
             None: the compiled engine does not score here; or the request asks for another model or
             version, has more rows or ids, or is wrong. Read it and call `score`.
+        """
+        requests = self._requests
+        if requests is None:
+            return None
+        return requests.read_message(
+            message, Taken(self.name.encode(), self.version, max_rows, max_ids)
+        )
+
+    def score_part(self, read: Read, rows: int) -> None:
+        """Score the next rows of a request that was read.
 
         Raises:
             BadRequest: a score is not finite.
         """
-        taken = Taken(self.name.encode(), self.version, max_rows, max_ids)
-        return self._backend.score_message(self.features, message, taken)
+        assert self._requests is not None, "it read the request"
+        self._requests.score_part(read, rows)
+
+    def score_joined(self, reads: Sequence[Read]) -> None:
+        """Score whole requests that were read and join, in one call.
+
+        Raises:
+            BadRequest: a score of any of them is not finite.
+        """
+        assert self._requests is not None, "it read the requests"
+        self._requests.score_joined(reads)
+
+    @property
+    def seen(self) -> np.ndarray | None:
+        """Ids that were read and those of them that are unknown, int64 [features of ids, 2].
+
+        None: nobody counts them, since the compiled engine reads no columns here.
+        """
+        return None if self._requests is None else self._requests.seen
+
+    @cached_property
+    def _requests(self) -> Requests | None:
+        return None if self._features is None else self._backend.requests(self._features)
 
 
 def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:

@@ -9,6 +9,8 @@ import numpy as np
 
 BINS = 1 << 20
 KEPT = 1 << 16  # rows whose AUC is exact
+# upper ends of the buckets that scores are counted in
+SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
 
 
 class Quality:
@@ -84,6 +86,13 @@ class Quality:
     @property
     def logloss(self) -> float:
         return math.fsum(self._losses) / max(self.rows, 1)
+
+    @property
+    def by_score(self) -> list[float]:
+        """Share of rows whose score is in each bucket of `SCORES`."""
+        rows, ends = self.counts.sum(0), _bins(np.array([_logit(score) for score in SCORES[:-1]]))
+        parts = np.add.reduceat(rows, np.concatenate([[0], ends]))
+        return (parts / max(self.rows, 1)).tolist()
 
     @property
     def calibration(self) -> float:
@@ -176,6 +185,19 @@ def centres() -> np.ndarray:
     """The logit in the middle of each bin, float64 [BINS]."""
     squeezed = (np.arange(BINS) + 0.5) / (BINS // 2) - 1
     return 8 * squeezed / (1 - np.abs(squeezed))
+
+
+def by_score(scores: np.ndarray) -> np.ndarray:
+    """Rows in each bucket of `SCORES`, int64, of probabilities float32 [B]."""
+    buckets = np.searchsorted(_ENDS, scores)
+    return np.bincount(buckets, minlength=len(SCORES))
+
+
+_ENDS = np.array(SCORES[:-1], np.float32)
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score))
 
 
 def _bins(logits: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from embedcomp.errors import BadRequest
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
 
+RETRY = "grpc-retry-pushback-ms"  # gRPC's own retries wait so long
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
 
 M = TypeVar("M", bound=Message)
@@ -39,6 +41,11 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return code, str(error)
 
 
+def retry_of(error: Exception) -> float | None:
+    """The seconds after which a refused request may be answered."""
+    return error.retry_s if isinstance(error, Refused) else None
+
+
 def parsed(kind: type[M], data: bytes) -> M:
     """A message of its bytes.
 
@@ -54,12 +61,6 @@ def parsed(kind: type[M], data: bytes) -> M:
         ) from error
 
 
-def refuse_given_up(context: grpc.ServicerContext) -> None:
-    """Raises Refused where a call was given up while it waited: nobody reads its scores."""
-    if not context.is_active():
-        raise Refused(grpc.StatusCode.CANCELLED, "the call was cancelled or out of time")
-
-
 def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandler:
     """A unary method whose errors become statuses and never the server's own words."""
 
@@ -69,6 +70,9 @@ def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandle
                 return answer(data, context)
             except REFUSALS as error:
                 counted.code, message = status_of(error)
+                if (retry_s := retry_of(error)) is not None:
+                    hint = (RETRY, str(math.ceil(1000 * retry_s)))
+                    context.set_trailing_metadata((hint,))
             except Exception:  # a fault of ours must end neither the server nor be sent out
                 logger.exception("a call failed")
                 counted.code, message = FAULT

@@ -25,7 +25,7 @@ import pyarrow as pa
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import FAULT, REFUSALS, status_of
+from embedcomp.serving.doors.door import FAULT, REFUSALS, retry_of, status_of
 from embedcomp.serving.doors.inference import (
     CONTENTS,
     SCORE,
@@ -39,6 +39,7 @@ from embedcomp.serving.doors.inference import (
 from embedcomp.serving.errors import CannotListen, Refused
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
+from embedcomp.serving.scoring import Scoring, Somebody
 from embedcomp.serving.security import Certificates, Tokens
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.wire import inference_pb2 as wire
@@ -72,6 +73,7 @@ class HttpDoor:
     def __init__(
         self,
         models: Models,
+        scoring: Scoring,
         inference: Inference,
         metrics: Metrics,
         settings: ServerSettings,
@@ -79,8 +81,8 @@ class HttpDoor:
         tokens: Tokens | None,
         shown: Certificates | None,
     ):
-        self._models, self._inference, self._metrics = models, inference, metrics
-        self._settings, self._tokens = settings, tokens
+        self._models, self._scoring, self._inference = models, scoring, inference
+        self._metrics, self._settings, self._tokens = metrics, settings, tokens
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
             (method, re.compile(pattern + "/?$"), answer)
             for method, pattern, answer in (
@@ -97,7 +99,8 @@ class HttpDoor:
         ]
         assert settings.metrics_port is not None
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        server: Any = type("Server", (_Server,), {"address_family": family})
+        of_workers = {"allow_reuse_port": settings.workers > 1}
+        server: Any = type("Server", (_Server,), {"address_family": family, **of_workers})
         try:
             self._server: Any = make_server(
                 settings.host, settings.metrics_port, self._answer, server, _Handler
@@ -117,7 +120,7 @@ class HttpDoor:
         self, given: Mapping[str, Any], start: Callable[[str, list[tuple[str, str]]], Any]
     ) -> Iterable[bytes]:
         path = given.get("PATH_INFO", "")
-        kind = "application/json"
+        kind, more = "application/json", {}
         with self._metrics.call(DOOR) as counted:
             try:
                 if path == "/metrics":
@@ -129,14 +132,14 @@ class HttpDoor:
             except REFUSALS as error:
                 counted.code, said = status_of(error)
                 body = _encoded({"error": said})
+                if (retry_s := retry_of(error)) is not None:
+                    more["Retry-After"] = str(math.ceil(retry_s))
             except Exception:  # a fault of ours must end neither the server nor be sent out
                 logger.exception("a request failed")
                 counted.code, said = FAULT
                 body = _encoded({"error": said})
-        start(
-            STATUSES.get(counted.code, FAILED),
-            [("Content-Type", kind), ("Content-Length", str(len(body)))],
-        )
+        headers = {"Content-Type": kind, "Content-Length": str(len(body)), **more}
+        start(STATUSES.get(counted.code, FAILED), list(headers.items()))
         return [body]
 
     def _refuse_strangers(self, given: Mapping[str, Any], what: str) -> None:
@@ -191,7 +194,8 @@ class HttpDoor:
         served = self._models.find(name, version_of(version))
         outputs = body.get("outputs", [])
         refuse_others([str(_field(one, "name", str)) for one in _objects("outputs", outputs)])
-        scores = served.score(columns_of(_tensors(body), served))
+        work = served.read(columns_of(_tensors(body), served))
+        scores = self._scoring.score(served, work, Somebody())
         score = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
         found = {"model_name": served.name, "model_version": str(served.version)}
         return found | ({"id": body["id"]} if "id" in body else {}) | {"outputs": [score]}

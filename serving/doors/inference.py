@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.doors.door import handlers, parsed
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import READY, Models
 from embedcomp.serving.repository import Repository
+from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import WEIGHTS, Input, Served
 from embedcomp.serving.wire import inference_pb2 as wire
 from embedcomp.support.version import __version__
@@ -47,8 +48,8 @@ Tensor = tuple[np.ndarray | pa.Array, list[int]]  # flat numbers or strings, and
 class Inference:
     """From a request's bytes to the scorer and back."""
 
-    def __init__(self, models: Models, repository: Repository | None = None):
-        self._models, self._repository = models, repository
+    def __init__(self, models: Models, scoring: Scoring, repository: Repository | None = None):
+        self._models, self._scoring, self._repository = models, scoring, repository
 
     def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
@@ -100,11 +101,12 @@ class Inference:
         )
 
     def _infer(self, data: bytes, context: grpc.ServicerContext) -> wire.ModelInferResponse:
-        refuse_given_up(context)
+        self._scoring.receive(context)
         request = parsed(wire.ModelInferRequest, data)
         served = self._models.find(request.model_name, version_of(request.model_version))
         refuse_others([output.name for output in request.outputs])
-        scores = served.score(columns_of(tensors(request), served))
+        work = served.read(columns_of(tensors(request), served))
+        scores = self._scoring.score(served, work, context)
         response = wire.ModelInferResponse(
             model_name=served.name,
             model_version=str(served.version),
@@ -241,7 +243,8 @@ def _counted(served: Served) -> wire.ModelStatistics:
         inference_stats=wire.InferStatistics(
             success=duration(count=of.calls, ns=of.ns),
             fail=duration(count=of.failed, ns=of.failed_ns),
-            compute_infer=duration(count=of.calls, ns=of.ns),
+            queue=duration(count=of.calls, ns=of.queue_ns),
+            compute_infer=duration(count=of.calls, ns=of.ns - of.queue_ns),
         ),
     )
 

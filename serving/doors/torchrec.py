@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from embedcomp.engine.prepare import Part
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.doors.door import handlers, parsed
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
-from embedcomp.serving.served import Served
+from embedcomp.serving.scoring import Scoring
+from embedcomp.serving.served import Served, Work
 from embedcomp.serving.wire import predictor_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Predictor"].full_name
@@ -27,29 +28,29 @@ NOT_TAKEN = ("embedding_features", "unary_features")
 class TorchRec:
     """From a request's bytes to the scorer and back."""
 
-    def __init__(self, models: Models):
-        self._models = models
+    def __init__(self, models: Models, scoring: Scoring):
+        self._models, self._scoring = models, scoring
 
     def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
         return handlers("torchrec", SERVICE, {"Predict": self._predict}, metrics)
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictionResponse:
-        refuse_given_up(context)
+        self._scoring.receive(context)
         request, served = parsed(wire.PredictionRequest, data), self._models.find()
         if request.batch_size < 0:
             raise BadRequest("batch_size", f"is {request.batch_size}, but must be 0 or more")
         served.check_rows(request.batch_size)
         for name in NOT_TAKEN:
             _refuse(name, request)
-        scores = _scores(served, request)
+        scores = self._scoring.score(served, _read(served, request), context)
         return wire.PredictionResponse(predictions={SCORES: wire.FloatVec(data=scores)})
 
 
-def _scores(served: Served, request: wire.PredictionRequest) -> np.ndarray:
+def _read(served: Served, request: wire.PredictionRequest) -> Work:
     rows, columns = request.batch_size, len(served.inputs)
     if not served.scorer.has_features:
-        return served.score_parts(_parts(served, request))
+        return served.read_parts(_parts(served, request), rows)
     ids = [one for one in served.inputs if one.type != pa.float32()]
     dense = _dense(request, columns - len(ids))
     _refuse("id_score_list_features", request)
@@ -74,7 +75,7 @@ def _scores(served: Served, request: wire.PredictionRequest) -> np.ndarray:
             found[one.name] = pa.array(single, mask=~there)
     for one, numbers in zip(served.inputs[len(ids) :], dense.T, strict=True):
         found[one.name] = pa.array(np.ascontiguousarray(numbers))
-    return served.score(pa.RecordBatch.from_pydict(found))
+    return served.read(pa.RecordBatch.from_pydict(found))
 
 
 def _parts(served: Served, request: wire.PredictionRequest) -> list[Part]:

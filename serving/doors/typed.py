@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import grpc
-import numpy as np
 import pyarrow as pa
 
 from embedcomp.engine.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
 from embedcomp.serving.convert import from_request
-from embedcomp.serving.doors.door import handlers, parsed, refuse_given_up
+from embedcomp.serving.doors.door import handlers, parsed
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
-from embedcomp.serving.served import Input, Served
+from embedcomp.serving.scoring import Scoring
+from embedcomp.serving.served import Input, Served, Work
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
@@ -31,8 +31,8 @@ TYPES = {
 class Typed:
     """From a request's bytes to the scorer and back."""
 
-    def __init__(self, models: Models):
-        self._models = models
+    def __init__(self, models: Models, scoring: Scoring):
+        self._models, self._scoring = models, scoring
 
     def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
@@ -41,27 +41,26 @@ class Typed:
         )
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
-        refuse_given_up(context)
+        self._scoring.receive(context)
         served = self._models.only
-        scores = None if served is None else served.score_message(data)
-        if served is None or scores is None:
-            served, scores = self._slowly(data, tried=served)
+        work: Work | None = None if served is None else served.read_message(data)
+        if served is None or work is None:
+            served, work = self._slowly(data, tried=served)
+        scores = self._scoring.score(served, work, context)
         return wire.PredictResponse(
             scores=scores.tobytes(), model=served.name, version=served.version
         )
 
-    def _slowly(self, data: bytes, tried: Served | None) -> tuple[Served, np.ndarray]:
-        """The version that a request asks for, and its scores.
+    def _slowly(self, data: bytes, tried: Served | None) -> tuple[Served, Work]:
+        """The version that a request asks for, and what is to be scored.
 
         Args:
             tried: whose engine does not read it by itself.
         """
         request = parsed(wire.PredictRequest, data)
         served = self._models.find(request.model, request.version)
-        scores = None if served is tried else served.score_message(data)
-        if scores is None:
-            scores = served.score(*from_request(request, served.names))
-        return served, scores
+        work = None if served is tried else served.read_message(data)
+        return served, work or served.read(*from_request(request, served.names))
 
     def _metadata(self, data: bytes, context: grpc.ServicerContext) -> wire.MetadataResponse:
         request = parsed(wire.MetadataRequest, data)

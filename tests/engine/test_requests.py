@@ -123,8 +123,9 @@ def _batches(
 
 def _encoded(requests: Requests, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Any:
     """Ids, lengths and dense numbers as the engine makes them."""
-    found = requests.encoded(items, user)
-    assert found is not None
+    read = requests.read(items, user)
+    assert read is not None
+    found = read.encoded
 
     def array(at: int, kind: Any, size: int) -> np.ndarray:
         return np.ctypeslib.as_array((kind * size).from_address(at)).copy() if size else np.empty(0)

@@ -14,15 +14,19 @@ from embedcomp.cli.main import app
 from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving import repository as serving_repository
-from embedcomp.serving import server
+from embedcomp.serving import server, workers
 from embedcomp.serving.settings import ServerSettings
 
 OTHERS = ServerSettings(
     host="::1",
     port=7,
     metrics_port=8,
+    workers=2,
     threads=2,
-    queue=3,
+    calls=3,
+    max_batch_rows=30,
+    max_wait_us=7,
+    max_queue_rows=90,
     max_message_bytes=5,
     max_rows=11,
     max_ids=13,
@@ -54,7 +58,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(Scorer, "open", opened)
     monkeypatch.setattr(serving_repository, "Repository", repository)
+
+    def serve_by_workers(paths: list[Path], settings: ServerSettings, opened: Any) -> None:
+        serve(repository(paths, settings, opened), settings)
+
     monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(workers, "serve_by_workers", serve_by_workers)
     return found
 
 
@@ -83,11 +92,11 @@ def test_what_is_not_given_is_the_default(served: list[Any]) -> None:
 
 def test_the_help_is_what_stands_beside_the_field() -> None:
     told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
-    assert "Calls that may wait for a thread; more are refused." in told
+    assert "Candidates that may wait to be scored; more are refused." in told
     assert "[default: 16384]" in told
 
 
 def test_a_setting_out_of_range_is_refused(served: list[Any]) -> None:
-    result = CliRunner().invoke(app, ["serve", "small", "--queue", "-1"])
+    result = CliRunner().invoke(app, ["serve", "small", "--max-queue-rows", "-1"])
     assert isinstance(result.exception, BadSettings)
-    assert "queue is -1, but must be 0 or more" in str(result.exception)
+    assert "max_queue_rows is -1, but must be 0 or more" in str(result.exception)

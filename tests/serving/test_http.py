@@ -29,6 +29,7 @@ from embedcomp.serving.models import Models
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.server import ScoringServer
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.support.metrics import SCORES, by_score
 
 pytestmark = pytest.mark.server
 HOST, ROWS = "127.0.0.1", 3
@@ -280,7 +281,7 @@ def test_metrics_tell_calls_and_versions(
         with pytest.raises(CallFailed):
             client.predict(batch.drop_columns(["age"]))
     asked(server, "/v2/models/clicks/infer", body(rows))
-    found = _metrics(server)
+    found, scorer = _metrics(server), Scorer.open(home / "clicks" / "2")
 
     def value(name: str, **labels: str) -> float:
         return found[name, frozenset(labels.items())]
@@ -291,10 +292,18 @@ def test_metrics_tell_calls_and_versions(
     assert value("embedcomp_request_duration_seconds_count", door="typed") == 3
     of = {"model": "clicks", "version": "2"}
     assert value("embedcomp_version_ready", **of) == value("embedcomp_version_current", **of) == 1
-    assert value("embedcomp_version_rows", **of) == 3 * ROWS
-    mean = value("embedcomp_version_mean_score", **of)
-    assert mean == pytest.approx(np.mean(scores, dtype=np.float64), rel=1e-6)
-    scorer = Scorer.open(home / "clicks" / "2")
+    name = "embedcomp_scored_rows_total"
+    by = {end: value(name, **of, score=f"{end:g}") for end in SCORES}
+    assert list(by.values()) == (3 * by_score(scores[0])).tolist() and sum(by.values()) == 3 * ROWS
+    total = 3 * np.sum(scores[0], dtype=np.float64)
+    assert value("embedcomp_scores_sum_total", **of) == pytest.approx(total, rel=1e-6)
+    for one in scorer.features.ids:
+        column = rows[one.name].flatten() if one.multi_valued else rows[one.name]
+        unknown = (one.vocabulary.encode(column) == one.vocabulary.unknown_row).sum()
+        assert value("embedcomp_ids_total", **of, feature=one.name) == 3 * len(column)
+        assert value("embedcomp_unknown_ids_total", **of, feature=one.name) == 3 * unknown
+    assert value("embedcomp_queue_seconds_count") == value("embedcomp_batch_rows_count") == 4
+    assert value("embedcomp_batch_rows_sum") == 4 * ROWS and value("embedcomp_queued_rows") == 0
     assert value("embedcomp_resident_bytes", **of) == sum(scorer.resident.values()) > 0
 
 

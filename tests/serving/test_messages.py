@@ -34,7 +34,13 @@ class Both:
     backend: ByEngine
 
     def quickly(self, message: bytes) -> np.ndarray | None:
-        return self.backend.score_message(FEATURES, message, TAKEN)
+        requests = self.backend.requests(FEATURES)
+        read = requests.read_message(message, TAKEN)
+        if read is None:
+            return None
+        while read.left:
+            requests.score_part(read, 7)
+        return read.scores
 
     def slowly(self, message: bytes) -> np.ndarray:
         request = wire.PredictRequest.FromString(message)

@@ -227,10 +227,10 @@ def test_the_newest_version_that_can_be_is_served_from_the_start(home: Path) -> 
 
 def test_a_version_that_is_deleted_is_served_on(home: Path, rows: pa.RecordBatch) -> None:
     repository = opened(home / "clicks")
-    wanted = repository.models.find("clicks").score(rows)
+    wanted = repository.models.find("clicks").scorer.score(rows)
     shutil.rmtree(home / "clicks")
     repository.poll()
-    assert np.array_equal(repository.models.find("clicks").score(rows), wanted)
+    assert np.array_equal(repository.models.find("clicks").scorer.score(rows), wanted)
     assert state(repository, 1) == (READY, "its folder is gone; it is served from memory")
 
 
@@ -312,7 +312,7 @@ def test_requests_are_read_by_the_engine_after_a_swap_too(
     save(home / "clicks", 2)
     repository.poll()
     assert len(repository.models.loaded()) == 2
-    wanted = repository.models.find("clicks").score(rows)
+    wanted = repository.models.find("clicks").scorer.score(rows)
     with Client(target) as client, Client(target, version=1) as old:
         before = old.predict(rows)
         monkeypatch.setattr(typed, "parsed", lambda *_: pytest.fail("Python read it"))

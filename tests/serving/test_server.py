@@ -20,13 +20,16 @@ from embedcomp.engine.description import (
     OWN_CODE,
     TORCH,
     Description,
+    cores,
 )
 from embedcomp.errors import BadSettings
 from embedcomp.serving.client import Client
 from embedcomp.serving.convert import to_request
 from embedcomp.serving.doors.typed import KINDS, SERVICE, Typed, described
 from embedcomp.serving.errors import CallFailed, CannotListen, Refused, Unreachable
+from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
+from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import Served
 from embedcomp.serving.server import SERVICES, ScoringServer
 from embedcomp.serving.settings import ServerSettings
@@ -191,10 +194,36 @@ def test_a_fault_of_the_server_stays_in_its_log(
     assert "secret" not in str(error) and "RuntimeError: secret" in caplog.text
 
 
+def test_calls_beyond_those_that_are_taken_are_refused_at_once_with_a_hint(
+    scorer: ToyScorer, items: pa.RecordBatch
+) -> None:
+    settings = ServerSettings(port=0, threads=1, calls=1)
+    with (
+        ScoringServer(Models.of(settings, scorer), settings) as server,
+        Client(f"127.0.0.1:{server.port}") as client,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        scorer.go_on.clear()
+        first = pool.submit(client.predict, items)
+        assert scorer.entered.wait(10)
+        error = refused(client, items)
+        assert error.code == CODE.RESOURCE_EXHAUSTED and "1 calls at a time" in str(error)
+        method = channel.unary_unary(f"/{SERVICE}/Predict")
+        with pytest.raises(grpc.RpcError) as caught:
+            method(to_request(items).SerializeToString(), timeout=10)
+        assert int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
+        assert client.metadata().model == "toy"  # what needs no scoring is answered all the same
+        found = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert found.status == health_pb2.HealthCheckResponse.SERVING
+        scorer.go_on.set()
+        assert len(first.result(10)) == 3
+
+
 def test_calls_beyond_the_queue_are_refused_and_the_others_finish(
     scorer: ToyScorer, items: pa.RecordBatch
 ) -> None:
-    settings = ServerSettings(port=0, threads=1, queue=0)
+    settings = ServerSettings(port=0, threads=1, max_queue_rows=0)
     with (
         ScoringServer(Models.of(settings, scorer), settings) as server,
         Client(f"127.0.0.1:{server.port}") as client,
@@ -228,7 +257,8 @@ class GivenUp:
 def test_a_call_that_was_given_up_while_it_waited_is_not_scored(
     scorer: ToyScorer, items: pa.RecordBatch
 ) -> None:
-    service = Typed(Models.of(ServerSettings(), scorer))
+    models = Models.of(ServerSettings(), scorer)
+    service = Typed(models, Scoring(ServerSettings(), Metrics(models)))
     with pytest.raises(Refused, match="cancelled or out of time") as caught:
         service._predict(to_request(items).SerializeToString(), GivenUp())
     assert caught.value.code == CODE.CANCELLED and not scorer.entered.is_set()
@@ -297,7 +327,8 @@ def test_two_servers_cannot_share_a_port(server: ScoringServer, scorer: ToyScore
 
 
 @pytest.mark.parametrize(
-    "change", [{"port": 70_000}, {"threads": 0}, {"queue": -1}, {"max_rows": 0}, {"grace_s": -1.0}]
+    "change",
+    [{"port": 70_000}, {"threads": 0}, {"max_queue_rows": -1}, {"max_rows": 0}, {"grace_s": -1.0}],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(BadSettings, match=f"{next(iter(change))} is "):
@@ -316,7 +347,7 @@ def test_sigterm_finishes_calls_in_flight_reports_it_and_exits_with_0(
     with Client(target, retries=0) as client, ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.predict, items)
         said = list(takewhile(lambda line: line != "scoring\n", iter(process.stdout.readline, "")))
-        assert said == ["scored by compiled engine, float32; threads of a large call: 1\n"]
+        assert said == [f"scored by compiled engine, float32; threads: {cores(None)}\n"]
         process.terminate()
         assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watching.close()

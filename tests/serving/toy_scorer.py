@@ -52,7 +52,7 @@ class ToyScorer:
 
     name, version, features = "toy", 7, FEATURES
     description = Description(name=COMPILED, threads=1)
-    has_features, alone = True, None
+    has_features, alone, proof, seen = True, None, None, None
 
     def __init__(self, seconds: float = 0.0):
         self._seconds = seconds
@@ -62,8 +62,11 @@ class ToyScorer:
         self.go_on.set()
         self.fault: Exception | None = None
 
-    def score_message(self, message: bytes, *, max_rows: int, max_ids: int) -> None:
-        """None: it reads no messages, as scorers by torch do not."""
+    def read_message(self, message: bytes, *, max_rows: int, max_ids: int) -> None:
+        """None: it reads no requests, as scorers by torch do not."""
+
+    def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> None:
+        """None, likewise."""
 
     def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
         self.entered.set()

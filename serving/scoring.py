@@ -1,0 +1,271 @@
+"""Calls that wait to be scored; small ones of a version are scored together.
+
+The thread that has a call's turn scores it, and what waits with it. Nobody else is needed: a call
+that finds nothing before it is scored at once, by its own thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import grpc
+import numpy as np
+
+from embedcomp.engine.description import cores
+from embedcomp.engine.requests import Read
+from embedcomp.errors import BadRequest
+from embedcomp.serving.errors import Refused
+from embedcomp.serving.metrics import Metrics
+from embedcomp.serving.served import Served, Work
+from embedcomp.serving.settings import ServerSettings
+
+FRESH = 0.1  # weight of the latest batch in the mean time of a row
+HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused call may come back
+
+
+class Caller(Protocol):
+    """Who waits for a call's scores: a grpc.ServicerContext, or `Somebody`."""
+
+    def is_active(self) -> bool:
+        """Whether it still waits."""
+        ...
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Call back when it waits no more, its deadline included; False: it waits no more."""
+        ...
+
+
+class Somebody:
+    """A caller who waits to the end."""
+
+    def is_active(self) -> bool:
+        return True
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return True
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call on its way to its scores.
+
+    batch: the calls that it is to score, itself among them, once it is its turn.
+    """
+
+    served: Served
+    work: Work
+    came: float = field(default_factory=time.perf_counter)
+    scores: np.ndarray | None = None
+    error: Exception | None = None
+    batch: list[_Call] = field(default_factory=list)
+    gone: bool = False  # nobody waits for it
+    queued_s: float = 0.0  # until its turn came
+    turn: threading.Lock = field(default_factory=threading.Lock)  # held until something happens
+
+    def __post_init__(self) -> None:
+        self.turn.acquire()
+
+    @property
+    def done(self) -> bool:
+        return self.scores is not None or self.error is not None
+
+    def score_part(self, rows: int) -> None:
+        """Score its next rows, if they can be told apart."""
+        try:
+            self.scores = self.served.score_part(self.work, rows)
+        except Exception as error:  # noqa: BLE001 it goes to the thread that waits for the scores
+            self.error = error
+
+
+class Scoring:
+    """Which calls are scored when. So many batches are scored at a time, each of so many rows at
+    most; longer calls take several turns, so that short ones need not wait for their end."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        full: Callable[[], bool] = lambda: False,
+    ):
+        """`full`: whether this thread's call came when there was no room for it."""
+        self._settings, self._metrics, self._full = settings, metrics, full
+        self._most, self._most_waiting = settings.max_batch_rows, settings.max_queue_rows
+        self._gather_s = settings.max_wait_us / 1e6
+        self.threads = settings.threads or max(cores(None) // settings.workers, 1)
+        self._free = self.threads
+        self._lock = threading.Lock()
+        self._waiting: deque[_Call] = deque()
+        self._gathering: dict[Served, _Call] = {}  # whose turn it is, but who waits for others
+        self._rows = 0  # of the calls that wait
+        self._row_s = 0.0  # seconds of a row in a batch
+        metrics.queued(lambda: self._rows)
+
+    def score(self, served: Served, work: Work, caller: Caller) -> np.ndarray:
+        """Click probabilities float32 [N] of a request.
+
+        Raises:
+            Refused: too many rows wait already, or the caller waits no more.
+            BadRequest, BadId: a number or an id is not what the model takes.
+        """
+        call = _Call(served, work)
+        try:
+            self._carry_out(call, caller)
+        finally:
+            took = time.perf_counter() - call.came
+            served.counts.add(call.scores, round(1e9 * took), round(1e9 * call.queued_s))
+        if call.error is not None:
+            raise call.error
+        assert call.scores is not None
+        return call.scores
+
+    def receive(self, caller: Caller) -> None:
+        """Raises Refused where a call was given up already, or came when there was no room."""
+        if not caller.is_active():
+            raise _gave_up()
+        if self._full():
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this server takes {self._settings.calls} calls at a time; come back later",
+                retry_s=self.hint_s(),
+            )
+
+    def hint_s(self) -> float:
+        """Seconds until what waits now will have been scored."""
+        shortest, longest = HINT_S
+        return min(max(self._rows * self._row_s / self.threads, shortest), longest)
+
+    def _carry_out(self, call: _Call, caller: Caller) -> None:
+        with self._lock:
+            leads = self._admit(call)
+        if not leads and not caller.add_callback(partial(self._give_up, call)):
+            self._give_up(call)
+        while not call.done:
+            if not leads:
+                call.turn.acquire()
+            if call.gone:
+                raise _gave_up()
+            leads = bool(call.batch) and self._lead(call)
+
+    def _joins(self, call: _Call) -> bool:
+        """Whether a call may be scored together with others."""
+        return call.work.joins and call.work.rows < self._most
+
+    def _admit(self, call: _Call) -> bool:
+        """Find a place for a call; whether it is its turn at once."""
+        joins, open_to = self._joins(call), self._gathering.get(call.served)
+        if joins and open_to is not None:
+            rows = sum(one.work.left for one in open_to.batch) + call.work.left
+            if rows <= self._most:
+                open_to.batch.append(call)
+            if rows >= self._most:
+                del self._gathering[call.served]
+                open_to.turn.release()
+            if rows <= self._most:
+                return False
+        if self._free and not self._waiting:
+            self._free -= 1
+            call.batch = [call]
+            if joins and self._gather_s:
+                self._gathering[call.served] = call
+            return True
+        if self._rows >= self._most_waiting:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._rows:,} candidates wait to be scored, and this server lets "
+                f"{self._most_waiting:,} wait; come back later",
+                retry_s=self.hint_s(),
+            )
+        self._queue(call)
+        return False
+
+    def _queue(self, call: _Call) -> None:
+        self._waiting.append(call)
+        self._rows += call.work.left
+
+    def _give_up(self, call: _Call) -> None:
+        """Take a call out of those that wait, if it does."""
+        with self._lock:
+            if call not in self._waiting:
+                return
+            self._waiting.remove(call)
+            self._rows -= call.work.left
+            call.gone = True
+        call.turn.release()
+
+    def _lead(self, call: _Call) -> bool:
+        """Score a call's batch and give the turn to the next; whether that is the call again."""
+        if self._gathering.get(call.served) is call:
+            call.turn.acquire(timeout=self._gather_s)
+            with self._lock:
+                if self._gathering.get(call.served) is call:
+                    del self._gathering[call.served]
+        batch, call.batch = call.batch, []
+        self._run(batch)
+        with self._lock:
+            for one in batch:
+                if not one.done:
+                    self._queue(one)
+            following = self._next()
+        for one in batch:
+            if one.done and one is not call:
+                one.turn.release()
+        if following is not None and following is not call:
+            following.turn.release()
+        return following is call
+
+    def _next(self) -> _Call | None:
+        """The call whose turn it is, with its batch; None: nobody waits."""
+        if not self._waiting:
+            self._free += 1
+            return None
+        first = self._waiting.popleft()
+        batch, rows = [first], first.work.left
+        if self._joins(first):
+            for one in list(self._waiting):
+                fits = one.served is first.served and self._joins(one)
+                if fits and rows + one.work.left <= self._most:
+                    self._waiting.remove(one)
+                    batch.append(one)
+                    rows += one.work.left
+        self._rows -= rows
+        first.batch = batch
+        return first
+
+    def _run(self, batch: list[_Call]) -> None:
+        """Score the calls of one turn."""
+        began, rows = time.perf_counter(), sum(min(one.work.left, self._most) for one in batch)
+        for one in batch:
+            one.queued_s = one.queued_s or began - one.came
+        if len(batch) == 1 or not _score_joined(batch):
+            for one in batch:
+                one.score_part(self._most)
+        took = time.perf_counter() - began
+        self._row_s += FRESH * (took / max(rows, 1) - self._row_s)
+        self._metrics.batch(rows, took)
+        for one in batch:
+            if one.done:
+                self._metrics.queued_for(one.queued_s)
+
+
+def _gave_up() -> Refused:
+    return Refused(
+        grpc.StatusCode.CANCELLED, "the call was cancelled or out of time while it waited"
+    )
+
+
+def _score_joined(batch: list[_Call]) -> bool:
+    """Score calls in one; False: one of them has no score, and each has to be tried alone."""
+    reads = [one.work for one in batch if isinstance(one.work, Read)]
+    try:
+        batch[0].served.scorer.score_joined(reads)
+    except BadRequest:
+        return False
+    for one, read in zip(batch, reads, strict=True):
+        one.scores = read.scores
+    return True
