@@ -100,6 +100,24 @@ class Metrics:
             *OF,
             "feature",
         )
+        self._shadowed = counter(
+            "embedcomp_shadowed_rows", "Candidates that a shadow has scored as well.", *OF
+        )
+        self._difference = counter(
+            "embedcomp_shadow_difference_sum",
+            "Of how far a shadow's scores are off those that were answered.",
+            *OF,
+        )
+        self._most_different = gauge(
+            "embedcomp_shadow_difference_max", "The largest of them.", "livemax", *OF
+        )
+        self._not_shadowed = counter(
+            "embedcomp_not_shadowed",
+            "Calls that a shadow was to score and did not.",
+            *OF,
+            "reason",
+        )
+        self._most: dict[Served, float] = {}
         self._waiting: Callable[[], int] = lambda: 0
         self._publishing = threading.Lock()
         self._told: dict[Served, _Told] = {}
@@ -122,6 +140,19 @@ class Metrics:
     def queued_for(self, seconds: float) -> None:
         """Note how long a call waited for its turn."""
         self._queue.observe(seconds)
+
+    def shadowed(self, shadow: Served, differences: np.ndarray) -> None:
+        """Note how far a shadow's scores are off, float32 [B]."""
+        of = shadow.name, str(shadow.version)
+        self._shadowed.labels(*of).inc(len(differences))
+        self._difference.labels(*of).inc(float(differences.sum(dtype=np.float64)))
+        most = max(self._most.get(shadow, 0.0), float(differences.max(initial=0.0)))
+        self._most[shadow] = most
+        self._most_different.labels(*of).set(most)
+
+    def not_shadowed(self, shadow: Served, reason: str) -> None:
+        """Note a call that a shadow did not score."""
+        self._not_shadowed.labels(shadow.name, str(shadow.version), reason).inc()
 
     def queued(self, rows: Callable[[], int]) -> None:
         """Ask this for the candidates that wait."""
@@ -152,6 +183,7 @@ class Metrics:
                 self._publish_counts(one, self._told.get(one) or self._first(one))
                 if not there:
                     del self._told[one]
+                    self._most.pop(one, None)
 
     def _first(self, one: Served) -> _Told:
         """Begin to tell of a version: also what is expected of it."""

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.labels import NAMES, NONE, STABLE, Labels
 from embedcomp.serving.served import Served
 from embedcomp.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer
+
+
+class Caller(Protocol):
+    """Who waits for a call's scores.
+
+    key: what calls are told apart by where some of them are answered otherwise.
+    """
+
+    @property
+    def key(self) -> bytes: ...
+
+    def is_active(self) -> bool:
+        """Whether it still waits."""
+        ...
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Call back when it waits no more, its deadline included; False: it waits no more."""
+        ...
+
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
@@ -42,6 +62,7 @@ class Models:
         self._current: dict[str, Served] = {}
         self._loaded: dict[tuple[str, int], Served] = {}
         self._states: dict[tuple[str, int], State] = {}
+        self._labels: dict[str, Labels] = {}
         for one in sorted(served, key=lambda one: one.version):
             self.put(one)
 
@@ -82,14 +103,20 @@ class Models:
         """Whether new clients should come."""
         return bool(self._loaded) and not self.draining
 
-    @property
-    def only(self) -> Served | None:
+    def only(self, caller: Caller | None = None) -> Served | None:
         """The version that answers who names neither; None where there are several models."""
         current = self._current
-        return next(iter(current.values())) if len(current) == 1 else None
+        return self._answers(next(iter(current.values())), caller) if len(current) == 1 else None
 
-    def find(self, name: str = "", version: int = 0) -> Served:
-        """The version that answers; of an empty name the only model, of 0 the current version.
+    def find(
+        self, name: str = "", version: int = 0, label: str = "", caller: Caller | None = None
+    ) -> Served:
+        """The version that answers.
+
+        Args:
+            name: empty: of the only model.
+            version: 0: the one with the label, or else the current one or, for its share of
+                callers, the canary.
 
         Raises:
             Refused: it is not served here, or several are and none was named.
@@ -101,12 +128,47 @@ class Models:
             found = current[name]
         else:
             raise self._unknown(name, version, current)
-        if version in (0, found.version):
-            return found
+        if label and not version:
+            version = self.labels(found.name)[label]
+            version = version or found.version * (label == STABLE)
+            if not version:
+                raise Refused(
+                    grpc.StatusCode.NOT_FOUND,
+                    f"no version of model {found.name!r} is labelled {label!r} here; labels are "
+                    f"{', '.join(NAMES)}",
+                )
+        if not version:
+            return self._answers(found, caller)
         asked = self._loaded.get((found.name, version))
         if asked is None:
             raise self._unknown(found.name, version, current)
         return asked
+
+    def _answers(self, current: Served, caller: Caller | None) -> Served:
+        """The version that answers a caller who asked for none."""
+        labels = self._labels.get(current.name, NONE)
+        if caller is None or not labels.canary or not labels.is_canarys(caller.key):
+            return current
+        return self._loaded.get((current.name, labels.canary), current)
+
+    def shadow(self, of: Served, caller: Caller) -> Served | None:
+        """The version that scores a call too that another one has answered; None: none does."""
+        labels = self._labels.get(of.name, NONE)
+        if labels.shadow in (0, of.version) or not labels.is_shadowed(caller.key):
+            return None
+        return self._loaded.get((of.name, labels.shadow))
+
+    def labels(self, name: str) -> Labels:
+        """Versions of a model by label."""
+        return self._labels.get(name, NONE)
+
+    def label(self, name: str, labels: Labels) -> None:
+        """Give versions labels; the stable one becomes the current one, if it is there."""
+        with self._lock:
+            self._labels = {**self._labels, name: labels}
+            stable = self._loaded.get((name, labels.stable))
+            if stable is not None:
+                self._current = {**self._current, name: stable}
 
     def current(self, name: str) -> Served | None:
         """The version of a model that answers who asks for none; None: the model is not served."""

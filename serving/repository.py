@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import grpc
 
 from embedcomp.artifact.artifact import MANIFEST, versions
-from embedcomp.errors import BadArtifact, EmbedcompError
+from embedcomp.errors import BadArtifact, BadSettings, EmbedcompError
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.labels import Labels
+from embedcomp.serving.labels import read as read_labels
 from embedcomp.serving.models import LOADING, READY, UNAVAILABLE, Models, State
 from embedcomp.serving.served import Served
 from embedcomp.serving.settings import ServerSettings
@@ -55,6 +57,7 @@ class Repository:
         self._newest: dict[str, int] = {}  # version that was served; a poll takes newer ones alone
         self._tried: dict[Path, int] = {}  # broken versions, by when their manifest was written
         self._stopped = threading.Event()
+        self._said: dict[str, str] = {}  # of labels that cannot be read
         self._error: Exception | None = None  # of the last version that could not be opened
         for path in self._paths:
             folders = self._folders(path)
@@ -63,8 +66,10 @@ class Repository:
                     f"{path} holds no model: it has no {MANIFEST}, no numbered version and no "
                     "folder with one; make one with `embedcomp train` or `embedcomp compress`"
                 )
-        for folder in self._all_folders().values():
-            any(self._open(place) for place in _places(folder))
+        for name, folder in self._all_folders().items():
+            self._label(name, folder)
+            if self.models.current(name) is None:
+                any(self._open(place) for place in _places(folder))
         if not self.models.loaded():
             assert self._error is not None, "there was something to open"
             raise self._error
@@ -75,6 +80,8 @@ class Repository:
             for name, folder in self._all_folders().items():
                 if name in self._unloaded:
                     continue
+                if self._label(name, folder).stable:
+                    continue  # newer ones are taken when somebody says so
                 served = self._newest.get(name, 0) if self.models.current(name) else 0
                 newer = (place for place in _places(folder) if int(place.name) > served)
                 any(self._open(place) for place in newer)  # the newest that can be
@@ -158,8 +165,42 @@ class Repository:
             for one in loaded:
                 self.models.drop(name, one.version, UNLOADED)
 
-    def _open(self, place: Path) -> bool:
-        """Make a version the current one, if it can be opened and scores."""
+    def _label(self, name: str, folder: Path) -> Labels:
+        """Give a model's versions the labels in its folder; those that hold.
+
+        Labels whose versions cannot be served, or that cannot be read, leave the old ones.
+        """
+        before = self.models.labels(name)
+        try:
+            labels = read_labels(folder)
+        except BadSettings as error:
+            if str(error) != self._said.get(name):
+                logger.warning("labels of %s stay as they were: %s", name, error)
+            self._said[name] = str(error)
+            return before
+        if labels == before and labels.versions <= self._versions(name):
+            return before
+        places = {int(place.name): place for place in _places(folder)}
+        for version in sorted(labels.versions):
+            if version not in places:
+                self.models.tell(State(name, version, UNAVAILABLE, "there is none on disk"))
+            elif not self._open(places[version], current=version == labels.stable):
+                logger.warning("version %s of %s has a label and is not served", version, name)
+        if not labels.versions <= self._versions(name):
+            return before
+        self.models.label(name, labels)
+        logger.info("versions of %s are labelled: %s", name, labels)
+        current = self.models.current(name)
+        kept = labels.versions | before.versions | ({current.version} if current else set())
+        for version in self._versions(name) - kept:
+            self.models.drop(name, version, "it has no label any more")
+        return labels
+
+    def _versions(self, name: str) -> set[int]:
+        return {one.version for one in self.models.loaded(name)}
+
+    def _open(self, place: Path, *, current: bool = True) -> bool:
+        """Serve a version, if it can be opened and scores: as the current one, or by its label."""
         name, version = place.parent.name, int(place.name)
         found = next((one for one in self.models.loaded(name) if one.version == version), None)
         written = _written(place)
@@ -176,9 +217,13 @@ class Repository:
             logger.warning("%s is not served: %s", place, said, exc_info=not known)
             return False
         before = self.models.current(name)
-        self.models.put(found)
+        self.models.put(found, current=current)
+        if not current:
+            logger.info("%s is served to those who ask for it", place)
+            return True
         self._newest[name] = max(version, self._newest.get(name, 0))
         kept = {version} | ({before.version} if before else set())
+        kept |= self.models.labels(name).versions
         for one in self.models.loaded(name):
             if one.version not in kept:
                 self.models.drop(name, one.version, f"version {version} is served")

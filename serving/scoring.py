@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import grpc
 import numpy as np
@@ -22,33 +21,29 @@ from embedcomp.engine.requests import Read
 from embedcomp.errors import BadRequest
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
+from embedcomp.serving.models import Caller, Models
 from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.shadows import Shadows
 
 FRESH = 0.1  # weight of the latest batch in the mean time of a row
 HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused call may come back
 
 
-class Caller(Protocol):
-    """Who waits for a call's scores: a grpc.ServicerContext, or `Somebody`."""
-
-    def is_active(self) -> bool:
-        """Whether it still waits."""
-        ...
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Call back when it waits no more, its deadline included; False: it waits no more."""
-        ...
-
-
+@dataclass(frozen=True)
 class Somebody:
     """A caller who waits to the end."""
 
+    key: bytes = b""
+
     def is_active(self) -> bool:
         return True
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         return True
+
+
+SHADOW = Somebody()
 
 
 @dataclass(eq=False)
@@ -89,12 +84,15 @@ class Scoring:
 
     def __init__(
         self,
+        models: Models,
         settings: ServerSettings,
         metrics: Metrics,
         full: Callable[[], bool] = lambda: False,
     ):
         """`full`: whether this thread's call came when there was no room for it."""
-        self._settings, self._metrics, self._full = settings, metrics, full
+        self._models, self._settings = models, settings
+        self._metrics, self._full = metrics, full
+        self._shadows = Shadows(lambda shadow, work: self._scored(shadow, work, SHADOW), metrics)
         self._most, self._most_waiting = settings.max_batch_rows, settings.max_queue_rows
         self._gather_s = settings.max_wait_us / 1e6
         self.threads = settings.threads or max(cores(None) // settings.workers, 1)
@@ -106,13 +104,23 @@ class Scoring:
         self._row_s = 0.0  # seconds of a row in a batch
         metrics.queued(lambda: self._rows)
 
-    def score(self, served: Served, work: Work, caller: Caller) -> np.ndarray:
-        """Click probabilities float32 [N] of a request.
+    def score(self, served: Served, caller: Caller, read: Callable[[Served], Work]) -> np.ndarray:
+        """Click probabilities float32 [N] of a request. The version's shadow may score it too.
+
+        Args:
+            read: reads the request for a version, in the thread that scores it.
 
         Raises:
             Refused: too many rows wait already, or the caller waits no more.
             BadRequest, BadId: a number or an id is not what the model takes.
         """
+        scores = self._scored(served, read(served), caller)
+        shadow = self._models.shadow(served, caller)
+        if shadow is not None:
+            self._shadows.compare(shadow, scores, read)
+        return scores
+
+    def _scored(self, served: Served, work: Work, caller: Caller) -> np.ndarray:
         call = _Call(served, work)
         try:
             self._carry_out(call, caller)

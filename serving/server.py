@@ -93,7 +93,7 @@ class ScoringServer:
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
         threads = CallThreads(settings.calls)
-        scoring = Scoring(settings, self.metrics, lambda: threads.full)
+        scoring = self._scoring = Scoring(models, settings, self.metrics, lambda: threads.full)
         self.threads = scoring.threads
         self._grpc = grpc.server(
             threads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TypeVar
 
 import grpc
@@ -20,6 +21,7 @@ DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trail
 
 M = TypeVar("M", bound=Message)
 Answer = Callable[[bytes, grpc.ServicerContext], Message]
+KEY = "x-request-key"  # header of what calls are told apart by; without, by their own bytes
 REFUSALS = (BadRequest, BadId, Refused)
 FAULT = grpc.StatusCode.INTERNAL, "the server failed; its log has the details"
 
@@ -33,6 +35,22 @@ def handlers(
     return grpc.method_handlers_generic_handler(
         service, {name: _method(door, answer, metrics) for name, answer in answers.items()}
     )
+
+
+class Waits:
+    """The caller of a call over gRPC."""
+
+    def __init__(self, data: bytes, context: grpc.ServicerContext):
+        self._data, self._context = data, context
+        self.is_active, self.add_callback = context.is_active, context.add_callback
+
+    @cached_property
+    def key(self) -> bytes:
+        """What calls are told apart by where some of them are answered otherwise."""
+        given = dict(self._context.invocation_metadata()).get(KEY)
+        if given is None:
+            return self._data
+        return given.encode() if isinstance(given, str) else bytes(given)
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:

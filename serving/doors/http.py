@@ -57,6 +57,7 @@ STATUSES = {
     grpc.StatusCode.UNIMPLEMENTED: "501 Not Implemented",
     grpc.StatusCode.UNAVAILABLE: "503 Service Unavailable",
 }
+KEY = "HTTP_X_REQUEST_KEY"  # the header, as WSGI calls it
 FAILED = "500 Internal Server Error"
 MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
@@ -157,7 +158,7 @@ class HttpDoor:
             match = pattern.match(path)
             if match and given.get("REQUEST_METHOD") == method:
                 asked = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
-                return answer(self._body(given) if method == "POST" else {}, **asked)
+                return answer(given, **asked)
         raise Refused(grpc.StatusCode.NOT_FOUND, f"there is no {path!r} to be asked in this way")
 
     def _body(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,28 +185,29 @@ class HttpDoor:
         return {"ready": True}
 
     def _model_ready(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
-        found = self._models.find(name, version_of(version))
+        found = self._models.find(name, *version_of(version))
         return {"name": found.name, "ready": True}
 
     def _metadata(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
-        return self._inference.described(self._models.find(name, version_of(version)))
+        return self._inference.described(self._models.find(name, *version_of(version)))
 
-    def _infer(self, body: Mapping[str, Any], name: str, version: str = "") -> Any:
-        served = self._models.find(name, version_of(version))
+    def _infer(self, given: Mapping[str, Any], name: str, version: str = "") -> Any:
+        body, caller = self._body(given), Somebody(given.get(KEY, "").encode())
+        served = self._models.find(name, *version_of(version), caller)
         outputs = body.get("outputs", [])
         refuse_others([str(_field(one, "name", str)) for one in _objects("outputs", outputs)])
-        work = served.read(columns_of(_tensors(body), served))
-        scores = self._scoring.score(served, work, Somebody())
+        inputs = _tensors(body)
+        scores = self._scoring.score(served, caller, lambda one: one.read(columns_of(inputs, one)))
         score = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
         found = {"model_name": served.name, "model_version": str(served.version)}
         return found | ({"id": body["id"]} if "id" in body else {}) | {"outputs": [score]}
 
-    def _load(self, body: Mapping[str, Any], name: str) -> Any:
-        given = body.get("parameters", {})
-        if not isinstance(given, dict):
+    def _load(self, given: Mapping[str, Any], name: str) -> Any:
+        told = self._body(given).get("parameters", {})
+        if not isinstance(told, dict):
             raise BadRequest("parameters", "must be an object")
         parameters = {}
-        for key, value in given.items():
+        for key, value in told.items():
             kind = "int64_param" if isinstance(value, int) else "string_param"
             try:
                 parameters[key] = ParseDict({kind: value}, wire.ModelRepositoryParameter())

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import handlers, parsed
+from embedcomp.serving.doors.door import Waits, handlers, parsed
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.labels import NAMES
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import READY, Models
 from embedcomp.serving.repository import Repository
@@ -82,12 +83,12 @@ class Inference:
 
     def _model_ready(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelReadyResponse:
         request = parsed(wire.ModelReadyRequest, data)
-        self._models.find(request.name, version_of(request.version))
+        self._models.find(request.name, *version_of(request.version))
         return wire.ModelReadyResponse(ready=True)
 
     def _metadata(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelMetadataResponse:
         request = parsed(wire.ModelMetadataRequest, data)
-        return self.described(self._models.find(request.name, version_of(request.version)))
+        return self.described(self._models.find(request.name, *version_of(request.version)))
 
     def described(self, served: Served) -> wire.ModelMetadataResponse:
         """What a version reads and gives."""
@@ -101,12 +102,14 @@ class Inference:
         )
 
     def _infer(self, data: bytes, context: grpc.ServicerContext) -> wire.ModelInferResponse:
-        self._scoring.receive(context)
+        caller = Waits(data, context)
+        self._scoring.receive(caller)
         request = parsed(wire.ModelInferRequest, data)
-        served = self._models.find(request.model_name, version_of(request.model_version))
+        asked = version_of(request.model_version)
+        served = self._models.find(request.model_name, *asked, caller)
         refuse_others([output.name for output in request.outputs])
-        work = served.read(columns_of(tensors(request), served))
-        scores = self._scoring.score(served, work, context)
+        given = tensors(request)
+        scores = self._scoring.score(served, caller, lambda one: one.read(columns_of(given, one)))
         response = wire.ModelInferResponse(
             model_name=served.name,
             model_version=str(served.version),
@@ -119,7 +122,7 @@ class Inference:
     def _statistics(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelStatisticsResponse:
         request = parsed(wire.ModelStatisticsRequest, data)
         if request.name:
-            asked = [self._models.find(request.name, version_of(request.version))]
+            asked = [self._models.find(request.name, *version_of(request.version))]
         else:
             asked = self._models.loaded()
         return wire.ModelStatisticsResponse(model_stats=[_counted(one) for one in asked])
@@ -184,7 +187,7 @@ def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> in
             raise BadRequest(name, "is nothing that loading a model takes; give a version alone")
     if "version" in parameters:
         given = parameters["version"]
-        return given.int64_param or version_of(given.string_param)
+        return given.int64_param or number_of(given.string_param)
     if "config" not in parameters:
         return 0
     try:
@@ -200,7 +203,16 @@ def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> in
         ) from error
 
 
-def version_of(text: str) -> int:
+def version_of(text: str) -> tuple[int, str]:
+    """What is asked for: the number of a version or 0, and a label or none.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    return (0, text) if text in NAMES else (number_of(text), "")
+
+
+def number_of(text: str) -> int:
     """The number of a version; 0 where none is asked for.
 
     Raises:

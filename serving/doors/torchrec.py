@@ -6,13 +6,15 @@ number of bytes tells which they are.
 
 from __future__ import annotations
 
+from functools import partial
+
 import grpc
 import numpy as np
 import pyarrow as pa
 
 from embedcomp.engine.prepare import Part
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import handlers, parsed
+from embedcomp.serving.doors.door import Waits, handlers, parsed
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
@@ -36,14 +38,16 @@ class TorchRec:
         return handlers("torchrec", SERVICE, {"Predict": self._predict}, metrics)
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictionResponse:
-        self._scoring.receive(context)
-        request, served = parsed(wire.PredictionRequest, data), self._models.find()
+        caller = Waits(data, context)
+        self._scoring.receive(caller)
+        request = parsed(wire.PredictionRequest, data)
+        served = self._models.find(caller=caller)
         if request.batch_size < 0:
             raise BadRequest("batch_size", f"is {request.batch_size}, but must be 0 or more")
         served.check_rows(request.batch_size)
         for name in NOT_TAKEN:
             _refuse(name, request)
-        scores = self._scoring.score(served, _read(served, request), context)
+        scores = self._scoring.score(served, caller, partial(_read, request=request))
         return wire.PredictionResponse(predictions={SCORES: wire.FloatVec(data=scores)})
 
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from embedcomp.engine.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
 from embedcomp.serving.convert import from_request
-from embedcomp.serving.doors.door import handlers, parsed
+from embedcomp.serving.doors.door import Waits, handlers, parsed
 from embedcomp.serving.metrics import Metrics
-from embedcomp.serving.models import Models
+from embedcomp.serving.models import Caller, Models
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import Input, Served, Work
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
@@ -41,30 +41,41 @@ class Typed:
         )
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
-        self._scoring.receive(context)
-        served = self._models.only
+        caller = Waits(data, context)
+        self._scoring.receive(caller)
+        served = self._models.only(caller)
         work: Work | None = None if served is None else served.read_message(data)
         if served is None or work is None:
-            served, work = self._slowly(data, tried=served)
-        scores = self._scoring.score(served, work, context)
+            served, work = self._slowly(data, caller, tried=served)
+        first = served, work
+
+        def read(one: Served) -> Work:
+            return first[1] if one is first[0] else _read(data, one)
+
+        scores = self._scoring.score(served, caller, read)
         return wire.PredictResponse(
             scores=scores.tobytes(), model=served.name, version=served.version
         )
 
-    def _slowly(self, data: bytes, tried: Served | None) -> tuple[Served, Work]:
+    def _slowly(self, data: bytes, caller: Caller, tried: Served | None) -> tuple[Served, Work]:
         """The version that a request asks for, and what is to be scored.
 
         Args:
             tried: whose engine does not read it by itself.
         """
         request = parsed(wire.PredictRequest, data)
-        served = self._models.find(request.model, request.version)
+        served = self._models.find(request.model, request.version, request.label, caller)
         work = None if served is tried else served.read_message(data)
         return served, work or served.read(*from_request(request, served.names))
 
     def _metadata(self, data: bytes, context: grpc.ServicerContext) -> wire.MetadataResponse:
         request = parsed(wire.MetadataRequest, data)
-        return described(self._models.find(request.model, request.version))
+        return described(self._models.find(request.model, request.version, request.label))
+
+
+def _read(data: bytes, served: Served) -> Work:
+    """A request that another version has answered."""
+    return served.read(*from_request(parsed(wire.PredictRequest, data), served.names))
 
 
 def described(served: Served) -> wire.MetadataResponse:

@@ -20,12 +20,13 @@ from embedcomp.kernels import native
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
-from embedcomp.serving.models import Models
+from embedcomp.serving.models import Caller, Models
 from embedcomp.serving.scoring import Scoring, Somebody
-from embedcomp.serving.served import Served
+from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
+SOMEBODY = Somebody()
 MOST = 16  # rows of a batch
 
 
@@ -38,7 +39,8 @@ class House:
     def __init__(self, scorer: Scorer, **changes: int):
         self.settings = ServerSettings(threads=1, max_batch_rows=MOST, **changes)
         self.served = Served(scorer, self.settings)
-        self.scoring = Scoring(self.settings, Metrics(Models([self.served])))
+        models = Models([self.served])
+        self.scoring = Scoring(models, self.settings, Metrics(models))
         self.open, self.turns = threading.Event(), []
         self._scorer = scorer
         self.served.scorer = self
@@ -62,9 +64,12 @@ class House:
         entered = threading.Event()
 
         def score() -> np.ndarray:
-            work = self.served.read(items, *more)
-            entered.set()
-            return self.scoring.score(self.served, work, Somebody())
+            def read(served: Served) -> Work:
+                work = served.read(items, *more)
+                entered.set()
+                return work
+
+            return self.scoring.score(self.served, Somebody(), read)
 
         before = self.waiting()
         asked = pool.submit(score)
@@ -72,6 +77,9 @@ class House:
         self._until(lambda: self.waiting() > before or self.scoring._free == 0 or asked.done())
         time.sleep(0.01)
         return asked
+
+    def score(self, items: pa.RecordBatch, caller: Caller = SOMEBODY) -> np.ndarray:
+        return self.scoring.score(self.served, caller, lambda one: one.read(items))
 
     def waiting(self) -> int:
         return len(self.scoring._waiting)
@@ -132,8 +140,7 @@ def test_calls_of_one_user_and_of_other_versions_are_not_joined(
     other = Served(Scorer.open(save_small(tmp_path / "small", seed=2)), house.settings)
     first = house.call(pool, items)
     one_user = [house.call(pool, theirs, user) for _ in range(2)]
-    work = other.read(items)  # of this thread
-    elsewhere = pool.submit(house.scoring.score, other, work, Somebody())
+    elsewhere = pool.submit(house.scoring.score, other, Somebody(), lambda one: one.read(items))
     house._until(lambda: house.waiting() == 3)
     last = house.call(pool, items)
     house.open.set()
@@ -200,12 +207,12 @@ def test_rows_beyond_those_that_may_wait_are_refused_with_a_hint(
     first = house.call(pool, rows_of(3, 1))
     waits = [house.call(pool, rows_of(12, 2))]
     with pytest.raises(Refused, match="12 candidates wait to be scored, and this server") as found:
-        house.scoring.score(house.served, house.served.read(rows_of(1, 3)), Somebody())
+        house.score(rows_of(1, 3))
     assert found.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert found.value.retry_s is not None and 0.001 <= found.value.retry_s <= 1.0
     house.open.set()
     assert [len(future.result(20)) for future in (first, *waits)] == [3, 12]
-    after = house.scoring.score(house.served, house.served.read(rows_of(1, 3)), Somebody())
+    after = house.score(rows_of(1, 3))
     assert len(after) == 1 and house.scoring._rows == 0
     assert house.served.counts.failed == 1 and house.served.counts.calls == 3
 
@@ -231,7 +238,7 @@ def test_a_call_that_is_given_up_while_it_waits_is_not_scored_and_leaves_its_pla
     first = house.call(pool, rows_of(3, 1))
 
     def score() -> np.ndarray:
-        return house.scoring.score(house.served, house.served.read(rows_of(5, 2)), caller)
+        return house.score(rows_of(5, 2), caller)
 
     asked = pool.submit(score)
     house._until(lambda: house.waiting() == 1 and caller.leave is not None)
@@ -261,7 +268,7 @@ def test_a_call_that_waits_for_others_in_vain_is_scored_alone(scorer: Scorer) ->
     house = House(scorer, max_wait_us=1000)
     house.open.set()
     items = rows_of(3, 1)
-    found = house.scoring.score(house.served, house.served.read(items), Somebody())
+    found = house.score(items)
     assert np.array_equal(found, scorer.score(items)) and house.turns == [[3]]
     assert house.scoring._free == 1 and not house.scoring._gathering
 
@@ -276,8 +283,7 @@ def test_no_score_is_lost_or_mixed_up_when_many_threads_call(scorer: Scorer) -> 
     def call(place: int) -> None:
         for i in range(60):
             this = (place + i) % len(sent)
-            work = house.served.read(sent[this])
-            assert np.array_equal(house.scoring.score(house.served, work, Somebody()), wanted[this])
+            assert np.array_equal(house.score(sent[this]), wanted[this])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(call, range(8)))

@@ -253,12 +253,15 @@ class GivenUp:
     def is_active(self) -> bool:
         return False
 
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return False
+
 
 def test_a_call_that_was_given_up_while_it_waited_is_not_scored(
     scorer: ToyScorer, items: pa.RecordBatch
 ) -> None:
     models = Models.of(ServerSettings(), scorer)
-    service = Typed(models, Scoring(ServerSettings(), Metrics(models)))
+    service = Typed(models, Scoring(models, ServerSettings(), Metrics(models)))
     with pytest.raises(Refused, match="cancelled or out of time") as caught:
         service._predict(to_request(items).SerializeToString(), GivenUp())
     assert caught.value.code == CODE.CANCELLED and not scorer.entered.is_set()
