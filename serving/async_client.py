@@ -10,7 +10,8 @@ import grpc.aio
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.serving.calls import Calls, joined
+from embedcomp.serving.calls import Calls, joined, too_many
+from embedcomp.serving.errors import CallFailed
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 
@@ -30,12 +31,15 @@ class AsyncClient(Calls):
     ) -> np.ndarray:
         """As Client.predict."""
         ends = self._ends(timeout_s)
-        rows = max(items.num_rows, 1)
-        most = rows if rows == 1 else await self._most(ends) or rows
-        parts = self._parts(items, user, most)
-        if rows <= most:
-            return joined([await self._predict(next(parts), ends)])
-        return joined(await self._several(parts, ends))
+        if self._unasked(items):
+            self._learn(await self._metadata_by(ends))
+        most = self._most(items)
+        try:
+            return await self._scores(items, user, most, ends)
+        except CallFailed as error:
+            if not too_many(error, items) or not self._learn(await self._metadata_by(ends), most):
+                raise
+        return await self._scores(items, user, self._most(items), ends)
 
     async def metadata(self, timeout_s: float | None = None) -> wire.MetadataResponse:
         """As Client.metadata."""
@@ -56,11 +60,13 @@ class AsyncClient(Calls):
     ) -> None:
         await self.close()
 
-    async def _most(self, ends: float) -> int:
-        """Rows that the server takes in a call; asked once. 0: it does not say."""
-        if self._max_rows is None:
-            self._max_rows = (await self._metadata_by(ends)).max_rows
-        return self._max_rows
+    async def _scores(
+        self, items: pa.RecordBatch, user: pa.RecordBatch | None, most: int, ends: float
+    ) -> np.ndarray:
+        parts = self._parts(items, user, most)
+        if items.num_rows <= most:
+            return joined([await self._predict(next(parts), ends)])
+        return joined(await self._several(parts, ends))
 
     async def _metadata_by(self, ends: float) -> wire.MetadataResponse:
         self._open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,8 @@ from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
 MOST_RETRIES = 4  # gRPC makes five attempts at most
 RETRIED_BYTES = (1 << 31) - 1  # of a request; beyond gRPC's own 256 KiB none would be sent again
-RECONNECT_MS = (
-    5_000  # longest pause before a lost connection is opened again; gRPC's is two minutes
-)
+LARGE_ROWS = 2_048  # from which on the server's limit is asked for before it has refused anything
+RECONNECT_MS = 5_000  # longest pause before a lost connection is opened; gRPC's is two minutes
 
 WAY_OUT = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "send fewer rows in a call or allow more time",
@@ -121,6 +121,15 @@ class Calls:
         """When a call that begins now has to be over."""
         return time.monotonic() + (self.timeout_s if timeout_s is None else _positive(timeout_s))
 
+    def _unasked(self, items: pa.RecordBatch) -> bool:
+        """Whether the batch is so large that it is better to know the server's limit first."""
+        return self._max_rows is None and items.num_rows > LARGE_ROWS
+
+    def _learn(self, served: wire.MetadataResponse, sent: int = 0) -> bool:
+        """Take in how many rows the server takes; whether a call of `sent` rows had more."""
+        self._max_rows = served.max_rows or None
+        return 0 < served.max_rows < sent
+
     def _with(self, ends: float) -> dict[str, Any]:
         """Arguments of a call that gRPC makes."""
         return {"timeout": ends - time.monotonic(), "metadata": self._metadata}
@@ -128,12 +137,16 @@ class Calls:
     def _described(self) -> wire.MetadataRequest:
         return wire.MetadataRequest(model=self._model, version=self._version)
 
+    def _most(self, items: pa.RecordBatch) -> int:
+        """Rows of the batch to send in a call, by what is known of the server."""
+        return min(max(items.num_rows, 1), self._max_rows or sys.maxsize)
+
     def _parts(
-        self, items: pa.RecordBatch, user: pa.RecordBatch | None, rows: int
+        self, items: pa.RecordBatch, user: pa.RecordBatch | None, most: int
     ) -> Iterator[wire.PredictRequest]:
-        """Requests of up to `rows` candidates, in order; each brings the user's row."""
-        for start in range(0, max(items.num_rows, 1), rows):
-            yield to_request(items.slice(start, rows), user, self._model, self._version)
+        """Requests of up to `most` candidates, in order; each brings the user's row."""
+        for start in range(0, max(items.num_rows, 1), most):
+            yield to_request(items.slice(start, most), user, self._model, self._version)
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -141,8 +154,6 @@ class Calls:
         try:
             yield
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
-                self._max_rows = None  # a server of another limit may be there by now
             raise told(self.target, error) from error
         except grpc.FutureCancelledError as error:
             reason = "the client was closed meanwhile"
@@ -163,14 +174,19 @@ def channel(
 
 
 def options(retries: int, retry_exhausted: bool = False) -> Options:
-    """Channel options: gRPC's own retry policy, and no limit on the size of an answer."""
+    """Channel options: gRPC's own retry policy, and no limit on the size of an answer.
+
+    Without retries, too, gRPC sends a call again that a server which closes a connection has not
+    looked at.
+    """
     always: Options = [
+        ("grpc.per_rpc_retry_buffer_size", RETRIED_BYTES),
         ("grpc.max_receive_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
     ]
     if not retries:
-        return [*always, ("grpc.enable_retries", 0)]
+        return always
     exhausted = [grpc.StatusCode.RESOURCE_EXHAUSTED.name] if retry_exhausted else []
     policy = {
         "maxAttempts": retries + 1,
@@ -180,11 +196,7 @@ def options(retries: int, retry_exhausted: bool = False) -> Options:
         "retryableStatusCodes": [grpc.StatusCode.UNAVAILABLE.name, *exhausted],
     }
     methods = [{"name": [{"service": SERVICE}], "retryPolicy": policy}]
-    return [
-        *always,
-        ("grpc.per_rpc_retry_buffer_size", RETRIED_BYTES),
-        ("grpc.service_config", json.dumps({"methodConfig": methods})),
-    ]
+    return [*always, ("grpc.service_config", json.dumps({"methodConfig": methods}))]
 
 
 def authorization(token: str) -> list[tuple[str, str]]:
@@ -199,6 +211,11 @@ def told(target: str, error: grpc.RpcError) -> EmbedcompError:
         return Unreachable(target, reason)
     advice = f"; {WAY_OUT[code]}" if code in WAY_OUT else ""
     return CallFailed(target, code, f"{reason}{advice}")
+
+
+def too_many(error: CallFailed, items: pa.RecordBatch) -> bool:
+    """Whether the call may have been refused because of the number of its rows."""
+    return error.code == grpc.StatusCode.INVALID_ARGUMENT and items.num_rows > 1
 
 
 def joined(responses: Sequence[wire.PredictResponse]) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.serving.calls import Calls, joined
+from embedcomp.serving.calls import Calls, joined, too_many
+from embedcomp.serving.errors import CallFailed
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 
@@ -18,8 +19,8 @@ class Client(Calls):
     """Scores candidates at HOST:PORT; safe to use from several threads.
 
     `Calls` says what it is made with. A batch of more rows than the server takes in a call is sent
-    in parts, each of which is scored by the version that is served when it arrives; give `version`
-    where that may change meanwhile.
+    in parts; how many it takes is asked for once it refuses a batch. Each part is scored by the
+    version that is served when it arrives; give `version` where that may change meanwhile.
     """
 
     def predict(
@@ -41,12 +42,15 @@ class Client(Calls):
             CallFailed: the server refused the request or was too slow.
         """
         ends = self._ends(timeout_s)
-        rows = max(items.num_rows, 1)
-        most = rows if rows == 1 else self._most(ends) or rows
-        parts = self._parts(items, user, most)
-        if rows <= most:
-            return joined([self._call(self._predicts, next(parts), ends)])
-        return joined(self._several(parts, ends))
+        if self._unasked(items):
+            self._learn(self._metadata_by(ends))
+        most = self._most(items)
+        try:
+            return self._scores(items, user, most, ends)
+        except CallFailed as error:
+            if not too_many(error, items) or not self._learn(self._metadata_by(ends), most):
+                raise
+        return self._scores(items, user, self._most(items), ends)
 
     def metadata(self, timeout_s: float | None = None) -> wire.MetadataResponse:
         """What is served: model, version, features, and the most rows of a call.
@@ -72,11 +76,13 @@ class Client(Calls):
     ) -> None:
         self.close()
 
-    def _most(self, ends: float) -> int:
-        """Rows that the server takes in a call; asked once. 0: it does not say."""
-        if self._max_rows is None:
-            self._max_rows = self._metadata_by(ends).max_rows
-        return self._max_rows
+    def _scores(
+        self, items: pa.RecordBatch, user: pa.RecordBatch | None, most: int, ends: float
+    ) -> np.ndarray:
+        parts = self._parts(items, user, most)
+        if items.num_rows <= most:
+            return joined([self._call(self._predicts, next(parts), ends)])
+        return joined(self._several(parts, ends))
 
     def _metadata_by(self, ends: float) -> wire.MetadataResponse:
         response: wire.MetadataResponse = self._call(self._describes, self._described(), ends)

@@ -196,7 +196,8 @@ def test_a_batch_larger_than_the_servers_limit_is_split_and_joined(
     user = pa.RecordBatch.from_pydict({"b": [100]})
     found = ask(kind, start(grpc_server, answer), items, user, in_flight=in_flight)
     assert found.dtype == np.float32 and (found == 100 + np.arange(rows)).all()
-    assert sorted(answer.rows) == parts and answer.asked == 1
+    too_many = [rows] * (rows > 10)
+    assert sorted(answer.rows) == parts + too_many and answer.asked == len(too_many)
 
 
 @pytest.mark.server
@@ -258,10 +259,32 @@ def test_a_limit_that_has_become_smaller_is_asked_for_again(grpc_server: grpc.Se
     items = pa.RecordBatch.from_pydict({"a": np.arange(40)})
     with Client(start(grpc_server, answer)) as client:
         assert len(client.predict(items)) == 40
-        answer.max_rows = 30
-        with pytest.raises(CallFailed, match="INVALID_ARGUMENT"):
-            client.predict(items)
-        assert (client.predict(items) == np.arange(40)).all()
+        for answer.max_rows in (30, 7, 50):
+            assert (client.predict(items) == np.arange(40)).all()
+    assert sorted(answer.rows[-6:]) == [5, 7, 7, 7, 7, 7] and answer.asked == 2
+
+
+@pytest.mark.server
+@both
+def test_the_limit_is_asked_for_before_a_very_large_batch_is_sent(
+    grpc_server: grpc.Server, kind: type[Any]
+) -> None:
+    answer = Limited(1000)
+    items = pa.RecordBatch.from_pydict({"a": np.arange(2500)})
+    assert (ask(kind, start(grpc_server, answer), items) == np.arange(2500)).all()
+    assert sorted(answer.rows) == [500, 1000, 1000]
+
+
+@pytest.mark.server
+@both
+def test_a_batch_that_is_wrong_otherwise_is_refused_as_before(
+    grpc_server: grpc.Server, kind: type[Any]
+) -> None:
+    answer = Unsteady(9, grpc.StatusCode.INVALID_ARGUMENT)
+    answer.metadata = Limited(10).metadata
+    with pytest.raises(CallFailed, match="INVALID_ARGUMENT: draining"):
+        ask(kind, start(grpc_server, answer), pa.RecordBatch.from_pydict({"a": [1, 2]}))
+    assert answer.calls == 1
 
 
 @pytest.mark.server
