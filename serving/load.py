@@ -145,23 +145,23 @@ def _run(
     times = None if rate is None else scheduled(rate, settings)
     turns, numbers = itertools.cycle(requests), itertools.count()
     before = time.process_time()
-    with ThreadPoolExecutor(settings.in_flight) as pool:
-        try:
-            working = [
-                pool.submit(
-                    _work,
-                    sends[place % len(sends)],
-                    turns,
-                    _closed_loop(clock) if times is None else _open_loop(clock, times, numbers),
-                    clock,
-                )
-                for place in range(settings.in_flight)
-            ]
-            tally = Tally()
-            for one in working:
-                tally.merge(one.result())
-        finally:
-            clock.stop.set()
+    pool, tally = ThreadPoolExecutor(settings.in_flight), Tally()
+    try:
+        working = [
+            pool.submit(
+                _work,
+                sends[place % len(sends)],
+                turns,
+                _closed_loop(clock) if times is None else _open_loop(clock, times, numbers),
+                clock,
+            )
+            for place in range(settings.in_flight)
+        ]
+        for one in working:
+            tally.merge(one.result())
+    finally:
+        clock.stop.set()
+        pool.shutdown(wait=False)  # who breaks off closes the connections, which ends the calls
     cores = (time.process_time() - before) / (time.monotonic() - clock.began)
     return _summary(rate, tally, clock, settings) | {"generator_cores": cores}
 
@@ -211,7 +211,8 @@ def _work(send: Send, requests: Iterator[bytes], dues: Iterator[float], clock: _
     tally = Tally()
     for due in dues:
         sent = time.monotonic()
-        status = _status(send, next(requests), due + clock.timeout_s - sent)
+        late = sent - due > clock.timeout_s
+        status = NOT_SENT if late else _status(send, next(requests), clock.timeout_s)
         if due >= clock.counted:
             tally.add(status, due, sent, time.monotonic())
         if status == AWAY:
@@ -220,9 +221,7 @@ def _work(send: Send, requests: Iterator[bytes], dues: Iterator[float], clock: _
 
 
 def _status(send: Send, request: bytes, timeout_s: float) -> str:
-    """What became of a call that has so long left."""
-    if timeout_s <= 0:
-        return NOT_SENT
+    """What became of a call."""
     try:
         send(request, timeout=timeout_s)
     except grpc.RpcError as error:

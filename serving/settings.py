@@ -89,7 +89,7 @@ class LoadSettings:
     user_candidates: int | None = None  # instead of rows: the candidates of a call that has the
     # user-side features of one row for all of them
     connections: int = 4  # connections that the calls are spread over
-    timeout_s: float = 5.0  # after its scheduled time, when a call is given up
+    timeout_s: float = 5.0  # that a call may wait to be sent, and may then wait for its answer
     warm_up_s: float = 1.0  # of calls before those that are counted, in each run
     seed: int = 0  # equal seeds send calls at equal times
 
