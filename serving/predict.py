@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ import pyarrow as pa
 from rich.table import Table
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.errors import BadLog, BadSettings
+from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.serving.client import Client
-from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.prepared import batches, names_in
 
 
 @dataclass(frozen=True)
@@ -65,38 +64,6 @@ def predict_log(
     began = time.perf_counter()
     answers = list(_answers(client, sent, log.schema.label, features, in_flight))
     return _summary(answers, time.perf_counter() - began)
-
-
-def names_in(log: ClickLog, served: wire.MetadataResponse, target: str) -> list[str]:
-    """Names of the served model's features, all of which the log has.
-
-    Raises:
-        BadLog: it lacks some.
-    """
-    names = [feature.name for feature in served.features]
-    missing = [name for name in names if name not in log.schema.columns]
-    if missing:
-        raise BadLog(
-            f"{log.path} lacks {len(missing)} of the {len(names)} features that model "
-            f"{served.model!r} at {target} needs: {', '.join(missing)}; name them in "
-            "schema.toml or serve a model of this log"
-        )
-    return names
-
-
-def batches(
-    log: ClickLog, split: str, limit: int | None, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """The split's rows in order, up to `batch_rows` at a time, `limit` in all."""
-    left = sys.maxsize if limit is None else limit
-    for piece in log.pieces(split):
-        for columns in log.read(piece):
-            taken = columns.slice(0, left)
-            for start in range(0, taken.num_rows, batch_rows):
-                yield taken.slice(start, batch_rows)
-            left -= taken.num_rows
-            if not left:
-                return
 
 
 def _answers(

@@ -1,7 +1,8 @@
-"""Requests made of real rows of a log before anything is timed."""
+"""Real rows of a log for the model that is served, and requests of them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,10 +10,9 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.errors import BadSettings
+from embedcomp.errors import BadLog, BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.serving.convert import to_request
-from embedcomp.serving.predict import batches, names_in
 from embedcomp.serving.settings import LoadSettings
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
@@ -51,6 +51,38 @@ def prepared(
     taken = [batch.select(names) for batch in batches(log, settings.split, ROWS, ROWS)]
     rows = pa.concat_batches(taken)
     return Prepared(list(_bounded(_requests(rows, user, settings))), rows.num_rows)
+
+
+def names_in(log: ClickLog, served: wire.MetadataResponse, target: str) -> list[str]:
+    """Names of the served model's features, all of which the log has.
+
+    Raises:
+        BadLog: it lacks some.
+    """
+    names = [feature.name for feature in served.features]
+    missing = [name for name in names if name not in log.schema.columns]
+    if missing:
+        raise BadLog(
+            f"{log.path} lacks {len(missing)} of the {len(names)} features that model "
+            f"{served.model!r} at {target} needs: {', '.join(missing)}; name them in "
+            "schema.toml or serve a model of this log"
+        )
+    return names
+
+
+def batches(
+    log: ClickLog, split: str, limit: int | None, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The split's rows in order, up to `batch_rows` at a time, `limit` in all."""
+    left = sys.maxsize if limit is None else limit
+    for piece in log.pieces(split):
+        for columns in log.read(piece):
+            taken = columns.slice(0, left)
+            for start in range(0, taken.num_rows, batch_rows):
+                yield taken.slice(start, batch_rows)
+            left -= taken.num_rows
+            if not left:
+                return
 
 
 def _requests(rows: pa.RecordBatch, user: Sequence[str], settings: LoadSettings) -> Iterator[bytes]:

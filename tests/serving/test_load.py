@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -355,6 +357,14 @@ def test_a_real_server_answers_what_is_sent(target: str, log: ClickLog) -> None:
     for given in ({"rows": 100}, {"rows": None, "user_candidates": 100}, {"rate": (30.0,)}):
         run = run_of(target, log, concurrency=8, **given)
         assert run["answered"] == run["scheduled"] > 0 and run["failed"] == {}
+
+
+def test_a_load_takes_no_more_packages_than_serving() -> None:
+    needed = "embedcomp.client, embedcomp.serving.load, embedcomp.serving.load_report"
+    code = f"import sys, {needed}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    names = {name.split(".")[0] for name in found.stdout.split()}
+    assert not names & {"torch", "sklearn", "scipy", "ray", "matplotlib", "bokeh"}
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
