@@ -141,8 +141,8 @@ def _run(
 ) -> dict[str, Any]:
     """The calls of one rate."""
     watch(Doing("load in a closed loop" if rate is None else f"load at {rate:g} calls/s"))
-    clock = _Clock(time.monotonic() + LEAD_S, settings, 0.0 if rate else PAUSE_S)
     times = None if rate is None else scheduled(rate, settings)
+    clock = _Clock(time.monotonic() + LEAD_S, settings, 0.0 if rate else PAUSE_S)
     turns, numbers = itertools.cycle(requests), itertools.count()
     before = time.process_time()
     pool, tally = ThreadPoolExecutor(settings.in_flight), Tally()
