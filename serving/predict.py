@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import pyarrow as pa
 from rich.table import Table
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.errors import BadLog, BadSettings
+from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.serving.client import Client
+from embedcomp.serving.prepared import batches, names_in
 
 
 @dataclass(frozen=True)
@@ -59,45 +59,16 @@ def predict_log(
     for name, value in (("limit", limit), ("batch_rows", batch_rows), ("in_flight", in_flight)):
         if value is not None and value < 1:
             raise BadSettings(f"{name} is {value}, but must be 1 or more")
-    features = _features(client, log)
-    batches = _batches(log, split, limit, batch_rows)
+    features = names_in(log, client.metadata(), client.target)
+    sent = batches(log, split, limit, batch_rows)
     began = time.perf_counter()
-    answers = list(_answers(client, batches, log.schema.label, features, in_flight))
+    answers = list(_answers(client, sent, log.schema.label, features, in_flight))
     return _summary(answers, time.perf_counter() - began)
-
-
-def _features(client: Client, log: ClickLog) -> list[str]:
-    """Names of the served model's features, all of which the log has."""
-    served = client.metadata()
-    names = [feature.name for feature in served.features]
-    missing = [name for name in names if name not in log.schema.columns]
-    if missing:
-        raise BadLog(
-            f"{log.path} lacks {len(missing)} of the {len(names)} features that model "
-            f"{served.model!r} at {client.target} needs: {', '.join(missing)}; name them in "
-            "schema.toml or serve a model of this log"
-        )
-    return names
-
-
-def _batches(
-    log: ClickLog, split: str, limit: int | None, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """The split's rows in order, up to `batch_rows` at a time, `limit` in all."""
-    left = sys.maxsize if limit is None else limit
-    for piece in log.pieces(split):
-        for columns in log.read(piece):
-            taken = columns.slice(0, left)
-            for start in range(0, taken.num_rows, batch_rows):
-                yield taken.slice(start, batch_rows)
-            left -= taken.num_rows
-            if not left:
-                return
 
 
 def _answers(
     client: Client,
-    batches: Iterator[pa.RecordBatch],
+    sent: Iterator[pa.RecordBatch],
     label: str,
     features: list[str],
     in_flight: int,
@@ -113,7 +84,7 @@ def _answers(
     pool = ThreadPoolExecutor(in_flight)
     waiting: deque[Future[Answer]] = deque()
     try:
-        for batch in batches:
+        for batch in sent:
             waiting.append(pool.submit(ask, batch))
             if len(waiting) > 2 * in_flight:  # enough that no thread waits for the oldest call
                 yield waiting.popleft().result()

@@ -1,13 +1,20 @@
-"""How a model is served; the command's flags and docs/settings.md are made of this."""
+"""How a model is served, called and put under load.
+
+The commands' flags and docs/settings.md are made of this.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
 
+MOST_IN_FLIGHT = 4_096  # calls of `embedcomp load`, each of which has a thread
+MOST_CALLS = 10_000_000  # of a run with a rate, whose times are drawn beforehand
+MOST_RATE = 100_000  # calls a second, far more than one process sends
 OPEN = ("health", "reflection", "metrics")  # what may be open to calls without a token
 
 
@@ -66,3 +73,72 @@ class ServerSettings:
             connection_s=0.1,
             grace_s=0,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSettings:
+    """How a command gets in to a server."""
+
+    tls: bool = False  # talk over TLS, to a server that this machine trusts
+    tls_ca: Path | None = None  # certificates, as PEM, by one of which the server's is signed
+    tls_cert: Path | None = None  # certificate to show, as PEM
+    tls_key: Path | None = None  # its key
+    token_file: Path | None = None  # file whose first token every call brings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """Which calls `embedcomp load` makes, and when."""
+
+    split: str = "test"  # split whose rows are sent
+    seconds: float = 10.0  # length of a run, after its warm-up
+    rate: tuple[float, ...] = ()  # calls a second, sent at random times (Poisson) that no answer
+    # moves; several: one run after another; none: each call follows the answer to the one before
+    concurrency: int | None = None  # calls in flight at most; None: 256 with a rate, 4 without
+    rows: int | None = None  # candidates of a call, a row of the log each; None: 64
+    user_candidates: int | None = None  # instead of rows: the candidates of a call that has the
+    # user-side features of one row for all of them
+    connections: int = 4  # connections that the calls are spread over
+    timeout_s: float = 5.0  # that a call may wait to be sent, and may then wait for its answer
+    warm_up_s: float = 1.0  # of calls before those that are counted, in each run
+    seed: int = 0  # equal seeds send calls at equal times
+
+    def __post_init__(self) -> None:
+        refuse_below(
+            self, concurrency=1, rows=1, user_candidates=1, connections=1, warm_up_s=0, seed=0
+        )
+        for name in ("seconds", "timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadSettings(f"{name} is {getattr(self, name)}, but must be more than 0")
+        if self.rows is not None and self.user_candidates is not None:
+            raise BadSettings("rows and user_candidates both say how large a call is; give one")
+        if self.in_flight > MOST_IN_FLIGHT:
+            raise BadSettings(
+                f"concurrency is {self.in_flight:,}, but must be at most {MOST_IN_FLIGHT:,}; run "
+                "the command several times at once for more"
+            )
+        for rate in self.rate:
+            self._refuse_rate(rate)
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of a call."""
+        return self.user_candidates or self.rows or 64
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight at most."""
+        return self.concurrency or (256 if self.rate else 4)
+
+    def _refuse_rate(self, rate: float) -> None:
+        if not 0 < rate <= MOST_RATE:
+            raise BadSettings(
+                f"rate is {rate:g}, but must be more than 0 and at most {MOST_RATE:,}; leave it "
+                "out to send each call as soon as the one before is answered"
+            )
+        calls = rate * (self.seconds + self.warm_up_s)
+        if round(rate * self.seconds) < 1 or calls > MOST_CALLS:
+            raise BadSettings(
+                f"rate is {rate:g}, which makes {calls:,.1f} calls in {self.seconds:g} seconds and "
+                f"the warm-up, but a run has 1 to {MOST_CALLS:,}; change the rate or the seconds"
+            )

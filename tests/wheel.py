@@ -24,7 +24,7 @@ SCORE = """
 import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
-from embedcomp.serving.client import Client
+from embedcomp.client import Client
 rows = pq.read_table("clicks/test.parquet").slice(0, 3)
 with Client(sys.argv[1]) as client:
     whole = client.metadata()

@@ -19,6 +19,7 @@ from embedcomp.cli import (
     compress,
     evaluate,
     frontier,
+    load,
     log,
     measure,
     recompress,
@@ -70,6 +71,7 @@ app.command()(build.build)
 app.command()(calibrate.calibrate)
 app.command()(serve.serve)
 app.command()(serve.predict)
+app.command()(load.load)
 app.command()(submit.submit)
 
 

@@ -37,6 +37,7 @@ ServedWithin = Annotated[
     ),
 ]
 OfLog = Annotated[str, typer.Option(help="Folder or URL with schema.toml.")]
+Target = Annotated[str, typer.Option(help="HOST:PORT of a server.")]
 Trained = Annotated[Path, typer.Argument(help="Model made by `embedcomp train`.")]
 DryRun = Annotated[bool, typer.Option(help="Print what is planned and stop; needs no --out.")]
 Changes = Annotated[
@@ -106,7 +107,7 @@ class _Field:
     """A field of settings as an option: the way to it, and what typer reads."""
 
     path: Sequence[str]
-    several: bool  # written with commas between them
+    several: bool  # written with commas between them, or as the same option several times
     option: Any
     default: Any  # shown in the help
 
@@ -115,24 +116,23 @@ class _Field:
         *above, last = self.path
         for name in above:
             values = values.setdefault(name, {})
-        values[last] = listed(given) if self.several else given
+        values[last] = listed(",".join(given)) if self.several else given
 
 
 def _field(settings: type[Any], name: str) -> _Field:
     *above, last = path = name.split(".")
-    for one in above:
-        settings = get_type_hints(settings)[one]
+    for outer in above:
+        settings = get_type_hints(settings)[outer]
     (kind, *_) = [k for k in _either(get_type_hints(settings)[last]) if k is not type(None)]
     several = get_origin(kind) is tuple
     field = next(field for field in dataclasses.fields(settings) if field.name == last)
     default: Any = field.default
     if several and default:
-        default = ",".join(map(str, default))
+        default = [",".join(map(str, default))]
     text = meanings(settings)[last] + (" (comma-separated)" if several else "")
     help_text = f"{text[:1].upper()}{text[1:]}."
-    taken: Any = (
-        kind if kind in (bool, int, float) else str
-    )  # which of several words, `validated` tells
+    one = kind if kind in (bool, int, float) else str  # which of several words, `validated` tells
+    taken: Any = list[str] if several else one
     option = typer.Option(help=help_text)
     return _Field(
         path, several, Annotated[taken | None, option], None if default in NOT_SHOWN else default

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from embedcomp.cli.options import Json, Precision, ServedWithin, from_fields, show
+from embedcomp.cli.options import Json, OfLog, Precision, ServedWithin, Target, from_fields, show
 from embedcomp.recipes.settings import validated
-from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.settings import AccessSettings, ServerSettings
 
 
 @from_fields(ServerSettings)
@@ -40,31 +40,26 @@ def serve(
     run(Repository(paths, settings, opened), settings)
 
 
+@from_fields(AccessSettings, into="access")
 def predict(
-    target: Annotated[str, typer.Option(help="HOST:PORT of a server.")],
-    log: Annotated[str, typer.Option(help="Folder or URL with schema.toml.")],
+    target: Target,
+    log: OfLog,
+    access: dict[str, Any],
     split: Annotated[str, typer.Option(help="Split whose rows are sent.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Rows at most.")] = None,
     batch_rows: Annotated[int, typer.Option(help="Rows a request.")] = 256,
     in_flight: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
-    tls: Annotated[bool, typer.Option("--tls", help="Talk over TLS.")] = False,
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="Certificates that the server's is signed by one of.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that calls bring.")
-    ] = None,
     json: Json = None,
 ) -> None:
     """Send rows of a log to a server and print AUC, throughput and latency."""
+    way_in = validated(AccessSettings, access, "predict")
+
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.serving.client import Client, token_of
+    from embedcomp.serving.access import arguments
+    from embedcomp.serving.client import Client
     from embedcomp.serving.predict import predict_log, render
 
-    token = "" if token_file is None else token_of(token_file)
-    with Client(target, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token=token) as client:
+    with Client(target, **arguments(way_in)) as client:
         found = predict_log(
             client, ClickLog(log), split, limit, batch_rows=batch_rows, in_flight=in_flight
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from toy_scorer import ToyScorer
 
+from embedcomp.client import AsyncClient, Client
 from embedcomp.errors import BadSettings
 from embedcomp.serving import security
-from embedcomp.serving.client import Client, token_of
+from embedcomp.serving.access import token_of
 from embedcomp.serving.errors import CallFailed, Unreachable
 from embedcomp.serving.models import Models
 from embedcomp.serving.server import ScoringServer
@@ -117,6 +119,22 @@ def test_certificates_are_renewed_while_the_server_runs(
         with Client(at(server), ca=theirs.ca) as client:
             assert len(client.predict(items)) == 3
         assert "certificates are not renewed" in caplog.text
+
+
+def test_the_asyncio_client_gets_in_likewise(
+    files: Files, theirs: Files, tokens: Path, items: pa.RecordBatch
+) -> None:
+    async def scores(**options: Any) -> Any:
+        async with AsyncClient(at(server), timeout_s=2, retries=0, **options) as client:
+            return await client.predict(items)
+
+    shown = {"ca": files.ca, "cert": theirs.cert, "key": theirs.key}
+    with served(**files.shown(), tls_client_ca=theirs.ca, token_file=tokens) as server:
+        assert len(asyncio.run(scores(**shown, token="second"))) == 3
+        with pytest.raises(CallFailed, match="UNAUTHENTICATED"):
+            asyncio.run(scores(**shown))
+        with pytest.raises(Unreachable):
+            asyncio.run(scores(ca=files.ca, token="second"))
 
 
 @pytest.fixture
