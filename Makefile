@@ -10,13 +10,14 @@ STAMP := $(VENV)/.ready
 setup: $(STAMP)
 
 # torchrec's own requirements name the CUDA build of fbgemm, which overwrites fbgemm-gpu-cpu, so
-# torchrec comes last and without them; its real needs are in pyproject.toml.
+# torchrec comes last and without them; its real needs are in pyproject.toml. Of kserve tests read the
+# types of its manifests alone, and it allows no protobuf as new as ours.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard embedcomp/*/*.cpp embedcomp/*/*.h embedcomp/*/*.inc) proto/embedcomp/v1/scoring.proto
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embedcomp needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0
+	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 kserve==0.21.0
 	$(BIN)/python proto/build.py
 	$(BIN)/python -c 'from embedcomp.kernels import native; native.library()'  # says where it is not
 	touch $(STAMP)

@@ -93,3 +93,10 @@ def _kept_to(cores: int | None) -> Iterator[None]:
 def answer(**values: Any) -> None:
     """Print what the parent reads as Finished.answer."""
     print("\n" + json.dumps(values), flush=True)
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Bytes that a process holds by kind: "Rss" has shared pages whole, "Pss" its share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    parts = [line.split() for line in lines]
+    return {part[0].rstrip(":"): int(part[1]) * 1024 for part in parts}

@@ -182,6 +182,7 @@ RUNS = (
         minutes=3,
         tiny="--rounds 1",
     ),
+    Run(script="slim", record="slim", minutes=5, tiny="--ids 1000 --rounds 1 --calls 1"),
     Run(
         script="ray_count",
         record="ray_count_movielens_1m",

@@ -38,6 +38,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import embedcomp
 from benchmarks import result
+from benchmarks.child import memory
 from benchmarks.script import WORK, command, console, open_log, parser
 from embedcomp.artifact import artifact
 from embedcomp.artifact.artifact import Artifact
@@ -395,24 +396,17 @@ def processes(path: Path, cores: Collection[int]) -> dict[str, Any]:
             assert child.stdout is not None
             told.append(child.stdout.readline().split())
         os.sched_setaffinity(0, own)
-        memory = [_memory(child.pid) for child in children]
+        held = [memory(child.pid) for child in children]
         for child in children:
             child.communicate("")
         found[str(count)] = {
             "ready_seconds": [float(line[0]) for line in told],
             "imports_torch": any(line[1] == "True" for line in told),
-            "resident_bytes": [m["Rss"] for m in memory],
-            "proportional_bytes": sum(m["Pss"] for m in memory),
-            "file_bytes_shared": max(m["Pss_File"] for m in memory),
+            "resident_bytes": [one["Rss"] for one in held],
+            "proportional_bytes": sum(one["Pss"] for one in held),
+            "file_bytes_shared": max(one["Pss_File"] for one in held),
         }
     return found
-
-
-def _memory(pid: int) -> dict[str, int]:
-    """Bytes by kind."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    parts = [line.split() for line in lines]
-    return {part[0].rstrip(":"): int(part[1]) * 1024 for part in parts}
 
 
 def _show(results: Mapping[str, Any]) -> None:

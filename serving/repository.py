@@ -252,6 +252,11 @@ class Repository:
         """Models at a path by name: of an artifact the folder itself."""
         path = path.resolve()
         if (path / MANIFEST).is_file():
+            if not path.name.isdecimal():
+                raise BadArtifact(
+                    f"{path} is an artifact, but its folder is named by no version, and the one "
+                    "above it tells the model's name; serve the folder that holds NAME/VERSION"
+                )
             return {path.parent.name: path}
         if versions(path):
             return {path.name: path}
