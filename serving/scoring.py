@@ -46,7 +46,7 @@ class Somebody:
 SHADOW = Somebody()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call on its way to its scores.
 
@@ -151,10 +151,12 @@ class Scoring:
     def _carry_out(self, call: _Call, caller: Caller) -> None:
         with self._lock:
             leads = self._admit(call)
-        if not leads and not caller.add_callback(partial(self._give_up, call)):
-            self._give_up(call)
+        told = False  # that it is to be given up with its caller
         while not call.done:
             if not leads:
+                if not told and not caller.add_callback(partial(self._give_up, call)):
+                    self._give_up(call)
+                told = True
                 call.turn.acquire()
             if call.gone:
                 raise _gave_up()
@@ -208,7 +210,7 @@ class Scoring:
 
     def _lead(self, call: _Call) -> bool:
         """Score a call's batch and give the turn to the next; whether that is the call again."""
-        if self._gathering.get(call.served) is call:
+        if self._gather_s and self._gathering.get(call.served) is call:
             call.turn.acquire(timeout=self._gather_s)
             with self._lock:
                 if self._gathering.get(call.served) is call:
@@ -247,7 +249,9 @@ class Scoring:
 
     def _run(self, batch: list[_Call]) -> None:
         """Score the calls of one turn."""
-        began, rows = time.perf_counter(), sum(min(one.work.left, self._most) for one in batch)
+        began, rows = time.perf_counter(), 0
+        for one in batch:
+            rows += min(one.work.left, self._most)
         for one in batch:
             one.queued_s = one.queued_s or began - one.came
         if len(batch) == 1 or not _score_joined(batch):
