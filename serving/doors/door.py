@@ -36,7 +36,7 @@ def handlers(
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of one of `REFUSALS`."""
     code = error.code if isinstance(error, Refused) else grpc.StatusCode.INVALID_ARGUMENT
-    return code, str(error)
+    return code, str(error)[:DETAIL_CHARS]
 
 
 def parsed(kind: type[M], data: bytes) -> M:
@@ -72,7 +72,7 @@ def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandle
             except Exception:  # a fault of ours must end neither the server nor be sent out
                 logger.exception("a call failed")
                 counted.code, message = FAULT
-        context.abort(counted.code, message[:DETAIL_CHARS])
+        context.abort(counted.code, message)
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(
