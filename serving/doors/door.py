@@ -56,7 +56,7 @@ class Waits:
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of one of `REFUSALS`."""
     code = error.code if isinstance(error, Refused) else grpc.StatusCode.INVALID_ARGUMENT
-    return code, str(error)
+    return code, str(error)[:DETAIL_CHARS]
 
 
 def retry_of(error: Exception) -> float | None:
@@ -94,7 +94,7 @@ def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandle
             except Exception:  # a fault of ours must end neither the server nor be sent out
                 logger.exception("a call failed")
                 counted.code, message = FAULT
-        context.abort(counted.code, message[:DETAIL_CHARS])
+        context.abort(counted.code, message)
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(

@@ -7,16 +7,19 @@ POST /v2/models/NAME[/versions/N]/infer, /v2/repository/index,
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import Any
-from urllib.parse import unquote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
@@ -28,6 +31,7 @@ from embedcomp.errors import BadRequest
 from embedcomp.serving.doors.door import FAULT, REFUSALS, retry_of, status_of
 from embedcomp.serving.doors.inference import (
     CONTENTS,
+    NO_JSON,
     SCORE,
     Inference,
     Tensor,
@@ -46,13 +50,18 @@ from embedcomp.serving.wire import inference_pb2 as wire
 
 DOOR = "http"
 CONNECTIONS = 64  # at a time; more are closed at once
+BODIES = 4  # at a time that were read, which takes some thirty times their bytes
 SILENT_S = 30.0  # after which a connection that says nothing is closed
+WHOLE_S = 60.0  # in which a request has to be there, however slowly it comes
+LINGER_S = 2.0  # for what a client still sends after its answer, which it would lose otherwise
+LENGTH_DIGITS = 18
 STATUSES = {
     grpc.StatusCode.OK: "200 OK",
     grpc.StatusCode.INVALID_ARGUMENT: "400 Bad Request",
     grpc.StatusCode.FAILED_PRECONDITION: "400 Bad Request",
     grpc.StatusCode.UNAUTHENTICATED: "401 Unauthorized",
     grpc.StatusCode.NOT_FOUND: "404 Not Found",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "408 Request Timeout",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "429 Too Many Requests",
     grpc.StatusCode.UNIMPLEMENTED: "501 Not Implemented",
     grpc.StatusCode.UNAVAILABLE: "503 Service Unavailable",
@@ -62,6 +71,14 @@ FAILED = "500 Internal Server Error"
 MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a request brings: its JSON, and what it is told apart by."""
+
+    body: Mapping[str, Any]
+    key: bytes
 
 
 class HttpDoor:
@@ -84,6 +101,7 @@ class HttpDoor:
     ):
         self._models, self._scoring, self._inference = models, scoring, inference
         self._metrics, self._settings, self._tokens = metrics, settings, tokens
+        self._reading = threading.BoundedSemaphore(BODIES)
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
             (method, re.compile(pattern + "/?$"), answer)
             for method, pattern, answer in (
@@ -157,14 +175,21 @@ class HttpDoor:
         for method, pattern, answer in self._routes:
             match = pattern.match(path)
             if match and given.get("REQUEST_METHOD") == method:
-                asked = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
-                return answer(given, **asked)
+                asked = {k: _utf8(v) for k, v in match.groupdict().items() if v is not None}
+                key = given.get(KEY, "").encode("latin-1")
+                if method == "GET":
+                    return answer(_Asked({}, key), **asked)
+                body = self._body(given)
+                with self._reading:
+                    return answer(_Asked(_read(body), key), **asked)
         raise Refused(grpc.StatusCode.NOT_FOUND, f"there is no {path!r} to be asked in this way")
 
-    def _body(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _body(self, given: Mapping[str, Any]) -> bytes:
+        if "HTTP_TRANSFER_ENCODING" in given:
+            raise BadRequest("Transfer-Encoding", "is not read here; send a Content-Length")
         length = given.get("CONTENT_LENGTH") or "0"
-        if not length.isdecimal():
-            raise BadRequest("Content-Length", f"is {length!r}")
+        if not (length.isascii() and length.isdecimal() and len(length) <= LENGTH_DIGITS):
+            raise BadRequest("Content-Length", f"is no number of bytes: {length!r}")
         if int(length) > self._settings.max_message_bytes:
             raise Refused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -172,27 +197,30 @@ class HttpDoor:
                 f"{self._settings.max_message_bytes:,}; send fewer candidates",
             )
         try:
-            found = json.loads(given["wsgi.input"].read(int(length)) or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise BadRequest("body", f"is no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise BadRequest("body", "must be a JSON object")
+            found: bytes = given["wsgi.input"].read(int(length))
+        except OSError as error:  # it took too long, or the client has gone
+            raise Refused(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"{int(length):,} bytes were announced and did not come: {error}",
+            ) from error
+        if len(found) < int(length):
+            raise BadRequest("body", f"ends after {len(found):,} of {int(length):,} bytes")
         return found
 
-    def _ready(self, _: Mapping[str, Any]) -> Any:
+    def _ready(self, _: _Asked) -> Any:
         if not self._models.ready:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "no model answers here at the moment")
         return {"ready": True}
 
-    def _model_ready(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
+    def _model_ready(self, _: _Asked, name: str, version: str = "") -> Any:
         found = self._models.find(name, *version_of(version))
         return {"name": found.name, "ready": True}
 
-    def _metadata(self, _: Mapping[str, Any], name: str, version: str = "") -> Any:
+    def _metadata(self, _: _Asked, name: str, version: str = "") -> Any:
         return self._inference.described(self._models.find(name, *version_of(version)))
 
-    def _infer(self, given: Mapping[str, Any], name: str, version: str = "") -> Any:
-        body, caller = self._body(given), Somebody(given.get(KEY, "").encode())
+    def _infer(self, asked: _Asked, name: str, version: str = "") -> Any:
+        body, caller = asked.body, Somebody(asked.key)
         served = self._models.find(name, *version_of(version), caller)
         outputs = body.get("outputs", [])
         refuse_others([str(_field(one, "name", str)) for one in _objects("outputs", outputs)])
@@ -200,25 +228,48 @@ class HttpDoor:
         scores = self._scoring.score(served, caller, lambda one: one.read(columns_of(inputs, one)))
         score = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
         found = {"model_name": served.name, "model_version": str(served.version)}
-        return found | ({"id": body["id"]} if "id" in body else {}) | {"outputs": [score]}
+        id = {"id": _field(body, "id", str)} if "id" in body else {}
+        return found | id | {"outputs": [score]}
 
-    def _load(self, given: Mapping[str, Any], name: str) -> Any:
-        told = self._body(given).get("parameters", {})
+    def _load(self, asked: _Asked, name: str) -> Any:
+        told = asked.body.get("parameters", {})
         if not isinstance(told, dict):
             raise BadRequest("parameters", "must be an object")
         parameters = {}
         for key, value in told.items():
+            if not isinstance(value, int | str):
+                raise BadRequest(key, "is neither a number nor a string")
             kind = "int64_param" if isinstance(value, int) else "string_param"
             try:
                 parameters[key] = ParseDict({kind: value}, wire.ModelRepositoryParameter())
             except ParseError as error:
-                raise BadRequest(key, f"is neither a number nor a string: {error}") from error
+                raise BadRequest(key, f"is out of range: {error}") from error
         self._inference.load(name, parameters)
         return {}
 
-    def _unload(self, _: Mapping[str, Any], name: str) -> Any:
+    def _unload(self, _: _Asked, name: str) -> Any:
         self._inference.unload(name)
         return {}
+
+
+def _utf8(text: str) -> str:
+    """A part of a path, of which WSGI makes a character a byte."""
+    return text.encode("latin-1").decode(errors="replace")
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    try:
+        found = json.loads(body or b"{}")
+    except NO_JSON as error:
+        raise BadRequest("body", f"is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadRequest("body", "must be a JSON object")
+    return found
 
 
 def _encoded(value: Any) -> bytes:
@@ -257,8 +308,9 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
     datatype, shape = _field(one, "datatype", str), _field(one, "shape", list)
     if datatype not in CONTENTS:
         raise BadRequest(name, f"is of {datatype!r}, but may be of {', '.join(CONTENTS)}")
-    whole = all(type(size) is int and size >= 0 for size in shape)
-    if not whole or not 0 < len(shape) < 3:
+    if not all(type(size) is int for size in shape):
+        raise BadRequest(name, "has a shape of something else than whole numbers")
+    if not 0 < len(shape) < 3 or min(shape) < 0:
         raise BadRequest(name, f"has the shape {shape}, but must be [N] or [N, columns]")
     values = _flat(_field(one, "data", list))
     if len(values) != math.prod(shape):
@@ -267,13 +319,20 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
     if not kind:
         if not all(isinstance(value, str) for value in values):
             raise BadRequest(name, "holds something else than strings")
-        return pa.array(values, pa.string()), shape
+        return _strings(name, values), shape
     if not all(type(value) in (int, float, bool) for value in values):
         raise BadRequest(name, "holds something else than numbers")
     try:
         return narrowed(name, np.array(values), kind), shape
     except (OverflowError, TypeError) as error:
         raise BadRequest(name, f"holds a number that no {datatype} can be: {error}") from error
+
+
+def _strings(name: str, values: list[str]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError as error:  # JSON can say half of a character
+        raise BadRequest(name, f"holds a string that is not Unicode: {error}") from error
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -283,8 +342,43 @@ def _flat(data: list[Any]) -> list[Any]:
     return data
 
 
+class _Timed(io.RawIOBase):
+    """What a connection says, until its request has to be whole."""
+
+    def __init__(self, connection: socket.socket):
+        self._connection, self._until = connection, time.monotonic() + WHOLE_S
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"a request has to be there in {WHOLE_S:.0f} s")
+        self._connection.settimeout(min(left, SILENT_S))
+        try:
+            return self._connection.recv_into(into)
+        finally:
+            self._connection.settimeout(SILENT_S)
+
+
 class _Handler(WSGIRequestHandler):
     timeout = SILENT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Timed(self.connection))
+
+    def finish(self) -> None:
+        super().finish()
+        until = time.monotonic() + LINGER_S
+        with suppress(OSError):
+            socket.socket.shutdown(self.connection, socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(1 << 16):
+                    return
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)

@@ -37,14 +37,25 @@ FEATURES = Features(
 )
 
 
-def save_small(out: Path, seed: int = 1, features: Features = FEATURES) -> Path:
-    """A new version of a small model; each seed scores differently."""
+def save_small(
+    out: Path, seed: int = 1, features: Features = FEATURES, *, compiled: bool = False
+) -> Path:
+    """A new version of a small model; each seed scores differently.
+
+    Args:
+        compiled: its scorer needs no torch, and it takes a while to save.
+    """
     from embedcomp.artifact import artifact
     from embedcomp.artifact.source import ModelSource
 
     source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    model = source.build(features, seed)
-    return artifact.save(out, model, features=features, source=source, alone=None, bytes={}).folder
+    model, alone = source.build(features, seed), None
+    if compiled:
+        from embedcomp.scorer.stand_alone import stand_alone_from_log
+
+        alone = stand_alone_from_log(model.eval(), features)
+    saved = artifact.save(out, model, features=features, source=source, alone=alone, bytes={})
+    return saved.folder
 
 
 class ToyScorer:
