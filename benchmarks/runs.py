@@ -183,6 +183,13 @@ RUNS = (
         tiny="--rounds 1",
     ),
     Run(
+        script="serving",
+        record="serving-kuairand",
+        arguments="--data {data} --work {work}",
+        minutes=25,
+        tiny="--against --seconds 0.2 --warm-up 0.1 --rounds 1 --set epochs=1",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",
