@@ -190,6 +190,13 @@ RUNS = (
         tiny="--against --seconds 0.2 --warm-up 0.1 --rounds 1 --set epochs=1",
     ),
     Run(
+        script="overload",
+        record="overload-kuairand",
+        arguments="--data {data} --work {work}",
+        minutes=3,
+        tiny="--seconds 1 2 2 --capacity-seconds 0.5 --set epochs=1",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",
