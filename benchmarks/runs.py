@@ -197,6 +197,13 @@ RUNS = (
         tiny="--seconds 1 2 2 --capacity-seconds 0.5 --set epochs=1",
     ),
     Run(
+        script="soak",
+        record="soak",
+        arguments="--work {work}",
+        minutes=12,
+        tiny="--seconds 3 --swap-every 1 --kill-every 2 --set epochs=1",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",
