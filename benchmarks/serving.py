@@ -50,6 +50,13 @@ AIMS = {  # of 64 rows of ten features; of 64 rows; from 512 rows on
     "times kserve": 8.0,
     "times in process": 0.75,
 }
+TOLD = {  # figures in the table
+    "calls_per_second": ",.0f",
+    "rows_per_second": ",.0f",
+    "p50_ms": ",.2f",
+    "p99_ms": ",.2f",
+    "cpu_us_per_call": ",.0f",
+}
 
 Figures = dict[str, Any]
 
@@ -301,18 +308,7 @@ def _render(found: Figures) -> Table:
     for name, sizes in found.items():
         for size, of in sizes.items():
             for count, one in {"": of}.items() if name == IN_PROCESS else of.items():
-                keys = (
-                    "calls_per_second",
-                    "rows_per_second",
-                    "p50_ms",
-                    "p99_ms",
-                    "cpu_us_per_call",
-                )
-                told = (
-                    f"{one[key]:,.2f}" if "_ms" in key else f"{one[key]:,.0f}"
-                    for key in keys
-                    if key in one
-                )
+                told = (format(one[key], spec) if key in one else "" for key, spec in TOLD.items())
                 table.add_row(peers.NAMES.get(name, name), size, count, *told)
     return table
 
