@@ -132,6 +132,10 @@ class Metrics:
             self._seconds.labels(door).observe(time.perf_counter() - began)
             self._requests.labels(door, found.code.name).inc()
 
+    def refused(self, door: str) -> None:
+        """Note a call that a door had no room for."""
+        self._requests.labels(door, grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
+
     def batch(self, rows: int, seconds: float) -> None:
         """Note what was scored in one turn, and how long that took."""
         self._batch_rows.observe(rows)

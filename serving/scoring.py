@@ -55,7 +55,7 @@ class _Call:
 
     served: Served
     work: Work
-    came: float = field(default_factory=time.perf_counter)
+    came: float
     scores: np.ndarray | None = None
     error: Exception | None = None
     batch: list[_Call] = field(default_factory=list)
@@ -87,11 +87,10 @@ class Scoring:
         models: Models,
         settings: ServerSettings,
         metrics: Metrics,
-        full: Callable[[], bool] = lambda: False,
+        came: Callable[[], float] = time.perf_counter,
     ):
-        """`full`: whether this thread's call came when there was no room for it."""
-        self._models, self._settings = models, settings
-        self._metrics, self._full = metrics, full
+        """`came`: tells when this thread's call came, by time.perf_counter."""
+        self._models, self._metrics, self._came = models, metrics, came
         self._shadows = Shadows(lambda shadow, work: self._scored(shadow, work, SHADOW), metrics)
         self._most, self._most_waiting = settings.max_batch_rows, settings.max_queue_rows
         self._gather_s = settings.max_wait_us / 1e6
@@ -121,7 +120,7 @@ class Scoring:
         return scores
 
     def _scored(self, served: Served, work: Work, caller: Caller) -> np.ndarray:
-        call = _Call(served, work)
+        call = _Call(served, work, self._came())
         try:
             self._carry_out(call, caller)
         finally:
@@ -133,15 +132,9 @@ class Scoring:
         return call.scores
 
     def receive(self, caller: Caller) -> None:
-        """Raises Refused where a call was given up already, or came when there was no room."""
+        """Raises Refused where a call was given up before a thread had time for it."""
         if not caller.is_active():
             raise _gave_up()
-        if self._full():
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"this server takes {self._settings.calls} calls at a time; come back later",
-                retry_s=self.hint_s(),
-            )
 
     def hint_s(self) -> float:
         """Seconds until what waits now will have been scored."""

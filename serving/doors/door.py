@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TypeVar
@@ -13,10 +12,9 @@ from google.protobuf.message import DecodeError, Message
 
 from embedcomp.engine.engine import BadId
 from embedcomp.errors import BadRequest
-from embedcomp.serving.errors import Refused
+from embedcomp.serving.errors import Refused, retry_after
 from embedcomp.serving.metrics import Metrics
 
-RETRY = "grpc-retry-pushback-ms"  # gRPC's own retries wait so long
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
 
 M = TypeVar("M", bound=Message)
@@ -89,8 +87,7 @@ def _method(door: str, answer: Answer, metrics: Metrics) -> grpc.RpcMethodHandle
             except REFUSALS as error:
                 counted.code, message = status_of(error)
                 if (retry_s := retry_of(error)) is not None:
-                    hint = (RETRY, str(math.ceil(1000 * retry_s)))
-                    context.set_trailing_metadata((hint,))
+                    context.set_trailing_metadata((retry_after(retry_s),))
             except Exception:  # a fault of ours must end neither the server nor be sent out
                 logger.exception("a call failed")
                 counted.code, message = FAULT

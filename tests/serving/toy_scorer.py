@@ -110,4 +110,4 @@ if __name__ == "__main__":
     toy: Any = ToyScorer()
     repository = Repository([Path(sys.argv[2])], settings, lambda _: toy)
     toy._seconds = float(sys.argv[1])  # slow from then on, and not while it warms up
-    serve(repository, settings)
+    serve(lambda: repository, settings)
