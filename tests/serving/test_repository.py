@@ -40,7 +40,7 @@ MADE = tempfile.TemporaryDirectory()  # of models that are saved once, and copie
 
 @cache
 def made(seed: int) -> Path:
-    return save_small(Path(MADE.name) / str(seed), seed)
+    return save_small(Path(MADE.name) / str(seed), seed, compiled=True)
 
 
 def save(out: Path, seed: int) -> Path:
