@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -26,8 +27,15 @@ from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shadows import Shadows
 
+# Calls that are read, wait for their turn or are scored. Where there are many more, their threads
+# take the interpreter from the one that receives calls, which then refuses nobody in time.
+AT_A_TIME = 16
 FRESH = 0.1  # weight of the latest batch in the mean time of a row
 HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused call may come back
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Caller | grpc.ServicerContext")
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Scoring:
         self._gather_s = settings.max_wait_us / 1e6
         self.threads = settings.threads or max(cores(None) // settings.workers, 1)
         self._free = self.threads
+        self._room = threading.BoundedSemaphore(max(AT_A_TIME, self.threads))
         self._lock = threading.Lock()
         self._waiting: deque[_Call] = deque()
         self._gathering: dict[Served, _Call] = {}  # whose turn it is, but who waits for others
@@ -131,10 +140,16 @@ class Scoring:
         assert call.scores is not None
         return call.scores
 
-    def receive(self, caller: Caller) -> None:
-        """Raises Refused where a call was given up before a thread had time for it."""
-        if not caller.is_active():
-            raise _gave_up()
+    def in_room(self, answer: Callable[[bytes, C], T]) -> Callable[[bytes, C], T]:
+        """The same answer, for so many calls at a time; those that were given up get none."""
+
+        def answered(data: bytes, caller: C) -> T:
+            with self._room:
+                if not caller.is_active():
+                    raise _gave_up()
+                return answer(data, caller)
+
+        return answered
 
     def hint_s(self) -> float:
         """Seconds until what waits now will have been scored."""

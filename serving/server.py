@@ -29,6 +29,7 @@ from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.threads import BEYOND, CallThreads, Room
 
+HANDSHAKE_S = 10.0  # in which a connection has to be there
 PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
 SCORING = {  # methods that score, and the names of their doors
     f"/{typed.SERVICE}/Predict": "typed",
@@ -112,6 +113,9 @@ class ScoringServer:
                 ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_connection_age_ms", round(1000 * settings.connection_s)),
+                # of calls on it, or those whose message never comes would keep their threads
+                ("grpc.max_connection_age_grace_ms", round(1000 * max(settings.grace_s, 1.0))),
+                ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
             ],
             maximum_concurrent_rpcs=settings.calls + BEYOND,
         )

@@ -1,7 +1,7 @@
-"""Threads of calls: some that answer, and one that refuses what is too much.
+"""Threads of calls: one for each that is taken, and one that refuses what is too much.
 
-Calls that wait for a thread cost next to nothing. Many threads at a time would: they take the
-interpreter from the one that receives calls, which then refuses nobody in time.
+gRPC gives a call its thread before its message is there. So there are as many threads as calls,
+lest clients that send no message keep others out; how many work at a time is up to scoring.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import grpc
 
 from embedcomp.serving.errors import retry_after
 
-AT_A_TIME = 16  # calls that are read or scored; so many can be scored together
+OTHERS = 4  # calls at a time that need no scoring: probes, and what models there are
 BEYOND = 16  # calls over those that are taken that are told when to come back; of more, gRPC says
 # only that they are too many
 
@@ -25,7 +25,7 @@ class CallThreads(ThreadPoolExecutor):
     """Runs calls in the order that they came, and knows how many there are."""
 
     def __init__(self, calls: int):
-        super().__init__(min(calls, AT_A_TIME) + 1, "call")  # one for what needs no scoring
+        super().__init__(calls + OTHERS, "call")
         self._lock, self.taken = threading.Lock(), 0
         self._here = threading.local()
 

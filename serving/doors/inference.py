@@ -64,7 +64,7 @@ class Inference:
                 "ModelReady": self._model_ready,
                 "ServerMetadata": lambda data, _: self.server(),
                 "ModelMetadata": self._metadata,
-                "ModelInfer": self._infer,
+                "ModelInfer": self._scoring.in_room(self._infer),
                 "ModelStatistics": self._statistics,
                 "RepositoryIndex": self._index,
                 "RepositoryModelLoad": self._load,
@@ -104,7 +104,6 @@ class Inference:
 
     def _infer(self, data: bytes, context: grpc.ServicerContext) -> wire.ModelInferResponse:
         caller = Waits(data, context)
-        self._scoring.receive(caller)
         request = parsed(wire.ModelInferRequest, data)
         asked = version_of(request.model_version)
         served = self._models.find(request.model_name, *asked, caller)

@@ -35,11 +35,11 @@ class TorchRec:
 
     def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers("torchrec", SERVICE, {"Predict": self._predict}, metrics)
+        predict = self._scoring.in_room(self._predict)
+        return handlers("torchrec", SERVICE, {"Predict": predict}, metrics)
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictionResponse:
         caller = Waits(data, context)
-        self._scoring.receive(caller)
         request = parsed(wire.PredictionRequest, data)
         served = self._models.find(caller=caller)
         if request.batch_size < 0:

@@ -36,13 +36,12 @@ class Typed:
 
     def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers(
-            "typed", SERVICE, {"Predict": self._predict, "Metadata": self._metadata}, metrics
-        )
+        predict = self._scoring.in_room(self._predict)
+        answers = {"Predict": predict, "Metadata": self._metadata}
+        return handlers("typed", SERVICE, answers, metrics)
 
     def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
         caller = Waits(data, context)
-        self._scoring.receive(caller)
         served = self._models.only(caller)
         work: Work | None = None if served is None else served.read_message(data)
         if served is None or work is None:
