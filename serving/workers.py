@@ -149,6 +149,16 @@ class _Worker:
             self.link.send(what)
 
 
+@dataclass
+class _Asked:
+    """A change that a worker was asked for, its number there, and who has yet to make it."""
+
+    by: _Worker
+    number: int
+    waited: set[_Worker]
+    errors: list[str] = field(default_factory=list)
+
+
 class _Workers:
     """The parent's part."""
 
@@ -161,7 +171,8 @@ class _Workers:
         self._settings = settings
         self._workers: list[_Worker] = []
         self._changes: dict[str, Change] = {}  # the latest of each model, for those that come anew
-        self._asked: dict[int, tuple[_Worker, set[_Worker], list[str]]] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._numbers = itertools.count()
         self._died_at_once = 0
         self._due: list[float] = []  # when workers are to be started
         self._told = False
@@ -217,25 +228,27 @@ class _Workers:
             logger.error("a worker cannot serve: %s", said.why)
         elif isinstance(said, Changed):
             self._changes[said.change.name] = said.change
-            others = {one for one in self._workers if one is not worker}
-            self._asked[said.number, worker.process.pid] = worker, others, []  # type: ignore[index]
+            others = [one for one in self._workers if one is not worker]
+            number = next(self._numbers)
+            serving = {
+                one for one in others if one.lines is not None
+            }  # who begins is not waited for
+            self._asked[number] = _Asked(worker, said.number, serving)
             for one in others:
-                one.tell(Make(said.number, said.change))
+                one.tell(Make(number, said.change))
             self._settle()
-        elif isinstance(said, Made):
-            for _, waited, errors in self._asked.values():
-                if worker in waited:  # it makes them in the order that it is told
-                    waited.discard(worker)
-                    errors.extend(said.errors)
-                    break
+        elif isinstance(said, Made) and said.number in self._asked:
+            asked = self._asked[said.number]
+            asked.waited.discard(worker)
+            asked.errors.extend(said.errors)
             self._settle()
 
     def _settle(self) -> None:
         """Tell who asked for changes that all have made them."""
-        for key, (asker, waited, errors) in list(self._asked.items()):
-            if not waited:
-                del self._asked[key]
-                asker.tell(Made(key[0], tuple(errors)))  # type: ignore[index]
+        for number, asked in list(self._asked.items()):
+            if not asked.waited:
+                del self._asked[number]
+                asked.by.tell(Made(asked.number, tuple(asked.errors)))
 
     def _tell_once(self) -> None:
         """Print what is served, once all workers do."""
@@ -254,8 +267,8 @@ class _Workers:
         worker.link.close()
         self._workers.remove(worker)
         mark_process_dead(worker.process.pid)
-        for _, waited, _ in self._asked.values():
-            waited.discard(worker)
+        for asked in self._asked.values():
+            asked.waited.discard(worker)
         self._settle()
         code = worker.process.exitcode
         now = time.monotonic()
