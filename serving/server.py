@@ -28,6 +28,7 @@ from embedcomp.serving.repository import Repository
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.threads import BEYOND, CallThreads
+from embedcomp.serving.watching import Watching
 
 PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
 SERVICES = (typed.SERVICE, torchrec.SERVICE, inference.SERVICE)
@@ -90,6 +91,7 @@ class ScoringServer:
         self._models, self._grace_s = models, settings.grace_s
         security.refuse_open_door(settings)
         self._calls, self.metrics = _Calls(), Metrics(models)
+        watching = Watching(self.metrics, settings)
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
         threads = CallThreads(settings.calls)
@@ -113,13 +115,13 @@ class ScoringServer:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         open_protocol = inference.Inference(models, scoring, repository)
         doors = (typed.Typed(models, scoring), torchrec.TorchRec(models, scoring), open_protocol)
-        self._grpc.add_generic_rpc_handlers([door.handlers(self.metrics) for door in doors])
+        self._grpc.add_generic_rpc_handlers([door.handlers(watching) for door in doors])
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
         self._http = None
         if settings.metrics_port is not None:
             self._http = HttpDoor(
-                models, scoring, open_protocol, self.metrics, settings, tokens=tokens, shown=shown
+                models, scoring, open_protocol, watching, settings, tokens=tokens, shown=shown
             )
         self._grpc.start()
         self._over = threading.Event()
