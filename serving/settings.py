@@ -49,6 +49,7 @@ class ServerSettings:
     log_share: float = 0.0  # of calls that have a line of JSON on stderr, 0 to 1; chosen by request
     # id, so that all servers log the same
     log_values: bool = False  # those lines hold the first values of a request too
+    trace: bool = False  # spans of calls over gRPC for OpenTelemetry, as OTEL_* variables say
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):

@@ -1,4 +1,4 @@
-"""What is told of every call: counts, and a line of the log."""
+"""What is told of every call: counts, a line of the log, spans of a trace."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from embedcomp.serving.call_log import CallLog
 from embedcomp.serving.caller import Caller
 from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.tracing import Tracing
 
 
 class Watching:
-    """Sees every call from its arrival at a door to its end."""
+    """Sees every call from its arrival at a door to its end.
 
-    def __init__(self, metrics: Metrics, settings: ServerSettings):
-        self.metrics, self._log = metrics, CallLog(settings)
+    tracing: None: nobody asked for it, or calls of this door have no spans.
+    """
+
+    def __init__(self, metrics: Metrics, settings: ServerSettings, tracing: Tracing | None = None):
+        self.metrics, self._log, self._tracing = metrics, CallLog(settings), tracing
 
     @contextmanager
     def call(self, door: str, caller: Caller) -> Iterator[None]:
@@ -28,3 +32,5 @@ class Watching:
             seconds = time.perf_counter() - began
             self.metrics.called(door, caller.code, seconds)
             self._log.end(door, caller, seconds)
+            if self._tracing is not None:
+                self._tracing.tell_parts(caller)

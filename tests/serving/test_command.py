@@ -41,6 +41,7 @@ OTHERS = ServerSettings(
     grace_s=0.5,
     log_share=0.25,
     log_values=True,
+    trace=True,
 )
 
 
