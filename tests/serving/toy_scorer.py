@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedcomp.artifact.proof import Proof
 from embedcomp.engine.description import COMPILED, Description
 from embedcomp.log.features import DenseFeature, Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
@@ -37,14 +38,18 @@ FEATURES = Features(
 )
 
 
-def save_small(out: Path, seed: int = 1, features: Features = FEATURES) -> Path:
+def save_small(
+    out: Path, seed: int = 1, features: Features = FEATURES, proof: Proof | None = None
+) -> Path:
     """A new version of a small model; each seed scores differently."""
     from embedcomp.artifact import artifact
     from embedcomp.artifact.source import ModelSource
 
     source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
     model = source.build(features, seed)
-    return artifact.save(out, model, features=features, source=source, alone=None, bytes={}).folder
+    return artifact.save(
+        out, model, features=features, source=source, alone=None, bytes={}, proof=proof
+    ).folder
 
 
 class ToyScorer:
