@@ -184,6 +184,27 @@ RUNS = (
     ),
     Run(script="slim", record="slim", minutes=5, tiny="--ids 1000 --rounds 1 --calls 1"),
     Run(
+        script="serving",
+        record="serving-kuairand",
+        arguments="--data {data} --work {work}",
+        minutes=25,
+        tiny="--against --seconds 0.2 --warm-up 0.1 --rounds 1 --set epochs=1",
+    ),
+    Run(
+        script="overload",
+        record="overload-kuairand",
+        arguments="--data {data} --work {work}",
+        minutes=3,
+        tiny="--seconds 1 2 2 --capacity-seconds 0.5 --set epochs=1",
+    ),
+    Run(
+        script="soak",
+        record="soak",
+        arguments="--work {work}",
+        minutes=12,
+        tiny="--seconds 3 --swap-every 1 --kill-every 2 --set epochs=1",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
@@ -14,7 +15,6 @@ from embedcomp.serving.columns import columns_of
 from embedcomp.serving.settings import ServerSettings
 
 NAME = "embedcomp.calls"  # of the logger; whoever gives it handlers decides where lines go
-MESSAGE_CHARS = 500
 
 
 class CallLog:
@@ -31,17 +31,17 @@ class CallLog:
         if self._below and self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
 
-    def end(self, door: str, caller: Caller, seconds: float) -> None:
-        """Write a call's line, if it is chosen; it took so many seconds."""
+    def end(self, door: str, caller: Caller, began: float) -> None:
+        """Write a call's line, if it is chosen; its door began with it then, by perf_counter."""
         if not self._below:
             return
         part = crc32(caller.id.encode()) if caller.id else random.getrandbits(32)
         if part < self._below:
-            line = self._line(door, caller, seconds)
+            line = self._line(door, caller, began)
             self._logger.info(json.dumps(line, ensure_ascii=False))
 
-    def _line(self, door: str, caller: Caller, seconds: float) -> dict[str, Any]:
-        served = caller.served
+    def _line(self, door: str, caller: Caller, began: float) -> dict[str, Any]:
+        served, came = caller.served, caller.came or began  # before that it waited for its thread
         said = caller.said if self._values else caller.plain
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -51,8 +51,8 @@ class CallLog:
             "version": None if served is None else served.version,
             "rows": caller.rows,
             "code": caller.code.name,
-            "message": said[:MESSAGE_CHARS],
-            "ms": round(1e3 * seconds, 3),
+            "message": said,
+            "ms": round(1e3 * (time.perf_counter() - min(came, began)), 3),
             "queue_ms": round(1e3 * caller.queued_s, 3),
         }
         if self._values and served is not None and caller.read is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 
 from embedcomp.errors import EmbedcompError
@@ -24,6 +26,11 @@ class Refused(EmbedcompError):
     def __init__(self, code: grpc.StatusCode, message: str, *, retry_s: float | None = None):
         self.code, self.retry_s = code, retry_s
         super().__init__(message)
+
+
+def retry_after(seconds: float) -> tuple[str, str]:
+    """Trailing metadata that tell a client when to come back; gRPC's own retries follow it."""
+    return "grpc-retry-pushback-ms", str(math.ceil(1000 * seconds))
 
 
 class WorkersDie(EmbedcompError):

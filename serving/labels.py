@@ -66,9 +66,9 @@ def read(folder: Path) -> Labels:
         BadSettings: it cannot be read, or says something else.
     """
     file = folder / FILE
-    if not file.is_file():
-        return NONE
     try:
+        if not file.is_file():
+            return NONE
         return TypeAdapter(Labels).validate_python(tomllib.loads(file.read_text()))
     except ValidationError as error:
         problem = error.errors()[0]

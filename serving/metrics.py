@@ -125,6 +125,10 @@ class Metrics:
         self._seconds.labels(door).observe(seconds)
         self._requests.labels(door, code.name).inc()
 
+    def refused(self, door: str) -> None:
+        """Note a call that a door had no room for."""
+        self._requests.labels(door, grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
+
     def batch(self, rows: int, seconds: float) -> None:
         """Note what was scored in one turn, and how long that took."""
         self._batch_rows.observe(rows)

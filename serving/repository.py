@@ -13,7 +13,7 @@ import grpc
 from embedcomp.artifact.artifact import MANIFEST, versions
 from embedcomp.errors import BadArtifact, BadSettings, EmbedcompError
 from embedcomp.serving.errors import Refused
-from embedcomp.serving.labels import Labels
+from embedcomp.serving.labels import FILE, Labels
 from embedcomp.serving.labels import read as read_labels
 from embedcomp.serving.models import LOADING, READY, UNAVAILABLE, Models, State
 from embedcomp.serving.served import Served
@@ -55,9 +55,9 @@ class Repository:
         self._changing = threading.Lock()  # one change at a time; calls are scored meanwhile
         self._unloaded: set[str] = set()
         self._newest: dict[str, int] = {}  # version that was served; a poll takes newer ones alone
-        self._tried: dict[Path, int] = {}  # broken versions, by when their manifest was written
+        self._tried: dict[Path, int] = {}  # broken versions, by when they were last written
+        self._said: dict[Path, str] = {}  # what was logged of them, and of labels
         self._stopped = threading.Event()
-        self._said: dict[str, str] = {}  # of labels that cannot be read
         self._error: Exception | None = None  # of the last version that could not be opened
         for path in self._paths:
             folders = self._folders(path)
@@ -86,9 +86,7 @@ class Repository:
                 newer = (place for place in _places(folder) if int(place.name) > served)
                 any(self._open(place) for place in newer)  # the newest that can be
             for one in self.models.loaded():
-                gone = not (one.scorer.folder / MANIFEST).exists()
-                reason = "its folder is gone; it is served from memory" if gone else ""
-                self.models.tell(State(one.name, one.version, READY, reason))
+                self.models.tell(State(one.name, one.version, READY, _lost(one.scorer.folder)))
 
     def keep_polling(self) -> None:
         """Poll every so many seconds, in a thread that ends with the process or with `stop`."""
@@ -174,9 +172,9 @@ class Repository:
         try:
             labels = read_labels(folder)
         except BadSettings as error:
-            if str(error) != self._said.get(name):
+            if str(error) != self._said.get(folder / FILE):
                 logger.warning("labels of %s stay as they were: %s", name, error)
-            self._said[name] = str(error)
+            self._said[folder / FILE] = str(error)
             return before
         if labels == before and labels.versions <= self._versions(name):
             return before
@@ -211,10 +209,13 @@ class Repository:
         except Exception as error:  # whatever is in the folder, what was served before goes on
             known = isinstance(error, (EmbedcompError, OSError))
             said = str(error) if known else f"{type(error).__name__}: {error}"
-            self._tried[place] = written
+            if not _may_pass(error):
+                self._tried[place] = written
             self._error = error
+            if self._said.get(place) != said:
+                logger.warning("%s is not served: %s", place, said, exc_info=not known)
+            self._said[place] = said
             self.models.tell(State(name, version, UNAVAILABLE, said))
-            logger.warning("%s is not served: %s", place, said, exc_info=not known)
             return False
         before = self.models.current(name)
         self.models.put(found, current=current)
@@ -249,26 +250,52 @@ class Repository:
         return found
 
     def _folders(self, path: Path) -> dict[str, Path]:
-        """Models at a path by name: of an artifact the folder itself."""
+        """Models at a path by name: of an artifact the folder itself; none if it is unreadable."""
         path = path.resolve()
-        if (path / MANIFEST).is_file():
+        if _places(path) == [path]:
             if not path.name.isdecimal():
                 raise BadArtifact(
                     f"{path} is an artifact, but its folder is named by no version, and the one "
                     "above it tells the model's name; serve the folder that holds NAME/VERSION"
                 )
             return {path.parent.name: path}
-        if versions(path):
+        if _places(path):
             return {path.name: path}
-        inside = sorted(path.iterdir()) if path.is_dir() else []
-        return {folder.name: folder for folder in inside if versions(folder)}
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else []
+        except OSError:  # `_places` has said so
+            return {}
+        return {folder.name: folder for folder in inside if _places(folder)}
 
 
 def _places(folder: Path) -> list[Path]:
-    """The versions of a model, the newest first; an artifact is its own."""
-    if (folder / MANIFEST).is_file():
-        return [folder]
-    return [folder / str(version) for version in reversed(versions(folder))]
+    """The versions of a model, the newest first; an artifact is its own.
+
+    There are none where they cannot be read, which the log says: other models are served on.
+    """
+    try:
+        if (folder / MANIFEST).is_file():
+            return [folder]
+        return [folder / str(version) for version in reversed(versions(folder))]
+    except OSError as error:
+        logger.warning("%s cannot be read: %s", folder, error)
+        return []
+
+
+def _lost(folder: Path) -> str:
+    """Why a version could not be opened once more; empty: it could."""
+    try:
+        there = (folder / MANIFEST).exists()
+    except OSError as error:
+        return f"its folder cannot be read ({error}); it is served from memory"
+    return "" if there else "its folder is gone; it is served from memory"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a version may open the next time, though nothing of it is written until then."""
+    wrong = error.__cause__ or error
+    lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError
+    return isinstance(wrong, OSError) and not isinstance(wrong, lasting)
 
 
 def _written(place: Path) -> int:

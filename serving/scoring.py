@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -27,11 +28,17 @@ from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shadows import Shadows
 
+# Calls that are read, wait for their turn or are scored. Where there are many more, their threads
+# take the interpreter from the one that receives calls, which then refuses nobody in time.
+AT_A_TIME = 16
 FRESH = 0.1  # weight of the latest batch in the mean time of a row
 HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused call may come back
 
 
-@dataclass(eq=False)
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call on its way to its scores.
 
@@ -40,7 +47,7 @@ class _Call:
 
     served: Served
     work: Work
-    came: float = field(default_factory=time.perf_counter)
+    came: float
     scores: np.ndarray | None = None
     error: Exception | None = None
     batch: list[_Call] = field(default_factory=list)
@@ -72,16 +79,16 @@ class Scoring:
         models: Models,
         settings: ServerSettings,
         metrics: Metrics,
-        full: Callable[[], bool] = lambda: False,
+        came: Callable[[], float] = time.perf_counter,
     ):
-        """`full`: whether this thread's call came when there was no room for it."""
-        self._models, self._settings = models, settings
-        self._metrics, self._full = metrics, full
+        """`came`: tells when this thread's call came, by time.perf_counter."""
+        self._models, self._metrics, self._came = models, metrics, came
         self._shadows = Shadows(lambda shadow, work: self._scored(shadow, work, Caller()), metrics)
         self._most, self._most_waiting = settings.max_batch_rows, settings.max_queue_rows
         self._gather_s = settings.max_wait_us / 1e6
         self.threads = settings.threads or max(cores(None) // settings.workers, 1)
         self._free = self.threads
+        self._room = threading.BoundedSemaphore(max(AT_A_TIME, self.threads))
         self._lock = threading.Lock()
         self._waiting: deque[_Call] = deque()
         self._gathering: dict[Served, _Call] = {}  # whose turn it is, but who waits for others
@@ -109,7 +116,7 @@ class Scoring:
         return scores
 
     def _scored(self, served: Served, work: Work, caller: Caller) -> np.ndarray:
-        call = _Call(served, work)
+        call = _Call(served, work, self._came())
         try:
             self._carry_out(call, caller)
         finally:
@@ -121,16 +128,16 @@ class Scoring:
         assert call.scores is not None
         return call.scores
 
-    def receive(self, caller: Caller) -> None:
-        """Raises Refused where a call was given up already, or came when there was no room."""
-        if not caller.is_active():
-            raise _gave_up()
-        if self._full():
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"this server takes {self._settings.calls} calls at a time; come back later",
-                retry_s=self.hint_s(),
-            )
+    def in_room(self, answer: Callable[[bytes, Caller], T]) -> Callable[[bytes, Caller], T]:
+        """The same answer, for so many calls at a time; those that were given up get none."""
+
+        def answered(data: bytes, caller: Caller) -> T:
+            with self._room:
+                if not caller.is_active():
+                    raise _gave_up()
+                return answer(data, caller)
+
+        return answered
 
     def hint_s(self) -> float:
         """Seconds until what waits now will have been scored."""
@@ -140,10 +147,12 @@ class Scoring:
     def _carry_out(self, call: _Call, caller: Caller) -> None:
         with self._lock:
             leads = self._admit(call)
-        if not leads and not caller.add_callback(partial(self._give_up, call)):
-            self._give_up(call)
+        told = False  # that it is to be given up with its caller
         while not call.done:
             if not leads:
+                if not told and not caller.add_callback(partial(self._give_up, call)):
+                    self._give_up(call)
+                told = True
                 call.turn.acquire()
             if call.gone:
                 raise _gave_up()
@@ -197,7 +206,7 @@ class Scoring:
 
     def _lead(self, call: _Call) -> bool:
         """Score a call's batch and give the turn to the next; whether that is the call again."""
-        if self._gathering.get(call.served) is call:
+        if self._gather_s and self._gathering.get(call.served) is call:
             call.turn.acquire(timeout=self._gather_s)
             with self._lock:
                 if self._gathering.get(call.served) is call:
@@ -236,7 +245,9 @@ class Scoring:
 
     def _run(self, batch: list[_Call]) -> None:
         """Score the calls of one turn."""
-        began, rows = time.perf_counter(), sum(min(one.work.left, self._most) for one in batch)
+        began, rows = time.perf_counter(), 0
+        for one in batch:
+            rows += min(one.work.left, self._most)
         for one in batch:
             one.queued_s = one.queued_s or began - one.came
         if len(batch) == 1 or not _score_joined(batch):

@@ -179,7 +179,7 @@ def _refuse(_: Any, context: grpc.ServicerContext) -> None:
     )
 
 
-_REFUSED = grpc.unary_unary_rpc_method_handler(_refuse)
+_REFUSED = grpc.stream_unary_rpc_method_handler(_refuse)  # its message is not waited for
 
 
 def _bytes(file: Path) -> bytes:

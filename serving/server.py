@@ -27,22 +27,30 @@ from embedcomp.serving.models import Models
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.serving.threads import BEYOND, CallThreads
+from embedcomp.serving.threads import BEYOND, CallThreads, Room
 from embedcomp.serving.tracing import Tracing
 from embedcomp.serving.watching import Watching
 
+HANDSHAKE_S = 10.0  # in which a connection has to be there
 PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
+SCORING = {  # methods that score, and the names of their doors
+    f"/{typed.SERVICE}/Predict": "typed",
+    f"/{torchrec.SERVICE}/Predict": "torchrec",
+    f"/{inference.SERVICE}/ModelInfer": "inference",
+}
 SERVICES = (typed.SERVICE, torchrec.SERVICE, inference.SERVICE)
 
 
 def serve(
-    repository: Repository,
+    opened: Callable[[], Repository],
     settings: ServerSettings,
     tell: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish the calls in flight. For the main thread.
 
     Args:
+        opened: opens what is served; a signal that comes meanwhile stops the server afterwards,
+            also in a container's first process, which gets none without a handler.
         tell: is told what is served, a line each; None: they are printed.
 
     Raises:
@@ -52,6 +60,7 @@ def serve(
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {s: signal.signal(s, lambda number, _: asked_to_stop.put(number)) for s in signals}
     try:
+        repository = opened()
         with ScoringServer(repository.models, settings, repository) as server:
             where = f"{settings.host}:{server.port}"
             repository.keep_polling()
@@ -97,13 +106,15 @@ class ScoringServer:
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
         threads = CallThreads(settings.calls)
-        scoring = self._scoring = Scoring(models, settings, self.metrics, lambda: threads.full)
+        scoring = self._scoring = Scoring(models, settings, self.metrics, lambda: threads.came)
+        room = Room(threads, settings.calls, SCORING, scoring.hint_s, self._refused)
         self.threads = scoring.threads
         self._grpc = grpc.server(
             threads,
             interceptors=[
                 self._calls,
                 *([] if tokens is None else [tokens]),
+                room,
                 *([] if traces is None else [traces.interceptor]),
             ],
             options=[
@@ -111,6 +122,9 @@ class ScoringServer:
                 ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_connection_age_ms", round(1000 * settings.connection_s)),
+                # of calls on it, or those whose message never comes would keep their threads
+                ("grpc.max_connection_age_grace_ms", round(1000 * max(settings.grace_s, 1.0))),
+                ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
             ],
             maximum_concurrent_rpcs=settings.calls + BEYOND,
         )
@@ -139,6 +153,9 @@ class ScoringServer:
     def metrics_port(self) -> int | None:
         """The port of HTTP, if there is one."""
         return None if self._http is None else self._http.port
+
+    def _refused(self, method: str) -> None:
+        self.metrics.refused(SCORING[method])
 
     def _publish(self) -> None:
         while not self._over.wait(PUBLISH_S):

@@ -45,7 +45,8 @@ class ServerSettings:
     poll_seconds: float = 0.0  # from one look for new versions to the next; 0: only `load` calls
     connection_s: float = 10.0  # after which a connection is opened anew; a stop that waits longer
     # (`grace_s`) loses no call
-    grace_s: float = 20.0  # seconds that clients and calls in flight have when the server stops
+    grace_s: float = 20.0  # seconds that clients and calls in flight have when the server stops, or
+    # when their connection is too old
     log_share: float = 0.0  # of calls that have a line of JSON on stderr, 0 to 1; chosen by request
     # id, so that all servers log the same
     log_values: bool = False  # those lines hold the first values of a request too

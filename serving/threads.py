@@ -1,50 +1,89 @@
-"""A thread for each call that is taken, and a few more that tell the others that they are not."""
+"""Threads of calls: one for each that is taken, and one that refuses what is too much.
+
+gRPC gives a call its thread before its message is there. So there are as many threads as calls,
+lest clients that send no message keep others out; how many work at a time is up to scoring.py.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
-REFUSERS = 4
-BEYOND = 64  # calls over those that are taken that are told so; gRPC refuses others by itself
+import grpc
+
+from embedcomp.serving.errors import retry_after
+
+OTHERS = 4  # calls at a time that need no scoring: probes, and what models there are
+BEYOND = 16  # calls over those that are taken that are told when to come back; of more, gRPC says
+# only that they are too many
 
 
 class CallThreads(ThreadPoolExecutor):
-    """Runs so many calls at a time. Calls beyond are run by threads of their own, in which `full`
-    is true: probes are answered there as well, and what would have to be scored is refused."""
+    """Runs calls in the order that they came, and knows how many there are."""
 
     def __init__(self, calls: int):
-        super().__init__(calls, "call")
-        self._beyond = ThreadPoolExecutor(REFUSERS, "refused")
-        self._lock, self._left = threading.Lock(), calls
+        super().__init__(calls + OTHERS, "call")
+        self._lock, self.taken = threading.Lock(), 0
         self._here = threading.local()
 
     @property
-    def full(self) -> bool:
-        """Whether this thread's call came when there was no room for it."""
-        return getattr(self._here, "full", False)
+    def came(self) -> float:
+        """When this thread's call came, by time.perf_counter; now, if it has none."""
+        return getattr(self._here, "came", None) or time.perf_counter()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with self._lock:
-            room = self._left > 0
-            self._left -= room
-        if room:
-            return super().submit(self._run, fn, args, kwargs)
-        return self._beyond.submit(self._run_beyond, fn, args, kwargs)
+            self.taken += 1
+        return super().submit(self._run, time.perf_counter(), fn, args, kwargs)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait, cancel_futures=cancel_futures)
-        self._beyond.shutdown(wait, cancel_futures=cancel_futures)
-
-    def _run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run(self, came: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._here.came = came
         try:
             return fn(*args, **kwargs)
         finally:
+            self._here.came = None
             with self._lock:
-                self._left += 1
+                self.taken -= 1
 
-    def _run_beyond(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self._here.full = True
-        return fn(*args, **kwargs)
+
+class Room(grpc.ServerInterceptor):
+    """Refuses calls of some methods where so many are there already; others always get in.
+
+    Args:
+        methods: those that score.
+        hint_s: tells after how many seconds a refused call may come back.
+        told: is told the method of each call that is refused.
+    """
+
+    def __init__(
+        self,
+        threads: CallThreads,
+        calls: int,
+        methods: Collection[str],
+        hint_s: Callable[[], float],
+        told: Callable[[str], None],
+    ):
+        self._threads, self._calls, self._methods = threads, calls, frozenset(methods)
+        self._told = told
+
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+            context.set_trailing_metadata((retry_after(hint_s()),))
+            said = f"this server takes {calls} calls at a time; come back later"
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)
+            raise AssertionError("abort raises")
+
+        refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refused")  # type: ignore[attr-defined]
+        self._refusal = grpc.stream_unary_rpc_method_handler(refuse)  # it waits for no message
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        if details.method not in self._methods or self._threads.taken < self._calls:
+            return continuation(details)
+        self._told(details.method)
+        return self._refusal

@@ -29,8 +29,7 @@ class Watching:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
-            self.metrics.called(door, caller.code, seconds)
-            self._log.end(door, caller, seconds)
+            self.metrics.called(door, caller.code, time.perf_counter() - began)
+            self._log.end(door, caller, began)
             if self._tracing is not None:
                 self._tracing.tell_parts(caller)

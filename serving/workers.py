@@ -303,13 +303,17 @@ def _work(
     from embedcomp.serving.server import serve
 
     said = _Link(link)
-    try:
+
+    def ready() -> Repository:
         repository = Repository(paths, settings, opened)
         for change in changes:
             repository.change(change.name, change.version)
         repository.tell_others = said.changed
         said.listen(repository)
-        serve(repository, settings, lambda lines: said.tell(Ready(tuple(lines))))
+        return repository
+
+    try:
+        serve(ready, settings, lambda lines: said.tell(Ready(tuple(lines))))
     except EmbedcompError as error:
         said.tell(Failed(str(error)))
         raise SystemExit(2) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from embedcomp.support.metrics import KEPT, AucRange, Quality, auc_fall
+from embedcomp.support.metrics import KEPT, SCORES, AucRange, Quality, auc_fall, by_score
 
 
 @pytest.mark.parametrize(
@@ -161,3 +161,14 @@ def test_equal_scores_fall_by_nothing_for_certain() -> None:
 def test_a_fall_needs_two_rows_of_each_kind(clicked: int) -> None:
     labels = np.float32([1] * clicked + [0] * (10 - clicked))
     assert np.isnan(auc_fall(labels, np.arange(10.0), np.arange(10.0)).value)
+
+
+def test_scores_are_counted_in_the_bucket_whose_end_they_do_not_pass() -> None:
+    scores = np.array([0.0005, 0.001, 0.0011, 0.05, 0.3, 0.30001, 0.95, 1.0], np.float32)
+    ends = np.array((0, *SCORES), np.float32)
+    wanted = [sum(low < score <= high for score in scores) for low, high in pairwise(ends)]
+    assert by_score(scores).tolist() == wanted
+    between = np.array([0.0003, 0.0015, 0.004, 0.04, 0.25, 0.35, 0.95, 0.99])
+    found = Quality()
+    found.add(np.log(between / (1 - between)), np.zeros(8))
+    assert found.by_score == (by_score(between) / 8).tolist()

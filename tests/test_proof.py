@@ -6,9 +6,10 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,7 +22,8 @@ from embedcomp.artifact.proof import MOST_ROWS, Figures, Proof, chosen
 from embedcomp.artifact.source import ModelSource
 from embedcomp.errors import BadArtifact, BadLog
 from embedcomp.log.click_log import ClickLog
-from embedcomp.log.features import Features
+from embedcomp.log.features import Features, IdFeature
+from embedcomp.log.vocabulary import Vocabulary
 from embedcomp.recipes.inspect import describe, render
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.recipes.verify import verify
@@ -222,6 +224,14 @@ def test_a_proof_has_the_scores_and_the_unknown_ids_that_a_server_should_see(
         ids = counts.sum() - counts[one.vocabulary.null_row]
         unknown = counts[one.vocabulary.unknown_row] / ids
         assert proof.unknown_ids[one.name] == pytest.approx(unknown, abs=1e-6)
+
+
+def test_a_share_of_unknown_ids_is_of_those_that_are_no_nulls() -> None:
+    counts = np.array([3, 90, 5, 2], np.int64)  # unknown, null, and two known ids
+    vocabulary = Vocabulary(pa.array([7, 8]), counts)
+    features = Features((IdFeature("city", "user", False, vocabulary),), ())
+    found = Proof.of(cast(ClickLog, None), None, features, seeds={})
+    assert found.unknown_ids == {"city": 0.3}
 
 
 def test_figures_of_one_kind_of_label_have_no_auc() -> None:

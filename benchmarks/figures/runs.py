@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from benchmarks.figures.markdown import table
 from benchmarks.runs import RUNS, Run
 
@@ -15,6 +17,6 @@ def index() -> list[str]:
 
 def _command(run: Run) -> str:
     """Without the folders, which have defaults."""
-    said = run.arguments.replace(" --data {data}", "").replace(" --work {work}", "")
-    said = said.replace("--data {data}", "").replace("{work}", "build/benchmarks/COMMIT")
+    said = re.sub(r" --(data|work) \{\1\}(?!\S)", "", f" {run.arguments}")
+    said = said.strip().replace("{work}", "build/benchmarks/COMMIT")
     return f"{run.script} {said}".strip()

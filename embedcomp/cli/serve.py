@@ -37,7 +37,7 @@ def serve(
     from embedcomp.serving.repository import Repository
     from embedcomp.serving.server import serve as run
 
-    run(Repository(paths, settings, opened), settings)
+    run(lambda: Repository(paths, settings, opened), settings)
 
 
 @from_fields(AccessSettings, into="access")

@@ -256,12 +256,12 @@ class Fields {
   bool next() {
     if (at_ == end_) return false;
     uint64_t key = 0;
-    if (!varint(key) || key >> 3 == 0 || key >> 32 != 0) return broken();
+    if (!varint(key, kShort) || key >> 3 == 0 || key >> 32 != 0) return broken();
     number = int32_t(key >> 3);
     is_text = (key & 7) == 2;
-    if (!is_text) return (key & 7) == 0 ? varint(value) || broken() : broken();
+    if (!is_text) return (key & 7) == 0 ? varint(value, kLong) || broken() : broken();
     uint64_t length = 0;
-    if (!varint(length) || length > uint64_t(end_ - at_)) return broken();
+    if (!varint(length, kShort) || length > uint64_t(end_ - at_)) return broken();
     text = {at_, int64_t(length)};
     at_ += length;
     return true;
@@ -275,9 +275,11 @@ class Fields {
   uint64_t value = 0;
 
  private:
-  bool varint(uint64_t& found) {
+  static constexpr int kShort = 5, kLong = 10;  // bytes at most, as protobuf's own reader has it
+
+  bool varint(uint64_t& found, int most) {
     found = 0;
-    for (int shift = 0; shift < 64; shift += 7) {
+    for (int shift = 0; shift < 7 * most; shift += 7) {
       if (at_ == end_) return false;
       const uint8_t byte = *at_++;
       if (shift == 63 && byte > 1) return false;
@@ -383,6 +385,13 @@ bool from_wire(Text message, std::vector<Text>& texts, Column& column, int64_t& 
 
 // ---- requests ---------------------------------------------------------------------------------
 
+constexpr size_t kKept = 1 << 20;  // bytes of a vector
+
+template <class T>
+void forget_large(std::vector<T>& held) {
+  if (held.capacity() * sizeof(T) > kKept) std::vector<T>().swap(held);
+}
+
 // What a thread keeps of one request until the next.
 class Reading {
  public:
@@ -390,6 +399,24 @@ class Reading {
 
   // Encode a request; false where Python has to.
   bool read(const Reader& reader, const Request& request, Encoded& out) {
+    forget();
+    if (encode(reader, request, out)) return true;
+    forget();
+    return false;
+  }
+
+  // Give back the memory that only few requests need, or every thread would have it in the end.
+  void forget() {
+    forget_large(texts_);
+    forget_large(found_);
+    forget_large(null_rows_);
+    forget_large(ids_);
+    forget_large(lengths_);
+    forget_large(dense_);
+  }
+
+ private:
+  bool encode(const Reader& reader, const Request& request, Encoded& out) {
     count_ = reader.single + reader.many + reader.dense;
     given_.assign(size_t(2 * count_), Column());
     has_.assign(size_t(2 * count_), 0);
@@ -421,7 +448,6 @@ class Reading {
     return true;
   }
 
- private:
   bool columns_of_message(const Reader& reader, const Request& request) {
     texts_.clear();
     texts_from_.assign(size_t(2 * count_), -1);
@@ -459,7 +485,10 @@ class Reading {
     if (found == reader.names.unknown_row) {  // no feature; it has to be a column all the same
       Column unused;
       int64_t from = -1;
-      return from_wire(column, texts_, unused, from);
+      const size_t before = texts_.size();
+      const bool whole = from_wire(column, texts_, unused, from);
+      texts_.resize(before);
+      return whole;
     }
     const int64_t at = found - reader.names.first_row + (of_user ? count_ : 0);
     if (has_[size_t(at)]) return false;
@@ -729,8 +758,10 @@ int32_t embedcomp_answer(const Program* program, const Reader* reader, const Req
     const int32_t problem = embedcomp_user(program, out->call, user.data(), bad);
     if (problem != kNone) return problem;
   }
-  return embedcomp_score(program, out->call, shared ? user.data() : nullptr, 0, out->rows, 1,
-                         scores, bad);
+  const int32_t problem = embedcomp_score(program, out->call, shared ? user.data() : nullptr, 0,
+                                          out->rows, 1, scores, bad);
+  reading.forget();
+  return problem;
 }
 
 // Score requests that were read, none of which shares a user, in one call: probabilities of each.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from embedcomp.kernels import native
@@ -124,19 +125,27 @@ def cached(name: str) -> Path:
     """
     folder = cache_folder() / FOLDER
     since = time.time() - UNUSED_S
-    for old in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError):  # another process may be at it, or it is another user's
-            if old.stat().st_mtime < since:
-                old.unlink()
+    with suppress(OSError):  # it may be another user's
+        for old in list(folder.glob(f"*{SUFFIX}")):
+            with suppress(OSError):  # another process may be at it
+                if old.stat().st_mtime < since:
+                    old.unlink()
     return folder / f"{name[:32]}{SUFFIX}"
 
 
 def save(columns: Sequence[Known], file: Path) -> None:
-    """Write the tables of several columns."""
+    """Write the tables of several columns.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
     arrays = {f"{i}.{part}": getattr(one, part) for i, one in enumerate(columns) for part in PARTS}
     told = json.dumps([asdict(one.about) for one in columns])
     with replacing(file) as fresh:
-        save_file(arrays, fresh, metadata={COLUMNS: told})
+        try:
+            save_file(arrays, fresh, metadata={COLUMNS: told})
+        except SafetensorError as error:  # which is what its writer makes of an OSError
+            raise OSError(f"{file} cannot be written: {error}") from error
 
 
 def load(file: Path) -> list[Known]:

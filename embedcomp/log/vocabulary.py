@@ -228,7 +228,7 @@ def opened(file: Path, table: Path) -> list[Vocabulary]:
             known.save([one.known for one in found], table)
             tables = known.load(table)
         except (OSError, BadArtifact) as error:
-            log.info("%s cannot be kept for other processes: %s", table, error)
+            log.warning("ids are kept in this process alone: %s", error)
             return found
     whole = cache(partial(load, file))
 

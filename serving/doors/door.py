@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -13,10 +12,9 @@ from google.protobuf.message import DecodeError, Message
 from embedcomp.engine.engine import BadId
 from embedcomp.errors import BadRequest, EmbedcompError
 from embedcomp.serving.caller import Caller
-from embedcomp.serving.errors import Refused
+from embedcomp.serving.errors import Refused, retry_after
 from embedcomp.serving.watching import Watching
 
-RETRY = "grpc-retry-pushback-ms"  # gRPC's own retries wait so long
 DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trailers
 
 M = TypeVar("M", bound=Message)
@@ -66,7 +64,7 @@ class Waits(Caller):
 
     def come_again(self, after_s: float) -> None:
         """Hint at when the same call may be answered."""
-        self._tell(RETRY, str(math.ceil(1000 * after_s)))
+        self._tell(*retry_after(after_s))
 
     def _tell(self, header: str, value: str) -> None:
         """Send this when the call ends."""
@@ -83,7 +81,7 @@ def refuse(caller: Caller, error: EmbedcompError) -> float | None:
     code, retry_s = grpc.StatusCode.INVALID_ARGUMENT, None
     if isinstance(error, Refused):
         code, retry_s = error.code, error.retry_s
-    caller.refuse(code, str(error), error.plain or str(error))
+    caller.refuse(code, str(error)[:DETAIL_CHARS], (error.plain or str(error))[:DETAIL_CHARS])
     return retry_s
 
 
@@ -121,7 +119,7 @@ def _method(door: str, answer: Answer, watching: Watching) -> grpc.RpcMethodHand
                     caller.come_again(retry_s)
             except Exception:  # noqa: BLE001 it must end neither the server nor be sent out
                 fail(caller, "call")
-        context.abort(caller.code, caller.said[:DETAIL_CHARS])
+        context.abort(caller.code, caller.said)
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(

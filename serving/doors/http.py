@@ -7,16 +7,19 @@ POST /v2/models/NAME[/versions/N]/infer, /v2/repository/index,
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
@@ -29,6 +32,7 @@ from embedcomp.serving.caller import Caller
 from embedcomp.serving.doors.door import ID, KEY, REFUSALS, fail, refuse
 from embedcomp.serving.doors.inference import (
     CONTENTS,
+    NO_JSON,
     SCORE,
     Inference,
     Tensor,
@@ -47,13 +51,18 @@ from embedcomp.serving.wire import inference_pb2 as wire
 
 DOOR = "http"
 CONNECTIONS = 64  # at a time; more are closed at once
+BODIES = 4  # at a time that were read, which takes some thirty times their bytes
 SILENT_S = 30.0  # after which a connection that says nothing is closed
+WHOLE_S = 60.0  # in which a request has to be there, however slowly it comes
+LINGER_S = 2.0  # for what a client still sends after its answer, which it would lose otherwise
+LENGTH_DIGITS = 18
 STATUSES = {
     grpc.StatusCode.OK: "200 OK",
     grpc.StatusCode.INVALID_ARGUMENT: "400 Bad Request",
     grpc.StatusCode.FAILED_PRECONDITION: "400 Bad Request",
     grpc.StatusCode.UNAUTHENTICATED: "401 Unauthorized",
     grpc.StatusCode.NOT_FOUND: "404 Not Found",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "408 Request Timeout",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "429 Too Many Requests",
     grpc.StatusCode.UNIMPLEMENTED: "501 Not Implemented",
     grpc.StatusCode.UNAVAILABLE: "503 Service Unavailable",
@@ -66,7 +75,12 @@ logger = logging.getLogger(__name__)
 
 
 class Asks(Caller):
-    """The caller of a request over HTTP."""
+    """The caller of a request over HTTP.
+
+    body: the request's JSON.
+    """
+
+    body: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, given: Mapping[str, Any]):
         self.given = given  # as WSGI has it
@@ -79,7 +93,7 @@ class Asks(Caller):
 
     @property
     def key(self) -> bytes:
-        return (self.header(KEY) or "").encode()
+        return (self.header(KEY) or "").encode("latin-1")
 
 
 class HttpDoor:
@@ -102,6 +116,7 @@ class HttpDoor:
     ):
         self._models, self._scoring, self._inference = models, scoring, inference
         self._watching, self._settings, self._tokens = watching, settings, tokens
+        self._reading = threading.BoundedSemaphore(BODIES)
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
             (method, re.compile(pattern + "/?$"), answer)
             for method, pattern, answer in (
@@ -176,16 +191,23 @@ class HttpDoor:
         for method, pattern, answer in self._routes:
             match = pattern.match(caller.path)
             if match and caller.given.get("REQUEST_METHOD") == method:
-                asked = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
-                return answer(caller, **asked)
+                asked = {k: _utf8(v) for k, v in match.groupdict().items() if v is not None}
+                if method == "GET":
+                    return answer(caller, **asked)
+                body = self._body(caller)
+                with self._reading:
+                    caller.body = _read(body)
+                    return answer(caller, **asked)
         raise Refused(
             grpc.StatusCode.NOT_FOUND, f"there is no {caller.path!r} to be asked in this way"
         )
 
-    def _body(self, caller: Asks) -> dict[str, Any]:
+    def _body(self, caller: Asks) -> bytes:
+        if caller.header("transfer-encoding") is not None:
+            raise BadRequest("Transfer-Encoding", "is not read here; send a Content-Length")
         length = caller.given.get("CONTENT_LENGTH") or "0"
-        if not length.isdecimal():
-            raise BadRequest("Content-Length", f"is {length!r}")
+        if not (length.isascii() and length.isdecimal() and len(length) <= LENGTH_DIGITS):
+            raise BadRequest("Content-Length", f"is no number of bytes: {length!r}")
         if int(length) > self._settings.max_message_bytes:
             raise Refused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -193,11 +215,14 @@ class HttpDoor:
                 f"{self._settings.max_message_bytes:,}; send fewer candidates",
             )
         try:
-            found = json.loads(caller.given["wsgi.input"].read(int(length)) or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise BadRequest("body", "is no JSON", values=f": {error}") from error
-        if not isinstance(found, dict):
-            raise BadRequest("body", "must be a JSON object")
+            found: bytes = caller.given["wsgi.input"].read(int(length))
+        except OSError as error:  # it took too long, or the client has gone
+            raise Refused(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"{int(length):,} bytes were announced and did not come: {error}",
+            ) from error
+        if len(found) < int(length):
+            raise BadRequest("body", f"ends after {len(found):,} of {int(length):,} bytes")
         return found
 
     def _ready(self, _: Asks) -> Any:
@@ -213,7 +238,7 @@ class HttpDoor:
         return self._inference.described(self._models.find(name, *version_of(version)))
 
     def _infer(self, caller: Asks, name: str, version: str = "") -> Any:
-        body = self._body(caller)
+        body = caller.body
         caller.name(body.get("id"))
         served = self._models.find(name, *version_of(version), caller)
         outputs = body.get("outputs", [])
@@ -222,25 +247,48 @@ class HttpDoor:
         scores = self._scoring.score(served, caller, lambda one: one.read(columns_of(inputs, one)))
         score = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
         found = {"model_name": served.name, "model_version": str(served.version)}
-        return found | ({"id": body["id"]} if "id" in body else {}) | {"outputs": [score]}
+        id = {"id": _field(body, "id", str)} if "id" in body else {}
+        return found | id | {"outputs": [score]}
 
     def _load(self, caller: Asks, name: str) -> Any:
-        told = self._body(caller).get("parameters", {})
+        told = caller.body.get("parameters", {})
         if not isinstance(told, dict):
             raise BadRequest("parameters", "must be an object")
         parameters = {}
         for key, value in told.items():
+            if not isinstance(value, int | str):
+                raise BadRequest(key, "is neither a number nor a string")
             kind = "int64_param" if isinstance(value, int) else "string_param"
             try:
                 parameters[key] = ParseDict({kind: value}, wire.ModelRepositoryParameter())
             except ParseError as error:
-                raise BadRequest(key, f"is neither a number nor a string: {error}") from error
+                raise BadRequest(key, f"is out of range: {error}") from error
         self._inference.load(name, parameters)
         return {}
 
     def _unload(self, _: Asks, name: str) -> Any:
         self._inference.unload(name)
         return {}
+
+
+def _utf8(text: str) -> str:
+    """A part of a path, of which WSGI makes a character a byte."""
+    return text.encode("latin-1").decode(errors="replace")
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    try:
+        found = json.loads(body or b"{}")
+    except NO_JSON as error:
+        raise BadRequest("body", "is no JSON", values=f": {error}") from error
+    if not isinstance(found, dict):
+        raise BadRequest("body", "must be a JSON object")
+    return found
 
 
 def _encoded(value: Any) -> bytes:
@@ -279,8 +327,9 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
     datatype, shape = _field(one, "datatype", str), _field(one, "shape", list)
     if datatype not in CONTENTS:
         raise BadRequest(name, f"is of {datatype!r}, but may be of {', '.join(CONTENTS)}")
-    whole = all(type(size) is int and size >= 0 for size in shape)
-    if not whole or not 0 < len(shape) < 3:
+    if not all(type(size) is int for size in shape):
+        raise BadRequest(name, "has a shape of something else than whole numbers")
+    if not 0 < len(shape) < 3 or min(shape) < 0:
         raise BadRequest(name, f"has the shape {shape}, but must be [N] or [N, columns]")
     values = _flat(_field(one, "data", list))
     if len(values) != math.prod(shape):
@@ -289,7 +338,7 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
     if not kind:
         if not all(isinstance(value, str) for value in values):
             raise BadRequest(name, "holds something else than strings")
-        return pa.array(values, pa.string()), shape
+        return _strings(name, values), shape
     if not all(type(value) in (int, float, bool) for value in values):
         raise BadRequest(name, "holds something else than numbers")
     try:
@@ -300,6 +349,13 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
         ) from error
 
 
+def _strings(name: str, values: list[str]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError as error:  # JSON can say half of a character
+        raise BadRequest(name, "holds a string that is not Unicode", values=f": {error}") from error
+
+
 def _flat(data: list[Any]) -> list[Any]:
     """Values of a list, or of a list of rows."""
     if data and all(isinstance(row, list) for row in data):
@@ -307,8 +363,43 @@ def _flat(data: list[Any]) -> list[Any]:
     return data
 
 
+class _Timed(io.RawIOBase):
+    """What a connection says, until its request has to be whole."""
+
+    def __init__(self, connection: socket.socket):
+        self._connection, self._until = connection, time.monotonic() + WHOLE_S
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"a request has to be there in {WHOLE_S:.0f} s")
+        self._connection.settimeout(min(left, SILENT_S))
+        try:
+            return self._connection.recv_into(into)
+        finally:
+            self._connection.settimeout(SILENT_S)
+
+
 class _Handler(WSGIRequestHandler):
     timeout = SILENT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Timed(self.connection))
+
+    def finish(self) -> None:
+        super().finish()
+        until = time.monotonic() + LINGER_S
+        with suppress(OSError):
+            socket.socket.shutdown(self.connection, socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(1 << 16):
+                    return
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)

@@ -43,6 +43,7 @@ CONTENTS = {  # of each datatype: how a number lies in raw contents, and the fie
     "FP64": ("<f8", "fp64_contents"),
     "BYTES": ("", "bytes_contents"),
 }
+NO_JSON = ValueError, RecursionError  # of bytes that are none, or are nested too deep
 DATATYPES = {pa.int64(): "INT64", pa.string(): "BYTES", pa.float32(): "FP32"}
 Tensor = tuple[np.ndarray | pa.Array, list[int]]  # flat numbers or strings, and a shape
 
@@ -64,7 +65,7 @@ class Inference:
                 "ModelReady": self._model_ready,
                 "ServerMetadata": lambda data, _: self.server(),
                 "ModelMetadata": self._metadata,
-                "ModelInfer": self._infer,
+                "ModelInfer": self._scoring.in_room(self._infer),
                 "ModelStatistics": self._statistics,
                 "RepositoryIndex": self._index,
                 "RepositoryModelLoad": self._load,
@@ -103,7 +104,6 @@ class Inference:
         )
 
     def _infer(self, data: bytes, caller: Caller) -> wire.ModelInferResponse:
-        self._scoring.receive(caller)
         request = parsed(wire.ModelInferRequest, data)
         caller.name(request.id)
         asked = version_of(request.model_version)
@@ -198,7 +198,7 @@ def asked_version(parameters: Mapping[str, wire.ModelRepositoryParameter]) -> in
         ((_, policy),) = {"version_policy": {}, **config}.items()
         (version,) = policy["specific"]["versions"]
         return int(version)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (*NO_JSON, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(
             "config", f"does not name one specific version ({error}); nothing else can be set"
         ) from error
@@ -311,7 +311,8 @@ def _tensor(given: wire.ModelInferRequest.InferInputTensor, raw: bytes | None) -
 
 def narrowed(name: str, values: np.ndarray, kind: str) -> np.ndarray:
     """Numbers as a datatype has them; raises BadRequest where a whole one is not one of its."""
-    narrow = values.astype(kind)
+    with np.errstate(invalid="ignore", over="ignore"):
+        narrow = values.astype(kind)
     if narrow.dtype.kind in "iu" and not np.array_equal(narrow, values):
         raise BadRequest(name, f"holds a number that is no {narrow.dtype}")
     return narrow
@@ -342,10 +343,11 @@ def columns_of(given: Mapping[str, Tensor], served: Served) -> pa.RecordBatch:
 
     Raises:
         BadRequest: an input is missing, unknown, or of another shape or type.
+        Refused: it has more rows than a call may have.
     """
     unread, found = set(given), {}
     for one in served.inputs:
-        found[one.name] = _column(one, given, unread)
+        found[one.name] = _column(one, given, unread, served)
     if unread:
         names = ", ".join(repr(name) for name in served.names)
         raise BadRequest(min(unread), f"is no input; the model has {names}")
@@ -357,11 +359,12 @@ def columns_of(given: Mapping[str, Tensor], served: Served) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(found)
 
 
-def _column(one: Input, given: Mapping[str, Tensor], unread: set[str]) -> pa.Array:
+def _column(one: Input, given: Mapping[str, Tensor], unread: set[str], served: Served) -> pa.Array:
     """The column of an input; the tensors that it is made of are unread no more."""
     name, weights = one.name, one.name.endswith(WEIGHTS)
     if name in given and not weights:
         values, shape = given[name]
+        served.check_rows(shape[0])  # which may have no columns, and be any number
         unread.discard(name)
         array, columns = _typed(one, values), shape[1] if len(shape) > 1 else 1
         if one.many or (one.width or 1) > 1:  # a matrix is lists of one length

@@ -36,10 +36,10 @@ class TorchRec:
 
     def handlers(self, watching: Watching) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers("torchrec", SERVICE, {"Predict": self._predict}, watching)
+        predict = self._scoring.in_room(self._predict)
+        return handlers("torchrec", SERVICE, {"Predict": predict}, watching)
 
     def _predict(self, data: bytes, caller: Caller) -> wire.PredictionResponse:
-        self._scoring.receive(caller)
         request = parsed(wire.PredictionRequest, data)
         served = self._models.find(caller=caller)
         if request.batch_size < 0:

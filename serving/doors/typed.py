@@ -39,12 +39,11 @@ class Typed:
 
     def handlers(self, watching: Watching) -> grpc.GenericRpcHandler:
         """The service's methods."""
-        return handlers(
-            "typed", SERVICE, {"Predict": self._predict, "Metadata": self._metadata}, watching
-        )
+        predict = self._scoring.in_room(self._predict)
+        answers = {"Predict": predict, "Metadata": self._metadata}
+        return handlers("typed", SERVICE, answers, watching)
 
     def _predict(self, data: bytes, caller: Caller) -> wire.PredictResponse:
-        self._scoring.receive(caller)
         served = self._models.only(caller)
         work: Work | None = None if served is None else served.read_message(data)
         if served is None or work is None:

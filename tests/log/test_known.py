@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +146,29 @@ def test_a_table_that_is_of_no_use_is_made_again(damage: str, tmp_path: Path) ->
     (found,) = vocabulary.opened(tmp_path / "vocabularies", table)
     assert found.encode(pa.array([3, 9, None])).tolist() == [3, 0, 1]
     assert (damage == "unwritable") == (not table.exists())
+
+
+@contextmanager
+def a_full_disk() -> Iterator[None]:
+    """No file can be written: at its first byte, the kernel says no to this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_where_no_table_can_be_written_ids_are_kept_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, table = tmp_path / "v.parquet", tmp_path / "cache" / "known.safetensors"
+    vocabulary.save([Vocabulary(pa.array(["a", "b"]), np.ones(4, np.int64))], file)
+    with a_full_disk():
+        (found,) = vocabulary.opened(file, table)
+    assert found.encode(pa.array(["b", "c", None])).tolist() == [3, 0, 1]
+    assert "cannot be written" in caplog.text and str(table) in caplog.text
+    assert not list(table.parent.iterdir()), "half a table was left"
 
 
 def test_tables_that_nobody_opens_are_deleted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,15 +56,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def repository(paths: list[Path], settings: ServerSettings, opened: Any) -> Any:
         return [opened(path) for path in paths]
 
-    def serve(scorers: list[Any], settings: ServerSettings) -> None:
-        found.append([(one.name, one.precision, one.budget) for one in scorers])
+    def serve(scorers: Callable[[], list[Any]], settings: ServerSettings) -> None:
+        found.append([(one.name, one.precision, one.budget) for one in scorers()])
         found.append(settings)
 
     monkeypatch.setattr(Scorer, "open", opened)
     monkeypatch.setattr(serving_repository, "Repository", repository)
 
     def serve_by_workers(paths: list[Path], settings: ServerSettings, opened: Any) -> None:
-        serve(repository(paths, settings, opened), settings)
+        serve(lambda: repository(paths, settings, opened), settings)
 
     monkeypatch.setattr(server, "serve", serve)
     monkeypatch.setattr(workers, "serve_by_workers", serve_by_workers)

@@ -47,7 +47,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[
     fewer = Features(FEATURES.ids, FEATURES.dense[:1])
     for name, second in (("compared", FEATURES), ("fails", fewer)):  # its shadow misses a column
         save_small(home / name, 1, proof=PROOF)
-        save_small(home / name, 2, second, PROOF)
+        save_small(home / name, 2, second, proof=PROOF)
         (home / name / FILE).write_text("stable = 2\nshadow = 1")
     process = subprocess.Popen(
         command(home, "--port", 0, "--metrics-port", 0), stdout=subprocess.PIPE, text=True

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +22,7 @@ from embedcomp.scorer.by_engine import ByEngine
 from embedcomp.scorer.by_torch import in_memory
 from embedcomp.serving.convert import from_request, to_request
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from tests.serving.mutations import of_bytes, of_fields
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
 
@@ -100,29 +105,14 @@ def test_the_engine_reads_what_a_client_sends(both: Both) -> None:
         assert found is not None and np.array_equal(found, both.slowly(message))
 
 
-def _mutated(message: bytes, random: np.random.Generator) -> bytes:
-    """Some bytes changed, taken out, put in or doubled."""
-    changed = bytearray(message)
-    for _ in range(int(random.integers(1, 4))):
-        at = int(random.integers(0, max(len(changed), 1)))
-        length = int(random.integers(1, 9))
-        match int(random.integers(0, 4)):
-            case 0 if changed:
-                changed[at % len(changed)] = int(random.integers(0, 256))
-            case 1:
-                del changed[at : at + length]
-            case 2:
-                changed[at:at] = random.bytes(length)
-            case _:
-                changed[at:at] = changed[at : at + 4 * length]
-    return bytes(changed)
-
-
-def test_the_engine_reads_nothing_that_python_would_refuse(both: Both) -> None:
-    random = np.random.default_rng(1)
+@pytest.mark.parametrize("mutated", [of_bytes, of_fields])
+def test_the_engine_reads_nothing_that_python_would_refuse(
+    mutated: Callable[..., bytes], both: Both
+) -> None:
+    numbers, draw = np.random.default_rng(1), Random(1)
     read = 0
     for _ in range(MUTATED):
-        message = _mutated(_message(random), random)
+        message = mutated(_message(numbers), [_message(numbers)], draw)
         try:
             found = both.quickly(message)
         except BadRequest as error:  # a number so large that its row has no score
@@ -138,6 +128,23 @@ def test_the_engine_reads_nothing_that_python_would_refuse(both: Both) -> None:
             pytest.fail(f"{message!r} was scored, but {error!r}")
         assert np.array_equal(found, wanted), message
     assert MUTATED / 100 < read < MUTATED / 2
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("name", [*FEATURES.names[1:2], "other"])
+def test_a_thread_keeps_little_of_a_message_of_many_strings(both: Both, name: str) -> None:
+    if not Path("/proc/self/statm").exists() or "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("memory cannot be looked at here")
+    texts = wire.Column(strings=wire.Strings(values=[""] * 5_000_000))
+    message = wire.PredictRequest(items={name: texts}).SerializeToString()
+    del texts
+    before = _resident()
+    assert both.quickly(message) is None
+    assert _resident() - before < 40 << 20, "16 bytes of each were kept"
 
 
 def _request(**changes: wire.Column) -> wire.PredictRequest:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ MADE = tempfile.TemporaryDirectory()  # of models that are saved once, and copie
 
 @cache
 def made(seed: int) -> Path:
-    return save_small(Path(MADE.name) / str(seed), seed)
+    return save_small(Path(MADE.name) / str(seed), seed, compiled=True)
 
 
 def save(out: Path, seed: int) -> Path:
@@ -190,6 +192,113 @@ def test_a_broken_version_takes_no_traffic_and_says_why(damage: str, home: Path)
     assert current(repository) == 2 and state(repository, 2) == (READY, "")
 
 
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user who is not root, whom modes of files stop."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was == 0:
+            os.seteuid(was)
+
+
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """A folder of two models that any user may read; pytest's own are for one user alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "models"
+        save(home / "clicks", 1)
+        save(home / "other", 9)
+        for place in (Path(folder), home, *home.rglob("*")):
+            place.chmod(0o755)
+        yield home
+        for place in (home, *home.iterdir()):
+            place.chmod(0o755)
+
+
+FILES = ["model.safetensors", "manifest.json", "features/features.json"]
+WRONG = ["unreadable", "folder", "broken disk"]
+
+
+def _spoilt(how: str, file: Path) -> str:
+    """Make a file unreadable; gives what is said of it."""
+    if how == "unreadable":
+        file.chmod(0)
+        return "Permission denied"
+    file.unlink()
+    if how == "folder":
+        file.mkdir()
+        return "has no manifest.json" if file.name == "manifest.json" else "Is a directory"
+    file.symlink_to("/proc/self/mem")  # which gives EIO where nothing is mapped
+    return "Input/output error"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", WRONG)
+def test_a_version_that_cannot_be_read_takes_no_traffic_until_it_can(
+    how: str, name: str, open_home: Path
+) -> None:
+    repository, place = opened(open_home / "clicks"), save(open_home / "clicks", 2)
+    kept = (place / name).read_bytes()
+    said = _spoilt(how, place / name)
+    with without_rights() if how == "unreadable" else nullcontext():
+        repository.poll()
+    assert current(repository) == 1
+    found, reason = state(repository, 2)
+    assert found == UNAVAILABLE and said in reason
+    if how == "unreadable":
+        (place / name).chmod(0o644)
+    else:
+        shutil.rmtree(place / name) if how == "folder" else (place / name).unlink()
+        (place / name).write_bytes(kept)
+    repository.poll()
+    assert current(repository) == 2 and state(repository, 2) == (READY, "")
+
+
+def test_a_version_is_tried_again_when_the_disk_is_well_again(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = True
+
+    def open_one(place: Path) -> Scorer:
+        if broken and place.name == "2":
+            raise OSError(5, "Input/output error")
+        return Scorer.open(place)
+
+    repository = Repository([home / "clicks"], SETTINGS, open_one)
+    save(home / "clicks", 2)
+    for _ in range(3):
+        repository.poll()
+    assert state(repository, 2) == (UNAVAILABLE, "[Errno 5] Input/output error")
+    assert caplog.text.count("is not served") == 1
+    broken = False
+    repository.poll()
+    assert current(repository) == 2
+
+
+def test_a_folder_that_cannot_be_read_stops_no_other_model(open_home: Path) -> None:
+    repository = opened(open_home)
+    save(open_home / "clicks", 2)
+    save(open_home / "other", 3)
+    (open_home / "clicks").chmod(0)
+    with without_rights():
+        repository.poll()
+        assert current(repository, "other") == 2
+        found, reason = state(repository, 1)
+        assert found == READY and "Permission denied" in reason and "from memory" in reason
+        with pytest.raises(Refused, match="on disk"):
+            repository.load("clicks")
+        assert [one.name for one in opened(open_home).models.loaded()] == ["other"]
+        with pytest.raises(BadArtifact, match="holds no model"):
+            opened(open_home / "clicks")
+    (open_home / "clicks").chmod(0o755)
+    repository.poll()
+    assert current(repository) == 2 and state(repository, 1) == (READY, "")
+
+
 def test_a_broken_version_is_opened_once(home: Path) -> None:
     tried: list[str] = []
 
@@ -318,6 +427,30 @@ def test_requests_are_read_by_the_engine_after_a_swap_too(
         monkeypatch.setattr(typed, "parsed", lambda *_: pytest.fail("Python read it"))
         assert np.array_equal(client.predict(rows), wanted)
     assert not np.array_equal(before, wanted)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_calls_say_why_a_version_is_broken(
+    damage: str, served: tuple[Repository, str], home: Path, rows: pa.RecordBatch
+) -> None:
+    repository, target = served
+    repository.stop()
+    wanted = repository.models.find("clicks").scorer.score(rows)
+    said = _damaged(damage, save(home / "clicks", 2))
+    repository.poll()
+    with Client(target) as client:
+        assert np.array_equal(client.predict(rows), wanted)
+    index = calls(
+        target, "RepositoryIndex", wire.RepositoryIndexRequest(), wire.RepositoryIndexResponse
+    )
+    told = {one.version: one for one in index.models}
+    assert told["1"].state == READY
+    assert told["2"].state == UNAVAILABLE and said in told["2"].reason
+    request = wire.ModelReadyRequest(name="clicks", version="2")
+    with pytest.raises(grpc.RpcError, match="version 2 is not served here") as caught:
+        calls(target, "ModelReady", request, wire.ModelReadyResponse)
+    assert caught.value.code() == CODE.NOT_FOUND and said in caught.value.details()
 
 
 @pytest.mark.server

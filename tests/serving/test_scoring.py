@@ -18,6 +18,7 @@ from embedcomp.engine.requests import Read
 from embedcomp.errors import BadRequest
 from embedcomp.kernels import native
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving import scoring
 from embedcomp.serving.caller import Caller
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
@@ -291,3 +292,19 @@ def test_no_score_is_lost_or_mixed_up_when_many_threads_call(scorer: Scorer) -> 
     assert house.scoring._free == 2 and house.scoring._rows == 0
     assert any(len(turn) > 1 for turn in house.turns)
     assert house.served.counts.calls == 480
+
+
+def test_the_hint_is_the_time_that_what_waits_will_take(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(scorer)
+    house.open.set()
+    times = iter(range(99))
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: 0.02 * next(times))
+    house.score(rows_of(4, 1))  # 20 ms from its begin to its end
+    monkeypatch.undo()
+    assert house.scoring._row_s == pytest.approx(0.1 * 0.02 / 4)
+    house.scoring._rows, house.scoring.threads = 1000, 2
+    assert house.scoring.hint_s() == pytest.approx(1000 * house.scoring._row_s / 2)
+    house.scoring._rows = 0
+    assert house.scoring.hint_s() == 0.001

@@ -261,7 +261,8 @@ def test_a_call_that_was_given_up_while_it_waited_is_not_scored(
     models = Models.of(ServerSettings(), scorer)
     service = Typed(models, Scoring(models, ServerSettings(), Metrics(models)))
     with pytest.raises(Refused, match="cancelled or out of time") as caught:
-        service._predict(to_request(items).SerializeToString(), GivenUp())
+        predict = service._scoring.in_room(service._predict)
+        predict(to_request(items).SerializeToString(), GivenUp())
     assert caught.value.code == CODE.CANCELLED and not scorer.entered.is_set()
 
 

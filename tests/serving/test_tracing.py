@@ -94,7 +94,7 @@ def test_a_call_is_a_span_of_its_callers_trace_and_has_parts(
     assert set(found) == {"queue", "compute"}
     for part in found.values():
         assert part.parent.span_id == whole.context.span_id
-    slack = 5_000_000  # clocks are read one after the other
+    slack = 100_000_000  # a call may wait for a thread before its own span begins
     times = [found["queue"].start_time, found["queue"].end_time, found["compute"].end_time]
     assert times == sorted(times) and found["compute"].start_time == times[1]
     assert whole.start_time - slack <= times[0] and times[2] <= whole.end_time + slack

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 pytestmark = pytest.mark.server
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+NOT_SENT = "failed to connect to all addresses"
 MANY = 24  # connections, so that each of two workers has some
 
 
@@ -235,3 +238,33 @@ def test_a_port_of_another_server_is_not_shared_with_it(running: Running, home: 
 def test_an_error_of_a_call_is_the_workers_own(running: Running, items: pa.RecordBatch) -> None:
     with Client(running.target) as client, pytest.raises(CallFailed, match="is missing"):
         client.predict(items.drop_columns(["age"]))
+
+
+def test_a_worker_that_is_replaced_loses_no_call_of_clients_without_a_pause(
+    running: Running, items: pa.RecordBatch
+) -> None:
+    answered: Counter[str] = Counter()
+    over = threading.Event()
+
+    def call_on() -> None:
+        with grpc.insecure_channel(running.target, options=OWN_CONNECTION) as channel:
+            method = channel.unary_unary(f"/{SERVICE}/Predict")
+            while not over.is_set():
+                try:
+                    method(message_of(items), timeout=20)
+                    answered["OK"] += 1
+                except grpc.RpcError as error:
+                    answered[f"{error.code().name}: {error.details()}"] += 1
+
+    clients = [threading.Thread(target=call_on) for _ in range(6)]
+    for client in clients:
+        client.start()
+    before = running.workers()
+    time.sleep(1)
+    os.kill(before[0], signal.SIGTERM)
+    until(lambda: before[0] not in running.workers() and len(running.workers()) == 2)
+    over.set()
+    for client in clients:
+        client.join(30)
+    lost = {said: calls for said, calls in answered.items() if NOT_SENT not in said}
+    assert lost.keys() == {"OK"}, answered

@@ -39,17 +39,31 @@ FEATURES = Features(
 
 
 def save_small(
-    out: Path, seed: int = 1, features: Features = FEATURES, proof: Proof | None = None
+    out: Path,
+    seed: int = 1,
+    features: Features = FEATURES,
+    *,
+    compiled: bool = False,
+    proof: Proof | None = None,
 ) -> Path:
-    """A new version of a small model; each seed scores differently."""
+    """A new version of a small model; each seed scores differently.
+
+    Args:
+        compiled: its scorer needs no torch, and it takes a while to save.
+    """
     from embedcomp.artifact import artifact
     from embedcomp.artifact.source import ModelSource
 
     source = ModelSource(model="dcnv2", settings={"width": 4, "hidden": (8, 4)}).complete()
-    model = source.build(features, seed)
-    return artifact.save(
-        out, model, features=features, source=source, alone=None, bytes={}, proof=proof
-    ).folder
+    model, alone = source.build(features, seed), None
+    if compiled:
+        from embedcomp.scorer.stand_alone import stand_alone_from_log
+
+        alone = stand_alone_from_log(model.eval(), features)
+    saved = artifact.save(
+        out, model, features=features, source=source, alone=alone, bytes={}, proof=proof
+    )
+    return saved.folder
 
 
 class ToyScorer:
@@ -104,4 +118,4 @@ if __name__ == "__main__":
     toy: Any = ToyScorer()
     repository = Repository([Path(sys.argv[2])], settings, lambda _: toy)
     toy._seconds = float(sys.argv[1])  # slow from then on, and not while it warms up
-    serve(repository, settings)
+    serve(lambda: repository, settings)
