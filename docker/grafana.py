@@ -10,6 +10,9 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 OF, EVERY = '{namespace="$namespace"}', "[$__rate_interval]"
 WIDTH, HEIGHT = 12, 8  # of a panel; two stand side by side
 VERSION = "{{model}} {{version}}"
+OF_VERSION = "namespace, model, version"
+BUCKET = f"{OF_VERSION}, score"
+LEAST_SHARE = 0.0001  # an empty bucket is counted as this, since ln 0 is no number
 Query = tuple[str, str]  # PromQL, and the legend of its lines
 
 
@@ -46,13 +49,14 @@ def about() -> dict[str, Any]:
 def panels() -> list[dict[str, Any]]:
     calls = f"embedcomp_requests_total{OF}{EVERY}"
     failed = f'embedcomp_requests_total{{namespace="$namespace", code!="OK"}}{EVERY}'
-    unknown = _share("embedcomp_unknown_ids_total", "embedcomp_ids_total", "model, feature")
-    mean = _share("embedcomp_scores_sum", "embedcomp_scores_count", "model, version")
-    ever = f"avg by (model, version) (embedcomp_version_mean_score{OF})"
-    scores = _panel(
-        "Scores", "none", (f"sum by (le) (increase(embedcomp_scores_bucket{OF}{EVERY}))", "{{le}}")
+    of_ids = "model, version, feature"
+    unknown = _share("embedcomp_unknown_ids_total", "embedcomp_ids_total", of_ids)
+    expected = f"max by ({of_ids}) (embedcomp_expected_unknown_ids_ratio{OF})"
+    mean = _share("embedcomp_scores_sum_total", "embedcomp_scored_rows_total", "model, version")
+    different = _share(
+        "embedcomp_shadow_difference_sum_total", "embedcomp_shadowed_rows_total", "model, version"
     )
-    scores["targets"][0]["format"] = scores["type"] = "heatmap"
+    most = f"max by (model, version) (embedcomp_shadow_difference_max{OF})"
     return [
         _panel(
             "Calls a second", "reqps", (f"sum by (door, code) (rate({calls}))", "{{door}} {{code}}")
@@ -70,10 +74,27 @@ def panels() -> list[dict[str, Any]]:
         _panel("Time of scoring a batch", "s", *_quantiles("embedcomp_compute_seconds")),
         _panel("Rows of a batch", "none", *_quantiles("embedcomp_batch_rows")),
         _panel("Rows that wait", "none", _sum("embedcomp_queued_rows", "pod")),
-        _panel("Rows a second", "none", _rate("embedcomp_version_rows", "model, version")),
-        _panel("Mean score", "none", (mean, VERSION), (ever, f"{VERSION} since it began")),
-        scores,
-        _panel("Ids that are unknown", "percentunit", (unknown, "{{model}} {{feature}}")),
+        _panel("Rows a second", "none", _rate("embedcomp_scored_rows_total", "model, version")),
+        _panel("Mean score", "none", (mean, VERSION)),
+        _stacked(_panel("Rows by score", "none", _rate("embedcomp_scored_rows_total", "score"))),
+        _panel("Drift of scores in an hour (PSI)", "none", (drift_of_scores(), VERSION)),
+        _panel("Ids that are unknown", "percentunit", (unknown, _legend(of_ids))),
+        _panel(
+            "Unknown ids beyond those of the log",
+            "percentunit",
+            (f"{unknown} - {expected}", _legend(of_ids)),
+        ),
+        _panel(
+            "How far shadows are off",
+            "none",
+            (different, f"{VERSION} mean"),
+            (most, f"{VERSION} largest"),
+        ),
+        _panel(
+            "Calls that a shadow was to score",
+            "none",
+            _rate("embedcomp_not_shadowed_total", "model, version, reason"),
+        ),
         _panel(
             "Pods where a version is ready",
             "none",
@@ -89,6 +110,26 @@ def panels() -> list[dict[str, Any]]:
         ),
         _panel("Workers started again", "none", _rate("embedcomp_worker_restarts_total", "pod")),
     ]
+
+
+def drift_of_scores(of: str = OF, within: str = "[1h]") -> str:
+    """The population stability index of scores against those of the evaluation.
+
+    It is the sum over buckets of (share - expected) ln(share / expected).
+    """
+    rows = f"(increase(embedcomp_scored_rows_total{of}{within}))"
+    parts, all_of_them = (f"sum by ({by}) {rows}" for by in (BUCKET, OF_VERSION))
+    share = f"{parts} / on ({OF_VERSION}) group_left () {all_of_them}"
+    expected = f"max by ({BUCKET}) (embedcomp_expected_scores_ratio{of})"
+    share, expected = (f"clamp_min({one}, {LEAST_SHARE})" for one in (share, expected))
+    return f"sum by ({OF_VERSION}) (({share} - {expected}) * ln({share} / {expected}))"
+
+
+def _stacked(panel: dict[str, Any]) -> dict[str, Any]:
+    """The same with lines on top of each other, as shares of all."""
+    custom = {"stacking": {"mode": "percent"}, "fillOpacity": 60}
+    panel["fieldConfig"]["defaults"]["custom"] = custom
+    return panel
 
 
 def _panel(title: str, unit: str, *queries: Query) -> dict[str, Any]:

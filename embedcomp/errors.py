@@ -6,7 +6,12 @@ from typing import Any
 
 
 class EmbedcompError(Exception):
-    """Base of every error that a user can mend; the command line prints it and exits with 2."""
+    """Base of every error that a user can mend; the command line prints it and exits with 2.
+
+    plain: the message as logs may have it, where it holds values of a request; None: it holds none.
+    """
+
+    plain: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it is sent to other processes, whatever it was made of."""
@@ -44,11 +49,16 @@ class BadResults(EmbedcompError):
 
 
 class BadRequest(EmbedcompError):
-    """A request for scores that does not fit the artifact's features."""
+    """A request for scores that does not fit the artifact's features.
 
-    def __init__(self, feature: str, message: str):
+    Args:
+        values: the rest of the message, which holds values of the request.
+    """
+
+    def __init__(self, feature: str, message: str, *, values: str = ""):
         self.feature = feature
-        super().__init__(f"feature {feature!r}: {message}")
+        self.plain = f"feature {feature!r}: {message}"
+        super().__init__(f"{self.plain}{values}")
 
 
 class LimitsTooSmall(EmbedcompError):

@@ -73,7 +73,9 @@ def _sendable(name: str, array: pa.Array) -> pa.Array:
     try:
         return array if array.type == kind else array.cast(kind)
     except pa.ArrowException as error:
-        raise BadRequest(name, f"{array.type} values do not all fit {kind}: {error}") from error
+        raise BadRequest(
+            name, f"{array.type} values do not all fit {kind}", values=f": {error}"
+        ) from error
 
 
 def _null_places(array: pa.Array) -> bytes:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import grpc
@@ -122,15 +120,10 @@ class Metrics:
         self._publishing = threading.Lock()
         self._told: dict[Served, _Told] = {}
 
-    @contextmanager
-    def call(self, door: str) -> Iterator[Call]:
-        """Count a call of a door, its time, and what becomes of it."""
-        began, found = time.perf_counter(), Call()
-        try:
-            yield found
-        finally:
-            self._seconds.labels(door).observe(time.perf_counter() - began)
-            self._requests.labels(door, found.code.name).inc()
+    def called(self, door: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Note a call of a door, what became of it, and how long it took."""
+        self._seconds.labels(door).observe(seconds)
+        self._requests.labels(door, code.name).inc()
 
     def refused(self, door: str) -> None:
         """Note a call that a door had no room for."""
@@ -215,12 +208,6 @@ class Metrics:
             self._ids.labels(*of, feature).inc(ids)
             self._unknown.labels(*of, feature).inc(unknown)
         told.seen = seen
-
-
-class Call:
-    """What becomes of one call."""
-
-    code: grpc.StatusCode = grpc.StatusCode.OK
 
 
 class _Told:

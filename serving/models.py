@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import grpc
 
+from embedcomp.serving.caller import Caller
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.labels import NAMES, NONE, STABLE, Labels
 from embedcomp.serving.served import Served
@@ -16,24 +17,6 @@ from embedcomp.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer
-
-
-class Caller(Protocol):
-    """Who waits for a call's scores.
-
-    key: what calls are told apart by where some of them are answered otherwise.
-    """
-
-    @property
-    def key(self) -> bytes: ...
-
-    def is_active(self) -> bool:
-        """Whether it still waits."""
-        ...
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Call back when it waits no more, its deadline included; False: it waits no more."""
-        ...
 
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"

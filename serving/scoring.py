@@ -20,9 +20,10 @@ import numpy as np
 from embedcomp.engine.description import cores
 from embedcomp.engine.requests import Read
 from embedcomp.errors import BadRequest
+from embedcomp.serving.caller import Caller
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
-from embedcomp.serving.models import Caller, Models
+from embedcomp.serving.models import Models
 from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shadows import Shadows
@@ -35,23 +36,6 @@ HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused
 
 
 T = TypeVar("T")
-C = TypeVar("C", bound="Caller | grpc.ServicerContext")
-
-
-@dataclass(frozen=True)
-class Somebody:
-    """A caller who waits to the end."""
-
-    key: bytes = b""
-
-    def is_active(self) -> bool:
-        return True
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        return True
-
-
-SHADOW = Somebody()
 
 
 @dataclass(eq=False, slots=True)
@@ -99,7 +83,7 @@ class Scoring:
     ):
         """`came`: tells when this thread's call came, by time.perf_counter."""
         self._models, self._metrics, self._came = models, metrics, came
-        self._shadows = Shadows(lambda shadow, work: self._scored(shadow, work, SHADOW), metrics)
+        self._shadows = Shadows(lambda shadow, work: self._scored(shadow, work, Caller()), metrics)
         self._most, self._most_waiting = settings.max_batch_rows, settings.max_queue_rows
         self._gather_s = settings.max_wait_us / 1e6
         self.threads = settings.threads or max(cores(None) // settings.workers, 1)
@@ -122,7 +106,10 @@ class Scoring:
             Refused: too many rows wait already, or the caller waits no more.
             BadRequest, BadId: a number or an id is not what the model takes.
         """
-        scores = self._scored(served, read(served), caller)
+        caller.served, caller.read = served, read
+        work = read(served)
+        caller.rows = work.rows
+        scores = self._scored(served, work, caller)
         shadow = self._models.shadow(served, caller)
         if shadow is not None:
             self._shadows.compare(shadow, scores, read)
@@ -134,16 +121,17 @@ class Scoring:
             self._carry_out(call, caller)
         finally:
             took = time.perf_counter() - call.came
+            caller.came, caller.queued_s, caller.scored_s = call.came, call.queued_s, took
             served.counts.add(call.scores, round(1e9 * took), round(1e9 * call.queued_s))
         if call.error is not None:
             raise call.error
         assert call.scores is not None
         return call.scores
 
-    def in_room(self, answer: Callable[[bytes, C], T]) -> Callable[[bytes, C], T]:
+    def in_room(self, answer: Callable[[bytes, Caller], T]) -> Callable[[bytes, Caller], T]:
         """The same answer, for so many calls at a time; those that were given up get none."""
 
-        def answered(data: bytes, caller: C) -> T:
+        def answered(data: bytes, caller: Caller) -> T:
             with self._room:
                 if not caller.is_active():
                     raise _gave_up()
@@ -213,7 +201,7 @@ class Scoring:
                 return
             self._waiting.remove(call)
             self._rows -= call.work.left
-            call.gone = True
+            call.gone, call.queued_s = True, time.perf_counter() - call.came
         call.turn.release()
 
     def _lead(self, call: _Call) -> bool:

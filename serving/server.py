@@ -28,6 +28,8 @@ from embedcomp.serving.repository import Repository
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.threads import BEYOND, CallThreads, Room
+from embedcomp.serving.tracing import Tracing
+from embedcomp.serving.watching import Watching
 
 HANDSHAKE_S = 10.0  # in which a connection has to be there
 PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
@@ -99,6 +101,8 @@ class ScoringServer:
         self._models, self._grace_s = models, settings.grace_s
         security.refuse_open_door(settings)
         self._calls, self.metrics = _Calls(), Metrics(models)
+        traces = self._traces = Tracing() if settings.trace else None
+        watching = Watching(self.metrics, settings, traces)
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
         threads = CallThreads(settings.calls)
@@ -107,7 +111,12 @@ class ScoringServer:
         self.threads = scoring.threads
         self._grpc = grpc.server(
             threads,
-            interceptors=[self._calls, *([] if tokens is None else [tokens]), room],
+            interceptors=[
+                self._calls,
+                *([] if tokens is None else [tokens]),
+                room,
+                *([] if traces is None else [traces.interceptor]),
+            ],
             options=[
                 # or two servers would share a port without a word
                 ("grpc.so_reuseport", int(settings.workers > 1)),
@@ -126,13 +135,14 @@ class ScoringServer:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         open_protocol = inference.Inference(models, scoring, repository)
         doors = (typed.Typed(models, scoring), torchrec.TorchRec(models, scoring), open_protocol)
-        self._grpc.add_generic_rpc_handlers([door.handlers(self.metrics) for door in doors])
+        self._grpc.add_generic_rpc_handlers([door.handlers(watching) for door in doors])
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
         self._http = None
         if settings.metrics_port is not None:
+            untraced = Watching(self.metrics, settings)
             self._http = HttpDoor(
-                models, scoring, open_protocol, self.metrics, settings, tokens=tokens, shown=shown
+                models, scoring, open_protocol, untraced, settings, tokens=tokens, shown=shown
             )
         self._grpc.start()
         self._over = threading.Event()
@@ -166,6 +176,8 @@ class ScoringServer:
             self._http.close()
         self._over.set()
         self.metrics.publish()
+        if self._traces is not None:
+            self._traces.close()
 
     def __enter__(self) -> ScoringServer:
         return self

@@ -47,6 +47,10 @@ class ServerSettings:
     # (`grace_s`) loses no call
     grace_s: float = 20.0  # seconds that clients and calls in flight have when the server stops, or
     # when their connection is too old
+    log_share: float = 0.0  # of calls that have a line of JSON on stderr, 0 to 1; chosen by request
+    # id, so that all servers log the same
+    log_values: bool = False  # those lines hold the first values of a request too
+    trace: bool = False  # spans of calls over gRPC for OpenTelemetry, as OTEL_* variables say
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):
@@ -56,6 +60,8 @@ class ServerSettings:
             raise BadSettings("a certificate and its key go together; give tls_cert and tls_key")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise BadSettings("tls_client_ca is of clients over TLS; give tls_cert and tls_key too")
+        if self.log_share > 1:
+            raise BadSettings(f"log_share is {self.log_share:g}, but must be 1 or less")
         for name in self.without_token:
             if name not in OPEN:
                 raise BadSettings(f"without_token is {name!r}, but may be {' or '.join(OPEN)}")
@@ -73,6 +79,7 @@ class ServerSettings:
             poll_seconds=0,
             connection_s=0.1,
             grace_s=0,
+            log_share=0,
         )
 
 

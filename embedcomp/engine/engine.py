@@ -27,10 +27,9 @@ class BadId(EmbedcompError):
     """An id that no row of its table has."""
 
     def __init__(self, feature: str, id: int, rows: int):
-        super().__init__(
-            f"feature {feature!r} has id {id:,}, but its table has rows 0 to {rows - 1:,}; "
-            "map unknown ids to a row of the table before"
-        )
+        known = f"rows 0 to {rows - 1:,}; map unknown ids to a row of the table before"
+        self.plain = f"feature {feature!r} has an unknown id, but its table has {known}"
+        super().__init__(f"feature {feature!r} has id {id:,}, but its table has {known}")
 
 
 @dataclass(frozen=True, slots=True)

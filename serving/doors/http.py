@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -28,7 +28,8 @@ import pyarrow as pa
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import FAULT, REFUSALS, retry_of, status_of
+from embedcomp.serving.caller import Caller
+from embedcomp.serving.doors.door import ID, KEY, REFUSALS, fail, refuse
 from embedcomp.serving.doors.inference import (
     CONTENTS,
     NO_JSON,
@@ -41,11 +42,11 @@ from embedcomp.serving.doors.inference import (
     version_of,
 )
 from embedcomp.serving.errors import CannotListen, Refused
-from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
-from embedcomp.serving.scoring import Scoring, Somebody
+from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.security import Certificates, Tokens
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.watching import Watching
 from embedcomp.serving.wire import inference_pb2 as wire
 
 DOOR = "http"
@@ -66,19 +67,33 @@ STATUSES = {
     grpc.StatusCode.UNIMPLEMENTED: "501 Not Implemented",
     grpc.StatusCode.UNAVAILABLE: "503 Service Unavailable",
 }
-KEY = "HTTP_X_REQUEST_KEY"  # the header, as WSGI calls it
+JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
 FAILED = "500 Internal Server Error"
 MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a request brings: its JSON, and what it is told apart by."""
+class Asks(Caller):
+    """The caller of a request over HTTP.
 
-    body: Mapping[str, Any]
-    key: bytes
+    body: the request's JSON.
+    """
+
+    body: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, given: Mapping[str, Any]):
+        self.given = given  # as WSGI has it
+        self.path: str = given.get("PATH_INFO", "")
+        self.name(self.header(ID))
+
+    def header(self, name: str) -> str | None:
+        """What a header of the request says; None: it is not there."""
+        return self.given.get(f"HTTP_{name.upper().replace('-', '_')}")
+
+    @property
+    def key(self) -> bytes:
+        return (self.header(KEY) or "").encode("latin-1")
 
 
 class HttpDoor:
@@ -93,14 +108,14 @@ class HttpDoor:
         models: Models,
         scoring: Scoring,
         inference: Inference,
-        metrics: Metrics,
+        watching: Watching,
         settings: ServerSettings,
         *,
         tokens: Tokens | None,
         shown: Certificates | None,
     ):
         self._models, self._scoring, self._inference = models, scoring, inference
-        self._metrics, self._settings, self._tokens = metrics, settings, tokens
+        self._watching, self._settings, self._tokens = watching, settings, tokens
         self._reading = threading.BoundedSemaphore(BODIES)
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
             (method, re.compile(pattern + "/?$"), answer)
@@ -138,56 +153,59 @@ class HttpDoor:
     def _answer(
         self, given: Mapping[str, Any], start: Callable[[str, list[tuple[str, str]]], Any]
     ) -> Iterable[bytes]:
-        path = given.get("PATH_INFO", "")
-        kind, more = "application/json", {}
-        with self._metrics.call(DOOR) as counted:
+        caller = Asks(given)
+        kind, more = JSON, {ID: caller.id} if caller.id else {}
+        with self._watching.call(DOOR, caller):
             try:
-                if path == "/metrics":
-                    self._refuse_strangers(given, "metrics")
-                    kind, body = "text/plain; version=0.0.4; charset=utf-8", self._metrics.text()
-                else:
-                    self._refuse_strangers(given, "health" if "/health/" in path else "")
-                    body = _encoded(self._routed(given, path))
+                kind, body = self._answered(caller)
             except REFUSALS as error:
-                counted.code, said = status_of(error)
-                body = _encoded({"error": said})
-                if (retry_s := retry_of(error)) is not None:
+                if (retry_s := refuse(caller, error)) is not None:
                     more["Retry-After"] = str(math.ceil(retry_s))
-            except Exception:  # a fault of ours must end neither the server nor be sent out
-                logger.exception("a request failed")
-                counted.code, said = FAULT
-                body = _encoded({"error": said})
+            except Exception:  # noqa: BLE001 it must end neither the server nor be sent out
+                fail(caller, "request")
+            if caller.said:
+                body = _encoded({"error": caller.said})
         headers = {"Content-Type": kind, "Content-Length": str(len(body)), **more}
-        start(STATUSES.get(counted.code, FAILED), list(headers.items()))
+        start(STATUSES.get(caller.code, FAILED), list(headers.items()))
         return [body]
 
-    def _refuse_strangers(self, given: Mapping[str, Any], what: str) -> None:
+    def _answered(self, caller: Asks) -> tuple[str, bytes]:
+        """The kind of an answer, and the answer."""
+        if caller.path == "/metrics":
+            self._refuse_strangers(caller, "metrics")
+            return TEXT, self._watching.metrics.text()
+        self._refuse_strangers(caller, "health" if "/health/" in caller.path else "")
+        return JSON, _encoded(self._routed(caller))
+
+    def _refuse_strangers(self, caller: Asks, what: str) -> None:
         if self._tokens is None or what in self._settings.without_token:
             return
-        if not self._tokens.known(given.get("HTTP_AUTHORIZATION")):
+        if not self._tokens.known(caller.header("authorization")):
             raise Refused(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "this server answers those that bring a token it knows, as Authorization: Bearer "
                 "TOKEN",
             )
 
-    def _routed(self, given: Mapping[str, Any], path: str) -> Any:
+    def _routed(self, caller: Asks) -> Any:
         for method, pattern, answer in self._routes:
-            match = pattern.match(path)
-            if match and given.get("REQUEST_METHOD") == method:
+            match = pattern.match(caller.path)
+            if match and caller.given.get("REQUEST_METHOD") == method:
                 asked = {k: _utf8(v) for k, v in match.groupdict().items() if v is not None}
-                key = given.get(KEY, "").encode("latin-1")
                 if method == "GET":
-                    return answer(_Asked({}, key), **asked)
-                body = self._body(given)
+                    return answer(caller, **asked)
+                body = self._body(caller)
                 with self._reading:
-                    return answer(_Asked(_read(body), key), **asked)
-        raise Refused(grpc.StatusCode.NOT_FOUND, f"there is no {path!r} to be asked in this way")
+                    caller.body = _read(body)
+                    return answer(caller, **asked)
+        raise Refused(
+            grpc.StatusCode.NOT_FOUND, f"there is no {caller.path!r} to be asked in this way"
+        )
 
-    def _body(self, given: Mapping[str, Any]) -> bytes:
-        if "HTTP_TRANSFER_ENCODING" in given:
+    def _body(self, caller: Asks) -> bytes:
+        if caller.header("transfer-encoding") is not None:
             raise BadRequest("Transfer-Encoding", "is not read here; send a Content-Length")
-        length = given.get("CONTENT_LENGTH") or "0"
+        length = caller.given.get("CONTENT_LENGTH") or "0"
         if not (length.isascii() and length.isdecimal() and len(length) <= LENGTH_DIGITS):
             raise BadRequest("Content-Length", f"is no number of bytes: {length!r}")
         if int(length) > self._settings.max_message_bytes:
@@ -197,7 +215,7 @@ class HttpDoor:
                 f"{self._settings.max_message_bytes:,}; send fewer candidates",
             )
         try:
-            found: bytes = given["wsgi.input"].read(int(length))
+            found: bytes = caller.given["wsgi.input"].read(int(length))
         except OSError as error:  # it took too long, or the client has gone
             raise Refused(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -207,20 +225,21 @@ class HttpDoor:
             raise BadRequest("body", f"ends after {len(found):,} of {int(length):,} bytes")
         return found
 
-    def _ready(self, _: _Asked) -> Any:
+    def _ready(self, _: Asks) -> Any:
         if not self._models.ready:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "no model answers here at the moment")
         return {"ready": True}
 
-    def _model_ready(self, _: _Asked, name: str, version: str = "") -> Any:
+    def _model_ready(self, _: Asks, name: str, version: str = "") -> Any:
         found = self._models.find(name, *version_of(version))
         return {"name": found.name, "ready": True}
 
-    def _metadata(self, _: _Asked, name: str, version: str = "") -> Any:
+    def _metadata(self, _: Asks, name: str, version: str = "") -> Any:
         return self._inference.described(self._models.find(name, *version_of(version)))
 
-    def _infer(self, asked: _Asked, name: str, version: str = "") -> Any:
-        body, caller = asked.body, Somebody(asked.key)
+    def _infer(self, caller: Asks, name: str, version: str = "") -> Any:
+        body = caller.body
+        caller.name(body.get("id"))
         served = self._models.find(name, *version_of(version), caller)
         outputs = body.get("outputs", [])
         refuse_others([str(_field(one, "name", str)) for one in _objects("outputs", outputs)])
@@ -231,8 +250,8 @@ class HttpDoor:
         id = {"id": _field(body, "id", str)} if "id" in body else {}
         return found | id | {"outputs": [score]}
 
-    def _load(self, asked: _Asked, name: str) -> Any:
-        told = asked.body.get("parameters", {})
+    def _load(self, caller: Asks, name: str) -> Any:
+        told = caller.body.get("parameters", {})
         if not isinstance(told, dict):
             raise BadRequest("parameters", "must be an object")
         parameters = {}
@@ -247,7 +266,7 @@ class HttpDoor:
         self._inference.load(name, parameters)
         return {}
 
-    def _unload(self, _: _Asked, name: str) -> Any:
+    def _unload(self, _: Asks, name: str) -> Any:
         self._inference.unload(name)
         return {}
 
@@ -266,7 +285,7 @@ def _read(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body or b"{}")
     except NO_JSON as error:
-        raise BadRequest("body", f"is no JSON: {error}") from error
+        raise BadRequest("body", "is no JSON", values=f": {error}") from error
     if not isinstance(found, dict):
         raise BadRequest("body", "must be a JSON object")
     return found
@@ -325,14 +344,16 @@ def _tensor(name: str, one: Mapping[str, Any]) -> Tensor:
     try:
         return narrowed(name, np.array(values), kind), shape
     except (OverflowError, TypeError) as error:
-        raise BadRequest(name, f"holds a number that no {datatype} can be: {error}") from error
+        raise BadRequest(
+            name, f"holds a number that no {datatype} can be", values=f": {error}"
+        ) from error
 
 
 def _strings(name: str, values: list[str]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError as error:  # JSON can say half of a character
-        raise BadRequest(name, f"holds a string that is not Unicode: {error}") from error
+        raise BadRequest(name, "holds a string that is not Unicode", values=f": {error}") from error
 
 
 def _flat(data: list[Any]) -> list[Any]:

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import Waits, handlers, parsed
+from embedcomp.serving.caller import Caller
+from embedcomp.serving.doors.door import handlers, parsed
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.labels import NAMES
-from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import READY, Models
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import WEIGHTS, Input, Served
+from embedcomp.serving.watching import Watching
 from embedcomp.serving.wire import inference_pb2 as wire
 from embedcomp.support.version import __version__
 
@@ -53,7 +54,7 @@ class Inference:
     def __init__(self, models: Models, scoring: Scoring, repository: Repository | None = None):
         self._models, self._scoring, self._repository = models, scoring, repository
 
-    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
+    def handlers(self, watching: Watching) -> grpc.GenericRpcHandler:
         """The service's methods."""
         return handlers(
             "inference",
@@ -70,10 +71,10 @@ class Inference:
                 "RepositoryModelLoad": self._load,
                 "RepositoryModelUnload": self._unload,
             },
-            metrics,
+            watching,
         )
 
-    def _server_ready(self, data: bytes, _: grpc.ServicerContext) -> wire.ServerReadyResponse:
+    def _server_ready(self, data: bytes, _: Caller) -> wire.ServerReadyResponse:
         return wire.ServerReadyResponse(ready=self._models.ready)
 
     def server(self) -> wire.ServerMetadataResponse:
@@ -82,12 +83,12 @@ class Inference:
             name=PLATFORM, version=__version__, extensions=EXTENSIONS
         )
 
-    def _model_ready(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelReadyResponse:
+    def _model_ready(self, data: bytes, _: Caller) -> wire.ModelReadyResponse:
         request = parsed(wire.ModelReadyRequest, data)
         self._models.find(request.name, *version_of(request.version))
         return wire.ModelReadyResponse(ready=True)
 
-    def _metadata(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelMetadataResponse:
+    def _metadata(self, data: bytes, _: Caller) -> wire.ModelMetadataResponse:
         request = parsed(wire.ModelMetadataRequest, data)
         return self.described(self._models.find(request.name, *version_of(request.version)))
 
@@ -102,9 +103,9 @@ class Inference:
             outputs=[_told(SCORE, "FP32", [-1])],
         )
 
-    def _infer(self, data: bytes, context: grpc.ServicerContext) -> wire.ModelInferResponse:
-        caller = Waits(data, context)
+    def _infer(self, data: bytes, caller: Caller) -> wire.ModelInferResponse:
         request = parsed(wire.ModelInferRequest, data)
+        caller.name(request.id)
         asked = version_of(request.model_version)
         served = self._models.find(request.model_name, *asked, caller)
         refuse_others([output.name for output in request.outputs])
@@ -119,7 +120,7 @@ class Inference:
         response.outputs.add(name=SCORE, datatype="FP32", shape=[len(scores)])
         return response
 
-    def _statistics(self, data: bytes, _: grpc.ServicerContext) -> wire.ModelStatisticsResponse:
+    def _statistics(self, data: bytes, _: Caller) -> wire.ModelStatisticsResponse:
         request = parsed(wire.ModelStatisticsRequest, data)
         if request.name:
             asked = [self._models.find(request.name, *version_of(request.version))]
@@ -127,7 +128,7 @@ class Inference:
             asked = self._models.loaded()
         return wire.ModelStatisticsResponse(model_stats=[_counted(one) for one in asked])
 
-    def _index(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryIndexResponse:
+    def _index(self, data: bytes, _: Caller) -> wire.RepositoryIndexResponse:
         return self.index(ready=parsed(wire.RepositoryIndexRequest, data).ready)
 
     def index(self, *, ready: bool) -> wire.RepositoryIndexResponse:
@@ -140,7 +141,7 @@ class Inference:
                 )
         return found
 
-    def _load(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelLoadResponse:
+    def _load(self, data: bytes, _: Caller) -> wire.RepositoryModelLoadResponse:
         request = parsed(wire.RepositoryModelLoadRequest, data)
         self.load(request.model_name, request.parameters)
         return wire.RepositoryModelLoadResponse()
@@ -149,7 +150,7 @@ class Inference:
         """Serve a version of a model (Repository.load)."""
         self._changed().load(name, asked_version(parameters))
 
-    def _unload(self, data: bytes, _: grpc.ServicerContext) -> wire.RepositoryModelUnloadResponse:
+    def _unload(self, data: bytes, _: Caller) -> wire.RepositoryModelUnloadResponse:
         request = parsed(wire.RepositoryModelUnloadRequest, data)
         self.unload(request.model_name)
         return wire.RepositoryModelUnloadResponse()
@@ -334,7 +335,7 @@ def _strings(name: str, values: list[bytes]) -> pa.Array:
     try:
         return pa.array([value.decode() for value in values], pa.string())
     except UnicodeDecodeError as error:
-        raise BadRequest(name, f"holds a string that is not UTF-8: {error}") from error
+        raise BadRequest(name, "holds a string that is not UTF-8", values=f": {error}") from error
 
 
 def columns_of(given: Mapping[str, Tensor], served: Served) -> pa.RecordBatch:

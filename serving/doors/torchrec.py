@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from embedcomp.engine.prepare import Part
 from embedcomp.errors import BadRequest
-from embedcomp.serving.doors.door import Waits, handlers, parsed
+from embedcomp.serving.caller import Caller
+from embedcomp.serving.doors.door import handlers, parsed
 from embedcomp.serving.errors import Refused
-from embedcomp.serving.metrics import Metrics
 from embedcomp.serving.models import Models
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import Served, Work
+from embedcomp.serving.watching import Watching
 from embedcomp.serving.wire import predictor_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Predictor"].full_name
@@ -33,13 +34,12 @@ class TorchRec:
     def __init__(self, models: Models, scoring: Scoring):
         self._models, self._scoring = models, scoring
 
-    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
+    def handlers(self, watching: Watching) -> grpc.GenericRpcHandler:
         """The service's methods."""
         predict = self._scoring.in_room(self._predict)
-        return handlers("torchrec", SERVICE, {"Predict": predict}, metrics)
+        return handlers("torchrec", SERVICE, {"Predict": predict}, watching)
 
-    def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictionResponse:
-        caller = Waits(data, context)
+    def _predict(self, data: bytes, caller: Caller) -> wire.PredictionResponse:
         request = parsed(wire.PredictionRequest, data)
         served = self._models.find(caller=caller)
         if request.batch_size < 0:

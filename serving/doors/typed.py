@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import grpc
 import pyarrow as pa
 
 from embedcomp.engine.description import COMPILED, MACHINE_CODE, OWN_CODE, TORCH
+from embedcomp.serving.caller import Caller
 from embedcomp.serving.convert import from_request
-from embedcomp.serving.doors.door import Waits, handlers, parsed
-from embedcomp.serving.metrics import Metrics
-from embedcomp.serving.models import Caller, Models
+from embedcomp.serving.doors.door import handlers, parsed
+from embedcomp.serving.models import Models
 from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import Input, Served, Work
+from embedcomp.serving.watching import Watching
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["ScoringService"].full_name
@@ -34,14 +37,13 @@ class Typed:
     def __init__(self, models: Models, scoring: Scoring):
         self._models, self._scoring = models, scoring
 
-    def handlers(self, metrics: Metrics) -> grpc.GenericRpcHandler:
+    def handlers(self, watching: Watching) -> grpc.GenericRpcHandler:
         """The service's methods."""
         predict = self._scoring.in_room(self._predict)
         answers = {"Predict": predict, "Metadata": self._metadata}
-        return handlers("typed", SERVICE, answers, metrics)
+        return handlers("typed", SERVICE, answers, watching)
 
-    def _predict(self, data: bytes, context: grpc.ServicerContext) -> wire.PredictResponse:
-        caller = Waits(data, context)
+    def _predict(self, data: bytes, caller: Caller) -> wire.PredictResponse:
         served = self._models.only(caller)
         work: Work | None = None if served is None else served.read_message(data)
         if served is None or work is None:
@@ -64,10 +66,11 @@ class Typed:
         """
         request = parsed(wire.PredictRequest, data)
         served = self._models.find(request.model, request.version, request.label, caller)
+        caller.served, caller.read = served, partial(_read, data)
         work = None if served is tried else served.read_message(data)
         return served, work or served.read(*from_request(request, served.names))
 
-    def _metadata(self, data: bytes, context: grpc.ServicerContext) -> wire.MetadataResponse:
+    def _metadata(self, data: bytes, _: Caller) -> wire.MetadataResponse:
         request = parsed(wire.MetadataRequest, data)
         return described(self._models.find(request.model, request.version, request.label))
 

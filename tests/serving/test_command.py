@@ -40,6 +40,9 @@ OTHERS = ServerSettings(
     poll_seconds=3.0,
     connection_s=0.7,
     grace_s=0.5,
+    log_share=0.25,
+    log_values=True,
+    trace=True,
 )
 
 

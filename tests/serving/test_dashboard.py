@@ -4,63 +4,90 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pytest
 from manifests import ROOT, dashboard, expressions
 from prometheus_client.parser import text_string_to_metric_families
-from toy_scorer import ToyScorer
+from test_workers import command
+from toy_scorer import FEATURES, save_small
 
-from embedcomp.serving.client import Client
-from embedcomp.serving.models import Models
-from embedcomp.serving.server import ScoringServer
-from embedcomp.serving.settings import ServerSettings
+from embedcomp.artifact.proof import Proof
+from embedcomp.kernels import native
+from embedcomp.log.features import Features
+from embedcomp.serving.convert import to_request
+from embedcomp.serving.doors.typed import SERVICE
+from embedcomp.serving.labels import FILE
+from embedcomp.support.metrics import SCORES
 
 promql = pytest.importorskip("promql_parser", reason="extra dev: promql-parser")
 OF_TARGET = {"namespace", "pod", "le"}  # Prometheus' own labels of a pod, and of a bucket
-# What servers do not count yet, with its labels: empty once they do.
-BEING_ADDED: dict[str, set[str]] = {
-    "embedcomp_queue_seconds_bucket": set(),
-    "embedcomp_compute_seconds_bucket": set(),
-    "embedcomp_batch_rows_bucket": set(),
-    "embedcomp_queued_rows": set(),
-    "embedcomp_ids_total": {"model", "version", "feature"},
-    "embedcomp_unknown_ids_total": {"model", "version", "feature"},
-    "embedcomp_scores_bucket": {"model", "version"},
-    "embedcomp_scores_sum": {"model", "version"},
-    "embedcomp_scores_count": {"model", "version"},
-    "embedcomp_worker_restarts_total": set(),
-}
 EVERY = [pytest.param(expression, id=name) for name, expression in expressions()]
+PROOF = Proof(
+    model=None,
+    reason="a toy",
+    scores=[1 / len(SCORES)] * len(SCORES),
+    unknown_ids={one.name: 0.1 for one in FEATURES.ids},
+)
+ALL = ("embedcomp_shadowed_rows_total", "embedcomp_not_shadowed_total")  # which come the latest
 
 
 @pytest.fixture(scope="module")
-def counted() -> Iterator[dict[str, set[str]]]:
-    """Names and labels of what a server says once it was called."""
-    settings = ServerSettings(port=0, metrics_port=0)
-    toy: Any = ToyScorer()
-    with ScoringServer(Models.of(settings, toy), settings) as server:
-        columns = {
-            "user_id": pa.array([10]),
-            "city": pa.array(["Basel"]),
-            "genres": pa.array([[1]]),
-            "tags": pa.array([["a"]]),
-            "age": pa.array([31.5], pa.float32()),
-            "price": pa.array([7]),
-        }
-        with Client(f"127.0.0.1:{server.port}") as client:
-            client.predict(pa.RecordBatch.from_pydict(columns))
-        address = f"http://127.0.0.1:{server.metrics_port}/metrics"
-        with urllib.request.urlopen(address, timeout=20) as answer:
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
+    """Names and labels of what a server of two workers says once shadows were compared."""
+    if native.library() is None:
+        pytest.skip("the engine was not built")
+    home = tmp_path_factory.mktemp("models")
+    fewer = Features(FEATURES.ids, FEATURES.dense[:1])
+    for name, second in (("compared", FEATURES), ("fails", fewer)):  # its shadow misses a column
+        save_small(home / name, 1, proof=PROOF)
+        save_small(home / name, 2, second, proof=PROOF)
+        (home / name / FILE).write_text("stable = 2\nshadow = 1")
+    process = subprocess.Popen(
+        command(home, "--port", 0, "--metrics-port", 0), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        lines = list(iter(process.stdout.readline, "2 workers on one port\n"))
+        target, metrics = lines[0].split()[-1], lines[-1].split()[-1]
+        _call_all(target)
+        yield _said_by(metrics)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _call_all(target: str) -> None:
+    rows = {name: [1] for name in ("user_id", "age", "price")}
+    columns = {**rows, "city": ["Basel"], "genres": [[1]], "tags": [["a"]]}
+    with grpc.insecure_channel(target) as channel:
+        for model, left_out in (("compared", []), ("fails", ["price"])):
+            request = to_request(pa.RecordBatch.from_pydict(columns).drop_columns(left_out))
+            request.model = model
+            predict = channel.unary_unary(f"/{SERVICE}/Predict")
+            predict(request.SerializeToString(), timeout=20)
+
+
+def _said_by(metrics: str) -> dict[str, set[str]]:
+    """Once everything is there that is told late."""
+    until_s = time.monotonic() + 30
+    while True:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=20) as answer:
             text = answer.read().decode()
-        yield {
+        found = {
             sample.name: set(sample.labels)
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+        if found.keys() >= set(ALL) or time.monotonic() > until_s:
+            return found
+        time.sleep(0.1)
 
 
 @pytest.mark.server
@@ -70,16 +97,24 @@ def test_a_server_counts_what_is_asked_for(expression: str, counted: dict[str, s
     asked = _selectors(read)
     assert asked
     for name, matched in asked:
-        labels = (counted | BEING_ADDED)[name] | OF_TARGET
-        assert matched <= labels, name
+        assert matched <= counted[name] | OF_TARGET, name
     for grouped, names in _groups(read):
         for name in names:
-            assert grouped <= (counted | BEING_ADDED)[name] | OF_TARGET, name
+            assert grouped <= counted[name] | OF_TARGET, name
 
 
 @pytest.mark.server
-def test_what_is_counted_is_not_said_to_be_added(counted: dict[str, set[str]]) -> None:
-    assert not BEING_ADDED.keys() & counted.keys()
+def test_the_dashboard_shows_all_that_a_server_counts(counted: dict[str, set[str]]) -> None:
+    shown = {name for panel in dashboard()["panels"] for name in _names(panel)}
+    parts = ("_bucket", "_count", "_sum", "_created")  # of a histogram
+    for name in counted:
+        whole = next((name.removesuffix(part) for part in parts if name.endswith(part)), name)
+        assert shown & {name, f"{whole}_bucket", whole}, f"{name} is on no panel"
+
+
+def _names(panel: dict[str, Any]) -> set[str]:
+    texts = [one["expr"].replace("$__rate_interval", "5m") for one in panel["targets"]]
+    return {name for text in texts for name, _ in _selectors(promql.parse(text))}
 
 
 def test_a_group_by_a_label_that_is_not_there_is_found() -> None:

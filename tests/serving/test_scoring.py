@@ -19,15 +19,16 @@ from embedcomp.errors import BadRequest
 from embedcomp.kernels import native
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving import scoring
+from embedcomp.serving.caller import Caller
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.metrics import Metrics
-from embedcomp.serving.models import Caller, Models
-from embedcomp.serving.scoring import Scoring, Somebody
+from embedcomp.serving.models import Models
+from embedcomp.serving.scoring import Scoring
 from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not built")
-SOMEBODY = Somebody()
+SOMEBODY = Caller()
 MOST = 16  # rows of a batch
 
 
@@ -70,7 +71,7 @@ class House:
                 entered.set()
                 return work
 
-            return self.scoring.score(self.served, Somebody(), read)
+            return self.scoring.score(self.served, Caller(), read)
 
         before = self.waiting()
         asked = pool.submit(score)
@@ -141,7 +142,7 @@ def test_calls_of_one_user_and_of_other_versions_are_not_joined(
     other = Served(Scorer.open(save_small(tmp_path / "small", seed=2)), house.settings)
     first = house.call(pool, items)
     one_user = [house.call(pool, theirs, user) for _ in range(2)]
-    elsewhere = pool.submit(house.scoring.score, other, Somebody(), lambda one: one.read(items))
+    elsewhere = pool.submit(house.scoring.score, other, Caller(), lambda one: one.read(items))
     house._until(lambda: house.waiting() == 3)
     last = house.call(pool, items)
     house.open.set()
@@ -218,7 +219,7 @@ def test_rows_beyond_those_that_may_wait_are_refused_with_a_hint(
     assert house.served.counts.failed == 1 and house.served.counts.calls == 3
 
 
-class Leaves:
+class Leaves(Caller):
     """A caller who can be told to wait no longer."""
 
     def __init__(self) -> None:

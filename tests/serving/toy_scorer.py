@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedcomp.artifact.proof import Proof
 from embedcomp.engine.description import COMPILED, Description
 from embedcomp.log.features import DenseFeature, Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
@@ -38,7 +39,12 @@ FEATURES = Features(
 
 
 def save_small(
-    out: Path, seed: int = 1, features: Features = FEATURES, *, compiled: bool = False
+    out: Path,
+    seed: int = 1,
+    features: Features = FEATURES,
+    *,
+    compiled: bool = False,
+    proof: Proof | None = None,
 ) -> Path:
     """A new version of a small model; each seed scores differently.
 
@@ -54,7 +60,9 @@ def save_small(
         from embedcomp.scorer.stand_alone import stand_alone_from_log
 
         alone = stand_alone_from_log(model.eval(), features)
-    saved = artifact.save(out, model, features=features, source=source, alone=alone, bytes={})
+    saved = artifact.save(
+        out, model, features=features, source=source, alone=alone, bytes={}, proof=proof
+    )
     return saved.folder
 
 
