@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 import grpc
@@ -116,14 +117,18 @@ class Metrics:
             "reason",
         )
         self._most: dict[Served, float] = {}
+        self._of_call = cache(  # finding them anew takes longer than counting
+            lambda door, code: (self._seconds.labels(door), self._requests.labels(door, code))
+        )
         self._waiting: Callable[[], int] = lambda: 0
         self._publishing = threading.Lock()
         self._told: dict[Served, _Told] = {}
 
     def called(self, door: str, code: grpc.StatusCode, seconds: float) -> None:
         """Note a call of a door, what became of it, and how long it took."""
-        self._seconds.labels(door).observe(seconds)
-        self._requests.labels(door, code.name).inc()
+        times, calls = self._of_call(door, code.name)
+        times.observe(seconds)
+        calls.inc()
 
     def refused(self, door: str) -> None:
         """Note a call that a door had no room for."""
