@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ WAY_OUT = {
 Options = list[tuple[str, str | int]]
 
 
+@dataclass(frozen=True)
+class Terms:
+    """When a call has to be over, by time.monotonic, and the headers that it brings."""
+
+    ends: float
+    metadata: list[tuple[str, str]]
+
+
 class Calls:
     """A client's settings and connections; `Client` and `AsyncClient` make the calls.
 
@@ -51,6 +60,7 @@ class Calls:
         connections: that calls take in turns.
         in_flight: parts of a batch of more rows than the server takes that are sent at a time.
         model, version: refuse to be served by another; empty and 0 take what is served.
+        label: "stable", "canary" or "shadow", in the place of a version.
         tls: talk over TLS, to a server whose certificate is signed by one in `ca`, as PEM; None:
             by one that this machine trusts.
         cert, key: that the client shows, as PEM.
@@ -73,6 +83,7 @@ class Calls:
         in_flight: int = 4,
         model: str = "",
         version: int = 0,
+        label: str = "",
         tls: bool = False,
         ca: Path | None = None,
         cert: Path | None = None,
@@ -86,7 +97,7 @@ class Calls:
                 raise BadSettings(f"{name} is {value}, but must be 1 or more")
         self.target, self.timeout_s = target, _positive(timeout_s)
         self._connections, self._in_flight = connections, in_flight
-        self._model, self._version = model, version
+        self._model, self._version, self._label = model, version, label
         self._metadata = authorization(token)
         self._credentials = credentials(tls, ca, cert, key)
         self._options = options(retries, retry_exhausted)
@@ -117,9 +128,11 @@ class Calls:
         ]
         return cycle(methods)
 
-    def _ends(self, timeout_s: float | None) -> float:
-        """When a call that begins now has to be over."""
-        return time.monotonic() + (self.timeout_s if timeout_s is None else _positive(timeout_s))
+    def _terms(self, timeout_s: float | None, key: str = "") -> Terms:
+        """The terms of a call that begins now."""
+        longest = self.timeout_s if timeout_s is None else _positive(timeout_s)
+        told = [("x-request-key", key)] if key else []
+        return Terms(time.monotonic() + longest, [*self._metadata, *told])
 
     def _unasked(self, items: pa.RecordBatch) -> bool:
         """Whether the batch is so large that it is better to know the server's limit first."""
@@ -130,12 +143,12 @@ class Calls:
         self._max_rows = served.max_rows or None
         return 0 < served.max_rows < sent
 
-    def _with(self, ends: float) -> dict[str, Any]:
+    def _with(self, terms: Terms) -> dict[str, Any]:
         """Arguments of a call that gRPC makes."""
-        return {"timeout": ends - time.monotonic(), "metadata": self._metadata}
+        return {"timeout": terms.ends - time.monotonic(), "metadata": terms.metadata}
 
     def _described(self) -> wire.MetadataRequest:
-        return wire.MetadataRequest(model=self._model, version=self._version)
+        return wire.MetadataRequest(model=self._model, version=self._version, label=self._label)
 
     def _most(self, items: pa.RecordBatch) -> int:
         """Rows of the batch to send in a call, by what is known of the server."""
@@ -146,7 +159,9 @@ class Calls:
     ) -> Iterator[wire.PredictRequest]:
         """Requests of up to `most` candidates, in order; each brings the user's row."""
         for start in range(0, max(items.num_rows, 1), most):
-            yield to_request(items.slice(start, most), user, self._model, self._version)
+            request = to_request(items.slice(start, most), user, self._model, self._version)
+            request.label = self._label
+            yield request
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.serving.calls import Calls, joined, too_many
+from embedcomp.serving.calls import Calls, Terms, joined, too_many
 from embedcomp.serving.errors import CallFailed
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
 
@@ -28,6 +28,8 @@ class Client(Calls):
         items: pa.RecordBatch,
         user: pa.RecordBatch | None = None,
         timeout_s: float | None = None,
+        *,
+        key: str = "",
     ) -> np.ndarray:
         """Click probabilities float32 [N] of N candidates.
 
@@ -35,22 +37,23 @@ class Client(Calls):
             items: raw columns, one row a candidate; nulls allowed.
             user: one row of columns that hold for every candidate.
             timeout_s: of all its parts together; None: the client's own.
+            key: what the user is told apart by where a canary answers some of them.
 
         Raises:
             BadRequest: a column's type cannot be sent.
             Unreachable: no server answers.
             CallFailed: the server refused the request or was too slow.
         """
-        ends = self._ends(timeout_s)
+        terms = self._terms(timeout_s, key)
         if self._unasked(items):
-            self._learn(self._metadata_by(ends))
+            self._learn(self._metadata_by(terms))
         most = self._most(items)
         try:
-            return self._scores(items, user, most, ends)
+            return self._scores(items, user, most, terms)
         except CallFailed as error:
-            if not too_many(error, items) or not self._learn(self._metadata_by(ends), most):
+            if not too_many(error, items) or not self._learn(self._metadata_by(terms), most):
                 raise
-        return self._scores(items, user, self._most(items), ends)
+        return self._scores(items, user, self._most(items), terms)
 
     def metadata(self, timeout_s: float | None = None) -> wire.MetadataResponse:
         """What is served: model, version, features, and the most rows of a call.
@@ -58,7 +61,7 @@ class Client(Calls):
         Raises:
             Unreachable, CallFailed: as for predict.
         """
-        return self._metadata_by(self._ends(timeout_s))
+        return self._metadata_by(self._terms(timeout_s))
 
     def close(self) -> None:
         """Close the connections; calls in flight are cancelled."""
@@ -77,23 +80,23 @@ class Client(Calls):
         self.close()
 
     def _scores(
-        self, items: pa.RecordBatch, user: pa.RecordBatch | None, most: int, ends: float
+        self, items: pa.RecordBatch, user: pa.RecordBatch | None, most: int, terms: Terms
     ) -> np.ndarray:
         parts = self._parts(items, user, most)
         if items.num_rows <= most:
-            return joined([self._call(self._predicts, next(parts), ends)])
-        return joined(self._several(parts, ends))
+            return joined([self._call(self._predicts, next(parts), terms)])
+        return joined(self._several(parts, terms))
 
-    def _metadata_by(self, ends: float) -> wire.MetadataResponse:
-        response: wire.MetadataResponse = self._call(self._describes, self._described(), ends)
+    def _metadata_by(self, terms: Terms) -> wire.MetadataResponse:
+        response: wire.MetadataResponse = self._call(self._describes, self._described(), terms)
         return response
 
-    def _call(self, methods: Iterator[Any], request: Any, ends: float) -> Any:
+    def _call(self, methods: Iterator[Any], request: Any, terms: Terms) -> Any:
         with self._errors_told():
-            return next(methods)(request, **self._with(ends))
+            return next(methods)(request, **self._with(terms))
 
     def _several(
-        self, parts: Iterator[wire.PredictRequest], ends: float
+        self, parts: Iterator[wire.PredictRequest], terms: Terms
     ) -> list[wire.PredictResponse]:
         """Answers to all parts, of which a few are in flight at a time."""
         waiting: deque[Any] = deque()
@@ -103,7 +106,7 @@ class Client(Calls):
                 for part in parts:
                     if len(waiting) == self._in_flight:
                         found.append(waiting.popleft().result())
-                    waiting.append(next(self._predicts).future(part, **self._with(ends)))
+                    waiting.append(next(self._predicts).future(part, **self._with(terms)))
                 while waiting:
                     found.append(waiting.popleft().result())
         finally:

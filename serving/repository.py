@@ -67,9 +67,8 @@ class Repository:
                     "folder with one; make one with `embedcomp train` or `embedcomp compress`"
                 )
         for name, folder in self._all_folders().items():
-            self._label(name, folder)
-            if self.models.current(name) is None:
-                any(self._open(place) for place in _places(folder))
+            if not self._label(name, folder).stable:
+                any(self._open(place) for place in _places(folder))  # the newest that can be
         if not self.models.loaded():
             assert self._error is not None, "there was something to open"
             raise self._error

@@ -5,7 +5,6 @@ Synchronous and threaded, since that answers half as many calls again as grpc.ai
 
 from __future__ import annotations
 
-import itertools
 import signal
 import threading
 import time
@@ -100,21 +99,20 @@ class ScoringServer:
     ):
         self._models, self._grace_s = models, settings.grace_s
         security.refuse_open_door(settings)
-        self._calls, self.metrics = _Calls(), Metrics(models)
+        self.metrics = Metrics(models)
         traces = self._traces = Tracing() if settings.trace else None
         watching = Watching(self.metrics, settings, traces)
         tokens = None if settings.token_file is None else security.Tokens(settings)
         shown = None if settings.tls_cert is None else security.Certificates(settings)
         threads = CallThreads(settings.calls)
         scoring = self._scoring = Scoring(models, settings, self.metrics, lambda: threads.came)
-        room = Room(threads, settings.calls, SCORING, scoring.hint_s, self._refused)
+        self._room = Room(threads, settings.calls, SCORING, scoring.hint_s, self._refused)
         self.threads = scoring.threads
         self._grpc = grpc.server(
             threads,
             interceptors=[
-                self._calls,
+                self._room,
                 *([] if tokens is None else [tokens]),
-                room,
                 *([] if traces is None else [traces.interceptor]),
             ],
             options=[
@@ -169,7 +167,7 @@ class ScoringServer:
         began = time.monotonic()
         self._models.draining = True
         self._health.enter_graceful_shutdown()
-        wait_for_clients(self.port, self._grace_s, self._calls.count)
+        wait_for_clients(self.port, self._grace_s, lambda: self._room.came)
         left = self._grace_s - (time.monotonic() - began)
         self._grpc.stop(max(left, 0.0)).wait()
         if self._http is not None:
@@ -189,26 +187,6 @@ class ScoringServer:
         at: TracebackType | None,
     ) -> None:
         self.drain()
-
-
-class _Calls(grpc.ServerInterceptor):
-    """Counts the calls that come."""
-
-    def __init__(self) -> None:
-        self._seen = itertools.count(1)
-        self._last = 0
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        self._last = next(self._seen)
-        return continuation(details)
-
-    def count(self) -> int:
-        """How many have come."""
-        return self._last
 
 
 def _bind(server: grpc.Server, host: str, port: int, shown: security.Certificates | None) -> int:

@@ -6,6 +6,7 @@ lest clients that send no message keep others out; how many work at a time is up
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -52,6 +53,8 @@ class CallThreads(ThreadPoolExecutor):
 class Room(grpc.ServerInterceptor):
     """Refuses calls of some methods where so many are there already; others always get in.
 
+    came: calls that have come so far.
+
     Args:
         methods: those that score.
         hint_s: tells after how many seconds a refused call may come back.
@@ -68,6 +71,7 @@ class Room(grpc.ServerInterceptor):
     ):
         self._threads, self._calls, self._methods = threads, calls, frozenset(methods)
         self._told = told
+        self._came, self.came = itertools.count(1), 0
 
         def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
             context.set_trailing_metadata((retry_after(hint_s()),))
@@ -83,6 +87,7 @@ class Room(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
+        self.came = next(self._came)
         if details.method not in self._methods or self._threads.taken < self._calls:
             return continuation(details)
         self._told(details.method)

@@ -14,6 +14,7 @@ from test_repository import current, opened, save, state
 
 from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving.client import Client
 from embedcomp.serving.convert import to_request
 from embedcomp.serving.doors.door import KEY
 from embedcomp.serving.doors.inference import SERVICE as INFERENCE
@@ -85,6 +86,17 @@ def test_going_back_is_one_call_also_where_there_are_labels(clicks: Path) -> Non
     assert repository.models.find("clicks", label="canary").version == 2
 
 
+def test_the_newest_version_answers_where_none_is_called_stable(clicks: Path) -> None:
+    label(clicks, "canary = 1\ncanary_share = 0.5")
+    repository = opened(clicks)
+    assert current(repository) == 3
+    assert [one.version for one in repository.models.loaded()] == [1, 3]
+    save(clicks, 4)
+    repository.poll()
+    assert current(repository) == 4
+    assert repository.models.find("clicks", label="canary").version == 1
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -135,15 +147,20 @@ def served(clicks: Path) -> Iterator[tuple[Repository, ScoringServer, grpc.Chann
 
 @pytest.mark.server
 def test_the_canary_answers_its_share_of_keys_and_the_same_ones_each_time(
-    served: tuple[Repository, ScoringServer, grpc.Channel], rows: pa.RecordBatch
+    served: tuple[Repository, ScoringServer, grpc.Channel], clicks: Path, rows: pa.RecordBatch
 ) -> None:
-    _, _, channel = served
+    _, server, channel = served
     request = to_request(rows)
     answered = [asked(channel, request, f"user {i}") for i in range(KEYS)]
     share = Counter(answered)[2] / KEYS
     assert set(answered) == {1, 2} and abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / KEYS)
     assert answered == [asked(channel, request, f"user {i}") for i in range(KEYS)]
     assert len({asked(channel, request) for _ in range(9)}) == 1  # by its bytes
+    for label, key, version in (("", "user 7", answered[7]), ("shadow", "", 3)):
+        with Client(f"127.0.0.1:{server.port}", label=label) as client:
+            found = client.predict(rows, key=key)
+            assert np.array_equal(found, Scorer.open(clicks / str(version)).score(rows))
+            assert label == "" or client.metadata().version == version
     for name, version in (("stable", 1), ("canary", 2), ("shadow", 3)):
         request.label = name
         assert asked(channel, request) == version
