@@ -28,9 +28,9 @@ from embedcomp.serving.served import Served, Work
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shadows import Shadows
 
-# Calls that are read, wait for their turn or are scored. Where there are many more, their threads
-# take the interpreter from the one that receives calls, which then refuses nobody in time.
-AT_A_TIME = 16
+# Calls that are read, or whose answers are written, beside those that are scored. Where there are
+# more, their threads take the interpreter from the one that receives calls.
+BESIDE = 3
 FRESH = 0.1  # weight of the latest batch in the mean time of a row
 HINT_S = (0.001, 1.0)  # the shortest and the longest time after which a refused call may come back
 
@@ -88,7 +88,8 @@ class Scoring:
         self._gather_s = settings.max_wait_us / 1e6
         self.threads = settings.threads or max(cores(None) // settings.workers, 1)
         self._free = self.threads
-        self._room = threading.BoundedSemaphore(max(AT_A_TIME, self.threads))
+        self._room = threading.BoundedSemaphore(self.threads + BESIDE)
+        self._here = threading.local()  # `inside`: this thread's call takes a place in the room
         self._lock = threading.Lock()
         self._waiting: deque[_Call] = deque()
         self._gathering: dict[Served, _Call] = {}  # whose turn it is, but who waits for others
@@ -129,13 +130,20 @@ class Scoring:
         return call.scores
 
     def in_room(self, answer: Callable[[bytes, Caller], T]) -> Callable[[bytes, Caller], T]:
-        """The same answer, for so many calls at a time; those that were given up get none."""
+        """The same answer, for so many calls at a time; those that were given up get none.
+
+        Calls that wait for their turn to be scored leave the room to others.
+        """
 
         def answered(data: bytes, caller: Caller) -> T:
             with self._room:
                 if not caller.is_active():
                     raise _gave_up()
-                return answer(data, caller)
+                self._here.inside = True
+                try:
+                    return answer(data, caller)
+                finally:
+                    self._here.inside = False
 
         return answered
 
@@ -153,10 +161,19 @@ class Scoring:
                 if not told and not caller.add_callback(partial(self._give_up, call)):
                     self._give_up(call)
                 told = True
-                call.turn.acquire()
+                self._wait(call)
             if call.gone:
                 raise _gave_up()
             leads = bool(call.batch) and self._lead(call)
+
+    def _wait(self, call: _Call) -> None:
+        """Wait for a call's turn, outside of the room."""
+        inside = getattr(self._here, "inside", False)
+        if inside:
+            self._room.release()
+        call.turn.acquire()
+        if inside:
+            self._room.acquire()
 
     def _joins(self, call: _Call) -> bool:
         """Whether a call may be scored together with others."""

@@ -7,10 +7,12 @@ lest clients that send no message keep others out; how many work at a time is up
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -18,15 +20,16 @@ import grpc
 from embedcomp.serving.errors import retry_after
 
 OTHERS = 4  # calls at a time that need no scoring: probes, and what models there are
-BEYOND = 16  # calls over those that are taken that are told when to come back; of more, gRPC says
-# only that they are too many
+BEYOND = 2  # calls at a time that are told when to come back; of more, gRPC says only that they are
+# too many, which takes half as long
+NICER = 5  # than the thread that receives calls, which else refuses nobody in time
 
 
 class CallThreads(ThreadPoolExecutor):
     """Runs calls in the order that they came, and knows how many there are."""
 
     def __init__(self, calls: int):
-        super().__init__(calls + OTHERS, "call")
+        super().__init__(calls + OTHERS, "call", initializer=_let_others_go_first)
         self._lock, self.taken = threading.Lock(), 0
         self._here = threading.local()
 
@@ -48,6 +51,13 @@ class CallThreads(ThreadPoolExecutor):
             self._here.came = None
             with self._lock:
                 self.taken -= 1
+
+
+def _let_others_go_first() -> None:
+    """Have this thread run after the process's others where there are too few cores."""
+    with suppress(OSError):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICER)
 
 
 class Room(grpc.ServerInterceptor):
