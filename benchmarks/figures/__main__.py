@@ -22,7 +22,10 @@ PAGES = (
     *("README.md", "docs/results.md", "docs/choosing.md", "docs/worth.md", "docs/training.md"),
     "docs/scoring.md",
 )
-OTHERS = ("docs/methods.md", "docs/architecture.md", "docs/deploying.md", "benchmarks/README.md")
+OTHERS = (
+    *("docs/methods.md", "docs/architecture.md", "docs/serving.md", "docs/deploying.md"),
+    "benchmarks/README.md",
+)
 
 
 def written(page: str, *, strict: bool = True) -> tuple[str, list[str]]:

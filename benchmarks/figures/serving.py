@@ -37,14 +37,19 @@ def _told(one: Mapping[str, float]) -> list[str]:
     return [*counts, *latencies, f"{one['cpu_us_per_call']:,.0f}"]
 
 
-def times(record: Record) -> list[float]:
-    """By how much rows a second are above KServe's: by candidates, and then of CPU time."""
-    reached = record["results"]["aims"]["reached"]
-    return [
-        value
-        for of in ("rows_per_second", "rows_per_cpu_second")
-        for value in reached[of]["times kserve"].values()
+def against(record: Record) -> list[str]:
+    """Candidates a second over those of others, each with as many calls in flight as are best."""
+    reached = record["results"]["aims"]["reached"]["rows_per_second"]
+    sizes = list(next(iter(reached.values())))
+    names = {f"times {name}": title.partition(",")[0] for name, title in NAMES.items()}
+    rows = [
+        [
+            names[name],
+            *(f"{of[size]:.1f}" if of[size] >= 2 else f"{of[size]:.2f}" for size in sizes),
+        ]
+        for name, of in reached.items()
     ]
+    return table(["times", *sizes], rows)
 
 
 def ten_features(record: Record) -> list[float]:
