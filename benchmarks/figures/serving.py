@@ -80,13 +80,13 @@ def _overloaded(record: Record) -> list[str]:
 
 
 def soak(record: Record) -> list[float]:
-    """Calls, swaps, workers killed, calls sent again, wrong scores, calls that failed."""
+    """Calls, wrong scores, swaps, workers killed, calls sent again, and calls refused."""
     found = record["results"]
     return [
         found["calls"],
+        found["wrong_scores"],
         len(found["swaps"]["seconds"]),
         found["killed_workers"],
         found["sent_again"],
-        found["wrong_scores"],
         sum(found["failed"].values()),
     ]
