@@ -5,6 +5,8 @@ Synchronous and threaded, since that answers half as many calls again as grpc.ai
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 import time
@@ -30,6 +32,7 @@ from embedcomp.serving.threads import BEYOND, CallThreads, Room
 from embedcomp.serving.tracing import Tracing
 from embedcomp.serving.watching import Watching
 
+LATE_S = 3.0  # beyond the grace time that a server has to end
 HANDSHAKE_S = 10.0  # in which a connection has to be there
 PUBLISH_S = 1.0  # from one time to the next that a worker's counts are there for the others
 SCORING = {  # methods that score, and the names of their doors
@@ -39,13 +42,16 @@ SCORING = {  # methods that score, and the names of their doors
 }
 SERVICES = (typed.SERVICE, torchrec.SERVICE, inference.SERVICE)
 
+logger = logging.getLogger(__name__)
+
 
 def serve(
     opened: Callable[[], Repository],
     settings: ServerSettings,
     tell: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the calls in flight. For the main thread.
+    """Serve until SIGTERM or SIGINT, then finish the calls in flight. For the main thread of a
+    process that has nothing else to do: it is ended if it does not end by itself.
 
     Args:
         opened: opens what is served; a signal that comes meanwhile stops the server afterwards,
@@ -73,10 +79,23 @@ def serve(
             name = signal.Signals(asked_to_stop.get()).name
             if tell is None:
                 _print([f"{name}: finishing calls in flight"])
+            _end_within(settings.grace_s + LATE_S)
             repository.stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_within(seconds: float) -> None:
+    """End the process then, whatever still keeps it: gRPC has been seen not to come to an end."""
+
+    def end() -> None:
+        logger.error("the server did not end in %.1f s after it was stopped and is ended", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _print(lines: list[str]) -> None:

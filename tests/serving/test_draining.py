@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -101,3 +102,18 @@ def test_a_port_that_is_closed_to_new_clients_keeps_the_others() -> None:
             assert theirs.recv(10) == b"still here"
             ours.close()
         assert draining.connections(port) == 0
+
+
+STUCK = """
+import threading
+from embedcomp.serving import server
+server._end_within(0.5)
+threading.Thread(target=threading.Event().wait).start()  # it keeps the process for ever
+"""
+
+
+def test_a_server_that_does_not_come_to_an_end_is_ended() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 1 and "did not end in 0.5 s" in found.stderr
