@@ -20,9 +20,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from embedcomp.serving.models import READY, Models
 from embedcomp.serving.served import Served
+from embedcomp.serving.settings import METRICS_FOLDER
 from embedcomp.support.metrics import SCORES
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds up several processes
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 OF = ("model", "version")
@@ -30,99 +30,36 @@ Mode = Literal["livemin", "livemax", "livesum"]  # how the gauges of several wor
 
 
 class Metrics:
-    """Counters of one server, and of the versions that it has."""
+    """Counters of one server: of its calls, and of the versions that answer them."""
 
     def __init__(self, models: Models):
-        self._models = models
-        self.registry = registry = CollectorRegistry()
-
-        def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(name, what, labels, registry=registry)
-
-        def histogram(name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(name, what, labels, buckets=buckets, registry=registry)
-
-        def gauge(name: str, what: str, mode: Mode, *labels: str) -> Gauge:
-            return Gauge(name, what, labels, multiprocess_mode=mode, registry=registry)
-
-        self._requests = counter(
+        self._make = make = _Make(CollectorRegistry())
+        self._requests = make.counter(
             "embedcomp_requests", "Calls by what became of them.", "door", "code"
         )
-        self._seconds = histogram(
+        self._seconds = make.histogram(
             "embedcomp_request_duration_seconds",
             "From a call's arrival at its door to its answer.",
             SECONDS,
             "door",
         )
-        self._queue = histogram(
+        self._queue = make.histogram(
             "embedcomp_queue_seconds", "That a call waits for its turn to be scored.", SECONDS
         )
-        self._compute = histogram(
+        self._compute = make.histogram(
             "embedcomp_compute_seconds", "That a batch of calls is scored.", SECONDS
         )
-        self._batch_rows = histogram("embedcomp_batch_rows", "Candidates in a batch.", ROWS)
-        self._queued = gauge(
+        self._batch_rows = make.histogram("embedcomp_batch_rows", "Candidates in a batch.", ROWS)
+        self._queued = make.gauge(
             "embedcomp_queued_rows", "Candidates that wait to be scored.", "livesum"
         )
-        self._ready = gauge("embedcomp_version_ready", "1: it answers.", "livemin", *OF)
-        self._current = gauge(
-            "embedcomp_version_current", "1: it answers who asks for no version.", "livemin", *OF
-        )
-        self._resident = gauge(
-            "embedcomp_resident_bytes",
-            "Of the numbers that are read when it scores; workers share most of them.",
-            "livemax",
-            *OF,
-        )
-        self._rows = counter(
-            "embedcomp_scored_rows",
-            "Candidates by their score, which is at most `score` and above the one before.",
-            *OF,
-            "score",
-        )
-        self._sum = counter("embedcomp_scores_sum", "Of the scores of all candidates.", *OF)
-        self._ids = counter("embedcomp_ids", "Ids that came.", *OF, "feature")
-        self._unknown = counter(
-            "embedcomp_unknown_ids", "Ids that came and were not trained on.", *OF, "feature"
-        )
-        self._expected = gauge(
-            "embedcomp_expected_scores_ratio",
-            "Share of scores in a bucket of embedcomp_scored_rows when the model was evaluated.",
-            "livemax",
-            *OF,
-            "score",
-        )
-        self._expected_unknown = gauge(
-            "embedcomp_expected_unknown_ids_ratio",
-            "Share of unknown ids in the log that the model was trained on.",
-            "livemax",
-            *OF,
-            "feature",
-        )
-        self._shadowed = counter(
-            "embedcomp_shadowed_rows", "Candidates that a shadow has scored as well.", *OF
-        )
-        self._difference = counter(
-            "embedcomp_shadow_difference_sum",
-            "Of how far a shadow's scores are off those that were answered.",
-            *OF,
-        )
-        self._most_different = gauge(
-            "embedcomp_shadow_difference_max", "The largest of them.", "livemax", *OF
-        )
-        self._not_shadowed = counter(
-            "embedcomp_not_shadowed",
-            "Calls that a shadow was to score and did not.",
-            *OF,
-            "reason",
-        )
-        self._most: dict[Served, float] = {}
+        self._versions = _Versions(models, make)
+        self._shadows = _Shadows(make)
         self._of_call = cache(  # finding them anew takes longer than counting
             lambda door, code: (self._seconds.labels(door), self._requests.labels(door, code))
         )
         self._waiting: Callable[[], int] = lambda: 0
         self._publishing = threading.Lock()
-        self._told: dict[Served, _Told] = {}
 
     def called(self, door: str, code: grpc.StatusCode, seconds: float) -> None:
         """Note a call of a door, what became of it, and how long it took."""
@@ -143,27 +80,22 @@ class Metrics:
         """Note how long a call waited for its turn."""
         self._queue.observe(seconds)
 
-    def shadowed(self, shadow: Served, differences: np.ndarray) -> None:
-        """Note how far a shadow's scores are off, float32 [B]."""
-        of = shadow.name, str(shadow.version)
-        self._shadowed.labels(*of).inc(len(differences))
-        self._difference.labels(*of).inc(float(differences.sum(dtype=np.float64)))
-        most = max(self._most.get(shadow, 0.0), float(differences.max(initial=0.0)))
-        self._most[shadow] = most
-        self._most_different.labels(*of).set(most)
-
-    def not_shadowed(self, shadow: Served, reason: str) -> None:
-        """Note a call that a shadow did not score."""
-        self._not_shadowed.labels(shadow.name, str(shadow.version), reason).inc()
-
     def queued(self, rows: Callable[[], int]) -> None:
         """Ask this for the candidates that wait."""
         self._waiting = rows
 
+    def shadowed(self, shadow: Served, differences: np.ndarray) -> None:
+        """Note how far a shadow's scores are off, float32 [B]."""
+        self._shadows.scored(shadow, differences)
+
+    def not_shadowed(self, shadow: Served, reason: str) -> None:
+        """Note a call that a shadow did not score."""
+        self._shadows.missed(shadow, reason)
+
     def text(self) -> bytes:
         """Everything, of all workers, as Prometheus reads it."""
         self.publish()
-        registry = self.registry
+        registry = self._make.registry
         if METRICS_FOLDER in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
@@ -174,22 +106,117 @@ class Metrics:
         """Take over what the models have counted since the last time."""
         with self._publishing:
             self._queued.set(self._waiting())
-            loaded = self._models.loaded()
-            for state in self._models.states():
-                of = state.name, str(state.version)
-                self._ready.labels(*of).set(state.state == READY)
-            for one in {**self._told, **dict.fromkeys(loaded)}:
-                of, there = (one.name, str(one.version)), one in loaded
-                self._current.labels(*of).set(self._models.current(one.name) is one)
-                self._resident.labels(*of).set(there * sum(one.scorer.resident.values()))
-                self._publish_counts(one, self._told.get(one) or self._first(one))
-                if not there:
-                    del self._told[one]
-                    self._most.pop(one, None)
+            self._versions.publish()
+
+
+class _Make:
+    """Makes metrics of one registry."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self.registry = registry
+
+    def counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(name, what, labels, registry=self.registry)
+
+    def histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
+
+    def gauge(self, name: str, what: str, mode: Mode, *labels: str) -> Gauge:
+        return Gauge(name, what, labels, multiprocess_mode=mode, registry=self.registry)
+
+
+class _Shadows:
+    """How far the scores of versions that answer nobody are off those that were answered."""
+
+    def __init__(self, make: _Make):
+        self._rows = make.counter(
+            "embedcomp_shadowed_rows", "Candidates that a shadow has scored as well.", *OF
+        )
+        self._difference = make.counter(
+            "embedcomp_shadow_difference_sum",
+            "Of how far a shadow's scores are off those that were answered.",
+            *OF,
+        )
+        self._largest = make.gauge(
+            "embedcomp_shadow_difference_max", "The largest of them.", "livemax", *OF
+        )
+        self._missed = make.counter(
+            "embedcomp_not_shadowed",
+            "Calls that a shadow was to score and did not.",
+            *OF,
+            "reason",
+        )
+        self._most: dict[tuple[str, str], float] = {}
+
+    def scored(self, shadow: Served, differences: np.ndarray) -> None:
+        of = _labels(shadow)
+        self._rows.labels(*of).inc(len(differences))
+        self._difference.labels(*of).inc(float(differences.sum(dtype=np.float64)))
+        most = self._most[of] = max(self._most.get(of, 0.0), float(differences.max(initial=0.0)))
+        self._largest.labels(*of).set(most)
+
+    def missed(self, shadow: Served, reason: str) -> None:
+        self._missed.labels(*_labels(shadow), reason).inc()
+
+
+class _Versions:
+    """What each version counts by itself, beside what is expected of it."""
+
+    def __init__(self, models: Models, make: _Make):
+        self._models = models
+        self._told: dict[Served, _Told] = {}
+        self._ready = make.gauge("embedcomp_version_ready", "1: it answers.", "livemin", *OF)
+        self._current = make.gauge(
+            "embedcomp_version_current", "1: it answers who asks for no version.", "livemin", *OF
+        )
+        self._resident = make.gauge(
+            "embedcomp_resident_bytes",
+            "Of the numbers that are read when it scores; workers share most of them.",
+            "livemax",
+            *OF,
+        )
+        self._rows = make.counter(
+            "embedcomp_scored_rows",
+            "Candidates by their score, which is at most `score` and above the one before.",
+            *OF,
+            "score",
+        )
+        self._sum = make.counter("embedcomp_scores_sum", "Of the scores of all candidates.", *OF)
+        self._ids = make.counter("embedcomp_ids", "Ids that came.", *OF, "feature")
+        self._unknown = make.counter(
+            "embedcomp_unknown_ids", "Ids that came and were not trained on.", *OF, "feature"
+        )
+        self._expected = make.gauge(
+            "embedcomp_expected_scores_ratio",
+            "Share of scores in a bucket of embedcomp_scored_rows when the model was evaluated.",
+            "livemax",
+            *OF,
+            "score",
+        )
+        self._expected_unknown = make.gauge(
+            "embedcomp_expected_unknown_ids_ratio",
+            "Share of unknown ids in the log that the model was trained on.",
+            "livemax",
+            *OF,
+            "feature",
+        )
+
+    def publish(self) -> None:
+        """Take over what was counted since the last time."""
+        loaded = self._models.loaded()
+        for state in self._models.states():
+            self._ready.labels(state.name, str(state.version)).set(state.state == READY)
+        for one in {**self._told, **dict.fromkeys(loaded)}:
+            of, there = _labels(one), one in loaded
+            self._current.labels(*of).set(self._models.current(one.name) is one)
+            self._resident.labels(*of).set(there * sum(one.scorer.resident.values()))
+            self._publish_counts(one, self._told.get(one) or self._first(one))
+            if not there:
+                del self._told[one]
 
     def _first(self, one: Served) -> _Told:
         """Begin to tell of a version: also what is expected of it."""
-        of, proof = (one.name, str(one.version)), one.scorer.proof
+        of, proof = _labels(one), one.scorer.proof
         if proof is not None:
             for edge, share in zip(SCORES, proof.scores, strict=False):
                 self._expected.labels(*of, f"{edge:g}").set(share)
@@ -199,7 +226,7 @@ class Metrics:
         return found
 
     def _publish_counts(self, one: Served, told: _Told) -> None:
-        of = one.name, str(one.version)
+        of = _labels(one)
         by_score, score_sum = one.counts.scores()
         for edge, rows in zip(SCORES, by_score - told.by_score, strict=True):
             self._rows.labels(*of, f"{edge:g}").inc(int(rows))
@@ -213,6 +240,10 @@ class Metrics:
             self._ids.labels(*of, feature).inc(ids)
             self._unknown.labels(*of, feature).inc(unknown)
         told.seen = seen
+
+
+def _labels(of: Served) -> tuple[str, str]:
+    return of.name, str(of.version)
 
 
 class _Told:

@@ -15,6 +15,8 @@ from embedcomp.support.fields import refuse_below
 MOST_IN_FLIGHT = 4_096  # calls of `embedcomp load`, each of which has a thread
 MOST_CALLS = 10_000_000  # of a run with a rate, whose times are drawn beforehand
 MOST_RATE = 100_000  # calls a second, far more than one process sends
+# Where prometheus_client adds up several processes; it has to be told before it is imported.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 OPEN = ("health", "reflection", "metrics")  # what may be open to calls without a token
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedcomp.errors import EmbedcompError
 from embedcomp.serving.errors import CannotListen, WorkersDie
-from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.settings import METRICS_FOLDER, ServerSettings
 
 if TYPE_CHECKING:
     from embedcomp.scorer.scorer import Scorer
@@ -104,7 +104,7 @@ def serve_by_workers(
         tempfile.TemporaryDirectory(prefix="embedcomp-metrics-") as folder,
         _reserved(settings) as reserved,
     ):
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before prometheus_client is imported
+        os.environ[METRICS_FOLDER] = folder
         _Workers(paths, reserved, opened).run()
 
 

@@ -156,7 +156,7 @@ class Scorer:
         return self._backend.score_parts(parts)
 
     def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Read | None:
-        """Raw columns, read to be scored by `scores_read`.
+        """Raw columns, read to be scored by `score_part` or `score_joined`.
 
         Returns:
             None: the compiled engine does not score here, or they are out of the ordinary; `score`
@@ -166,7 +166,7 @@ class Scorer:
         return None if requests is None else requests.read(items, user)
 
     def read_message(self, message: bytes, *, max_rows: int, max_ids: int) -> Read | None:
-        """A PredictRequest's bytes (proto/), read to be scored by `scores_read`.
+        """A PredictRequest's bytes (proto/), read to be scored by `score_part` or `score_joined`.
 
         Args:
             max_rows, max_ids: candidates, and ids of one feature, that it may have.

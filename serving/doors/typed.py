@@ -77,7 +77,8 @@ class Typed:
 
 def _read(data: bytes, served: Served) -> Work:
     """A request that another version has answered."""
-    return served.read(*from_request(parsed(wire.PredictRequest, data), served.names))
+    read = served.read_message(data)
+    return read or served.read(*from_request(parsed(wire.PredictRequest, data), served.names))
 
 
 def described(served: Served) -> wire.MetadataResponse:

@@ -307,6 +307,23 @@ def test_metrics_tell_calls_and_versions(
     assert value("embedcomp_resident_bytes", **of) == sum(scorer.resident.values()) > 0
 
 
+def test_a_request_that_finds_no_room_is_told_when_to_come_back(
+    server: ScoringServer, rows: dict[str, pa.Array]
+) -> None:
+    scoring = server._scoring
+    free, most = scoring._free, scoring._most_waiting
+    scoring._free, scoring._most_waiting = 0, 0  # every thread scores, and nobody may wait
+    try:
+        given = json.dumps(body(rows)).encode()
+        path = f"http://{HOST}:{server.metrics_port}/v2/models/clicks/infer"
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(urllib.request.Request(path, given), timeout=20)
+    finally:
+        scoring._free, scoring._most_waiting = free, most
+    assert found.value.code == 429 and int(found.value.headers["Retry-After"]) == 1
+    assert "come back later" in json.loads(found.value.read())["error"]
+
+
 @pytest.mark.parametrize("opened", [(), ("health",), ("metrics",)])
 def test_a_token_is_needed_unless_something_is_opened(
     opened: tuple[str, ...], tmp_path: Path

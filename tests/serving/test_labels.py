@@ -220,7 +220,7 @@ def test_a_shadow_that_cannot_score_is_counted_and_disturbs_nobody(
     def fails(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(shadow, "read", fails)
+    monkeypatch.setattr(shadow, "read_message", fails)
     shadowed = Labels(shadow=3, shadow_share=0.5).is_shadowed
     key = next(str(i) for i in range(99) if shadowed(str(i).encode()))
     assert asked(channel, to_request(rows), key) in (1, 2)
