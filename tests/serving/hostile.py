@@ -38,6 +38,7 @@ from embedcomp.serving.wire import inference_pb2 as oip
 from embedcomp.serving.wire import predictor_pb2 as theirs
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as ours
 from tests.serving.mutations import of_bytes, of_fields, of_json
+from tests.serving.torchrec_request import torchrec_request
 from tests.serving.toy_scorer import FEATURES, save_small
 
 CONNECTIONS = 4
@@ -113,20 +114,10 @@ def for_torchrec(scorer: Scorer) -> list[Sent]:
     genres = COLUMNS["genres"]
     ids = np.concatenate([COLUMNS["user_id"].to_numpy(), genres.flatten().to_numpy()])
     lengths = np.concatenate([np.ones(ROWS, "<i4"), genres.value_lengths().to_numpy()])
-    found = []
-    for kind in ("<i8", "<i4"):
-        request = theirs.PredictionRequest(
-            batch_size=ROWS,
-            float_features=theirs.FloatFeatures(num_features=2, values=dense.tobytes()),
-            id_list_features=theirs.SparseFeatures(
-                num_features=2,
-                lengths=lengths.astype("<i4").tobytes(),
-                values=ids.astype(kind).tobytes(),
-            ),
-            unary_features=theirs.SparseFeatures(num_features=0),
-        )
-        found.append(Sent(path, request.SerializeToString(), wanted))
-    return found
+    return [
+        Sent(path, torchrec_request(dense, ids, lengths, kind).SerializeToString(), wanted)
+        for kind in ("<i8", "<i4")
+    ]
 
 
 def tensors() -> Iterator[tuple[str, str, list[object]]]:

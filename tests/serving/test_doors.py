@@ -18,6 +18,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from torchrec import KeyedJaggedTensor
+from torchrec_request import torchrec_request
 from toy_scorer import FEATURES, save_small
 
 import embedcomp
@@ -272,18 +273,7 @@ def _sparse(arrays: dict[str, np.ndarray], kind: str) -> theirs.PredictionReques
     dense = np.stack([arrays["age"], arrays["price"]], 1)
     ids = np.concatenate([arrays["user_id"], arrays["genres.values"]])
     lengths = np.concatenate([np.ones(ROWS, np.int64), arrays["genres.lengths"]])
-    return theirs.PredictionRequest(
-        batch_size=ROWS,
-        float_features=theirs.FloatFeatures(num_features=2, values=dense.tobytes()),
-        id_list_features=theirs.SparseFeatures(
-            num_features=2,
-            lengths=lengths.astype("<i4").tobytes(),
-            values=ids.astype(kind).tobytes(),
-        ),
-        id_score_list_features=theirs.SparseFeatures(num_features=0),
-        embedding_features=theirs.FloatFeatures(num_features=0),
-        unary_features=theirs.SparseFeatures(num_features=0),
-    )
+    return torchrec_request(dense, ids, lengths, kind)
 
 
 @pytest.mark.parametrize("kind", ["<i4", "<i8"])
