@@ -135,6 +135,11 @@ def _held(host: str, port: int) -> Iterator[int]:
         raise CannotListen(host, port) from error
 
 
+def pause_s(died_at_once: int) -> float:
+    """Seconds until a worker is replaced, after so many in a row ended as they began."""
+    return min(LATER_S * 2 ** (died_at_once - 1), LATEST_S) if died_at_once else 0.0
+
+
 @dataclass(eq=False)
 class _Worker:
     """A process, the way to it, and what it said of itself."""
@@ -279,8 +284,7 @@ class _Workers:
         logger.warning(
             "worker %s ended (%s); another one takes its place", worker.process.pid, code
         )
-        wait_s = min(LATER_S * 2 ** (self._died_at_once - 1), LATEST_S) if at_once else 0.0
-        self._due.append(now + wait_s)
+        self._due.append(now + pause_s(self._died_at_once))
 
     def _start_due(self) -> None:
         """Start workers in the place of others, once it is time."""

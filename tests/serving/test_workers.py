@@ -30,6 +30,7 @@ from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.errors import CallFailed
 from embedcomp.serving.wire import inference_pb2
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
+from embedcomp.serving.workers import pause_s
 
 pytestmark = pytest.mark.server
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -219,6 +220,10 @@ def test_the_others_serve_on_where_a_worker_cannot_be_replaced(
     finally:
         process.kill()
         process.wait(10)
+
+
+def test_workers_that_end_as_they_begin_are_replaced_later_and_later() -> None:
+    assert [pause_s(times) for times in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
 def test_what_cannot_be_served_is_one_sentence(home: Path, tmp_path: Path) -> None:
