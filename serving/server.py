@@ -70,7 +70,9 @@ def serve(
             where = f"{settings.host}:{server.port}"
             repository.keep_polling()
             lines = []
-            for one in repository.models.loaded():
+            models = repository.models
+            every = sorted(models.loaded(), key=lambda one: models.current(one.name) is not one)
+            for one in every:  # those first that answer who asks for no version
                 lines.append(f"serving {one.name} version {one.version} on {where}")
                 lines.append(f"scored by {one.scorer.description}; threads: {server.threads}")
             if server.metrics_port is not None:

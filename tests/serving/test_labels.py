@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_repository import current, opened, save, state
 
 from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving import server
 from embedcomp.serving.client import Client
 from embedcomp.serving.convert import to_request
 from embedcomp.serving.doors.door import KEY
@@ -131,6 +133,22 @@ def test_labels_of_versions_that_cannot_be_served_leave_the_old_ones(clicks: Pat
         assert current(repository) == 2 and state(repository, version)[0] == UNAVAILABLE
     with pytest.raises(Refused, match="no version of model 'clicks' is labelled 'canary'"):
         repository.models.find("clicks", label="canary")
+
+
+@pytest.mark.server
+def test_what_is_served_is_told_with_the_current_version_first(
+    clicks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(clicks, "stable = 2\ncanary = 1\nshadow = 3")
+    settings, told = ServerSettings(port=0), []
+
+    def tell(lines: list[str]) -> None:
+        told.extend(line.split()[1:4] for line in lines if line.startswith("serving"))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(server, "_end_within", lambda _: None)  # the tests go on
+    server.serve(lambda: opened(clicks, settings=settings), settings, tell)
+    assert [int(version) for _, _, version in told] == [2, 1, 3]
 
 
 @pytest.fixture
