@@ -289,9 +289,12 @@ def _call(port: int, ids: int, calls: int) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its children."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    return [pid, *(int(child) for file in children for child in file.read_text().split())]
+    """A process and all that come from it."""
+    found = [pid]
+    for one in found:
+        for file in Path(f"/proc/{one}/task").glob("*/children"):
+            found += [int(child) for child in file.read_text().split()]
+    return found
 
 
 def _free_port() -> int:

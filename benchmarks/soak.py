@@ -112,7 +112,7 @@ class Watched:
         self.handles.append(self._server.handles())
         if self._next <= now < self._until:
             self._next += self._every
-            workers = self._server.children()
+            workers = self._server.workers()
             if workers:
                 with suppress(ProcessLookupError):
                     os.kill(workers[self.killed % len(workers)], signal.SIGKILL)

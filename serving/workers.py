@@ -2,6 +2,8 @@
 
 The kernel spreads connections over them. Artifacts and known ids are mapped files, which are in
 memory once for all. Where a call changes what is served, the parent has all others change it too.
+Workers are forked from a process that has imported what they run and does nothing else, so that one
+that takes another's place does not take the cores of those that serve.
 """
 
 from __future__ import annotations
@@ -37,6 +39,15 @@ LATER_S = 1.0  # until a worker that ended at once is replaced, twice as long ea
 LATEST_S = 30.0
 CHANGED_S = 60.0  # longest that the others are waited for when versions change
 LATE_S = 5.0  # that a worker has beyond its grace time before it is killed
+IMPORTED = [  # before workers are forked; what is not installed is left out
+    "embedcomp.cli.main",  # multiprocessing runs the program's first module in each of them
+    "embedcomp.engine.standalone",
+    "embedcomp.scorer.by_engine",
+    "embedcomp.scorer.scorer",
+    "embedcomp.serving.repository",
+    "embedcomp.serving.server",
+    "pandas",  # which pyarrow imports where it is there
+]
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +183,7 @@ class _Workers:
     ):
         from prometheus_client import CollectorRegistry, Counter
 
+        self._context = get_context("forkserver")
         self._given = paths, settings, opened
         self._settings = settings
         self._workers: list[_Worker] = []
@@ -189,7 +201,9 @@ class _Workers:
 
     def run(self) -> None:
         """Serve until a signal comes."""
-        asked_to_stop, stop = get_context("spawn").Pipe(duplex=False)
+        context = self._context
+        context.set_forkserver_preload(IMPORTED)
+        asked_to_stop, stop = context.Pipe(duplex=False)
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {s: signal.signal(s, lambda number, _: stop.send(number)) for s in signals}
         try:
@@ -210,10 +224,9 @@ class _Workers:
                 signal.signal(number, handler)
 
     def _start(self) -> None:
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
+        ours, theirs = self._context.Pipe()
         given = (*self._given, tuple(self._changes.values()), theirs)
-        process = context.Process(target=_work, args=given, name="worker")
+        process = self._context.Process(target=_work, args=given, name="worker")
         process.start()
         theirs.close()  # so that its end is seen here
         self._workers.append(_Worker(process, ours))

@@ -101,9 +101,10 @@ class Server:
             found += children.get(pid, [])
         return found
 
-    def children(self) -> list[int]:
-        """Processes that it has started itself."""
-        return [pid for pid in self.pids() if (told := _stat(pid)) and int(told[1]) == self.pid]
+    def workers(self) -> list[int]:
+        """Its workers, which come from the process that they are forked from."""
+        parents = {pid: int(told[1]) for pid in self.pids() if (told := _stat(pid))}
+        return [pid for pid, parent in parents.items() if parents.get(parent) == self.pid]
 
     def cpu(self) -> float:
         """Seconds of CPU time, of those that have ended too."""

@@ -13,6 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -30,7 +31,7 @@ from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.errors import CallFailed
 from embedcomp.serving.wire import inference_pb2
 from embedcomp.serving.wire.embedcomp.v1 import scoring_pb2 as wire
-from embedcomp.serving.workers import pause_s
+from embedcomp.serving.workers import IMPORTED, pause_s
 
 pytestmark = pytest.mark.server
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -49,12 +50,13 @@ class Running:
 
     def workers(self) -> list[int]:
         """Their process ids."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit() and _parent(folder) == self.process.pid:
-                command = (folder / "cmdline").read_bytes()
-                found += [int(folder.name)] if b"spawn_main" in command else []
-        return sorted(found)
+        parents = {
+            int(folder.name): _parent(folder)
+            for folder in Path("/proc").iterdir()
+            if folder.name.isdigit()
+        }
+        forked = (parents.get(parent) for parent in parents.values())
+        return sorted(p for p, g in zip(parents, forked, strict=True) if g == self.process.pid)
 
     def answers(self, message: bytes) -> list[wire.PredictResponse]:
         """What many connections are answered."""
@@ -220,6 +222,11 @@ def test_the_others_serve_on_where_a_worker_cannot_be_replaced(
     finally:
         process.kill()
         process.wait(10)
+
+
+def test_what_workers_run_is_imported_before_they_are_forked() -> None:
+    """What is not there is passed over without a word, and so would be names that went stale."""
+    assert [name for name in IMPORTED if find_spec(name) is None] in ([], ["pandas"])
 
 
 def test_workers_that_end_as_they_begin_are_replaced_later_and_later() -> None:
