@@ -49,6 +49,19 @@ def test_shards_of_few_rows_add_up_to_many() -> None:
     assert other.auc == whole.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
 
 
+def test_the_auc_of_few_scores_is_exact_over_many_rows() -> None:
+    """They lie closer together than bins are wide, and one batch has more rows than are kept."""
+    rng = np.random.default_rng(4)
+    scores = -1 + 1e-7 * rng.permutation(143)
+    rows = rng.integers(0, len(scores), 3 * KEPT)
+    labels = (rng.random(len(rows)) < rows / 300).astype(np.float32)
+    found, other = Quality(), Quality()
+    found.add(scores[rows[:KEPT]], labels[:KEPT])
+    other.add(scores[rows[KEPT:]], labels[KEPT:])
+    found += other
+    assert found.auc == pytest.approx(roc_auc_score(labels, scores[rows]), abs=1e-12)
+
+
 def test_quality_of_shards_adds_up_to_the_last_bit() -> None:
     rng = np.random.default_rng(1)
     parts = [(rng.normal(size=100).astype(np.float32), rng.integers(0, 2, 100)) for _ in range(9)]

@@ -8,26 +8,44 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 1 << 20
-KEPT = 1 << 16  # rows whose AUC is exact
+KEPT = 1 << 16  # distinct logits whose AUC is exact
 # upper ends of the buckets that scores are counted in
 SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
+
+
+class _Rows(NamedTuple):
+    """Logits float64 [n], and how often each was not clicked and clicked, int64 [2, n]."""
+
+    logits: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def together(cls, parts: list[_Rows]) -> _Rows:
+        """The same rows with each logit once, from the lowest to the highest."""
+        logits, places = np.unique(
+            np.concatenate([part.logits for part in parts]), return_inverse=True
+        )
+        counts = np.zeros((2, len(logits)), np.int64)
+        for side, given in enumerate(np.concatenate([part.counts for part in parts], 1)):
+            np.add.at(counts[side], places, given)
+        return cls(logits, counts)
 
 
 class Quality:
     """AUC, log loss and calibration of logits against clicks.
 
-    Up to 65,536 rows are kept, and their AUC is exact. Beyond, logits are counted in 2^20 bins, so
-    that an AUC over any number of rows takes 16 MB: two logits in one bin (1.5e-5 wide around 0)
-    count as equal, which moves the AUC by less than 1e-6 where logits spread over 0.1 or more.
-    Tests compare both with scikit-learn's, which needs all scores.
+    Up to 65,536 distinct logits are kept, and their AUC is exact, over however many rows. Beyond,
+    logits are counted in 2^20 bins, so that an AUC takes 16 MB: two logits in one bin (1.5e-5 wide
+    around 0) count as equal, which moves the AUC by less than 1e-6 where logits spread over 0.1 or
+    more. Tests compare both with scikit-learn's, which needs all scores.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros((2, BINS), np.int64)  # [not clicked, clicked] x bins
         self._losses: list[float] = []  # one entry a batch; fsum adds them exactly, in any order
         self._predicted: list[float] = []
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []  # logits and whether they were clicked
-        self._few = True  # all rows are kept
+        self._kept: list[_Rows] = []
+        self._few = True  # all logits are kept
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Count one batch: logits float32 [B], labels 0 or 1 [B]."""
@@ -36,7 +54,7 @@ class Quality:
         bins = _bins(z)
         for side, chosen in enumerate((~clicked, clicked)):
             np.add.at(self.counts[side], bins[chosen], 1)
-        self._keep([(z, clicked)])
+        self._keep([_Rows(z, np.stack([~clicked, clicked]).astype(np.int64))])
         self._losses.append(float(np.sum(np.logaddexp(0.0, z) - z * clicked)))
         from scipy.special import expit  # a scorer, which reads what was measured, has no scipy
 
@@ -50,10 +68,12 @@ class Quality:
         self._keep(other._kept)
         return self
 
-    def _keep(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Keep these rows too, or none any more where there are too many."""
+    def _keep(self, rows: list[_Rows]) -> None:
+        """Keep these rows too, or none any more where they have too many logits."""
         self._kept += rows
-        self._few &= sum(len(logits) for logits, _ in self._kept) <= KEPT
+        if sum(len(one.logits) for one in self._kept) > KEPT:
+            self._kept = [_Rows.together(self._kept)]
+            self._few &= len(self._kept[0].logits) <= KEPT
         if not self._few:
             self._kept = []
 
@@ -64,14 +84,8 @@ class Quality:
     @property
     def auc(self) -> float:
         """Chance that a clicked row scores above one not clicked; NaN when one kind is absent."""
-        if self._few and self._kept:
-            logits, clicked = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
-            more = int(clicked.sum())
-            pairs = more * (len(clicked) - more)
-            # a clicked row's rank is 1, and one more for each row below it, clicked ones too
-            won = float(_ranks(logits)[clicked].sum()) - more * (more + 1) / 2
-            return won / pairs if pairs else float("nan")
-        negatives, positives = self.counts.astype(np.float64)
+        kept = _Rows.together(self._kept).counts if self._few and self._kept else self.counts
+        negatives, positives = kept.astype(np.float64)
         below = np.cumsum(negatives) - negatives
         pairs = negatives.sum() * positives.sum()
         won = np.sum(positives * (below + 0.5 * negatives))
