@@ -186,7 +186,7 @@ RUNS = (
         script="known_ids",
         record="known_ids",
         arguments="--work {work}/known_ids",
-        minutes=8,
+        minutes=4,
         tiny="--ids 10000 --asked 8192 --rounds 1",
     ),
     Run(script="slim", record="slim", minutes=5, tiny="--ids 1000 --rounds 1 --calls 1"),
