@@ -54,9 +54,10 @@ setup(
     ext_modules=[
         Extension(
             "embedcomp.kernels._engine",
-            ["embedcomp/kernels/engine.cpp", "embedcomp/kernels/requests.cpp"],
+            [f"embedcomp/kernels/{name}.cpp" for name in ("engine", "known", "requests")],
             depends=[
-                f"embedcomp/kernels/{name}" for name in ("engine.h", "requests.h", "kernels.inc")
+                f"embedcomp/kernels/{name}"
+                for name in ("engine.h", "known.h", "requests.h", "kernels.inc")
             ],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],

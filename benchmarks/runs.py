@@ -182,6 +182,13 @@ RUNS = (
         minutes=3,
         tiny="--rounds 1",
     ),
+    Run(
+        script="known_ids",
+        record="known_ids",
+        arguments="--work {work}/known_ids",
+        minutes=4,
+        tiny="--ids 10000 --asked 8192 --rounds 1",
+    ),
     Run(script="slim", record="slim", minutes=5, tiny="--ids 1000 --rounds 1 --calls 1"),
     Run(
         script="serving",

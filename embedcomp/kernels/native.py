@@ -160,14 +160,25 @@ class Call(ctypes.Structure):
     )
 
 
+class Rising(ctypes.Structure):
+    _fields_ = (("blocks", c_void_p), ("bits", c_int64))
+
+
 class Known(ctypes.Structure):
     _fields_ = (
-        ("slots", c_void_p),
-        ("capacity", c_int64),
+        ("codes", c_void_p),
+        ("starts", Rising),
         ("text", c_void_p),
-        ("offsets", c_void_p),
+        ("texts", Rising),
+        ("text_bytes", c_int64),
         ("first_row", c_int64),
         ("ids", c_int64),
+        ("smallest", c_uint64),
+        ("span", c_uint64),
+        ("buckets", c_uint64),
+        ("remainders", c_uint64),
+        ("shift", c_int32),
+        ("code_bits", c_int32),
         ("kind", c_int32),
         ("unknown_row", c_int32),
         ("null_row", c_int32),
@@ -317,7 +328,10 @@ def library() -> ctypes.CDLL | None:
         found.embedcomp_rows.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_to_brain.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         found.embedcomp_know.restype = found.embedcomp_known.restype = None
-        found.embedcomp_know.argtypes = [c_void_p, c_void_p, c_int64]
+        found.embedcomp_know_starts.restype = found.embedcomp_pack_rising.restype = None
+        found.embedcomp_know.argtypes = [c_void_p, c_void_p, c_void_p]
+        found.embedcomp_know_starts.argtypes = [c_void_p, c_void_p, c_void_p]
+        found.embedcomp_pack_rising.argtypes = [c_void_p, c_void_p, c_int64]
         found.embedcomp_known.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]
         found.embedcomp_read.restype = found.embedcomp_answer.restype = c_int32
         found.embedcomp_read.argtypes = [c_void_p, c_void_p, c_void_p]

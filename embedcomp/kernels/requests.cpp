@@ -28,77 +28,6 @@ struct ArrowArray {
 
 namespace {
 
-template <class T>
-inline T load(const void* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
-
-struct Text {
-  const uint8_t* at;
-  int64_t length;
-};
-
-bool same(Text one, Text other) {
-  return one.length == other.length &&
-         (one.length == 0 || std::memcmp(one.at, other.at, size_t(one.length)) == 0);
-}
-
-// ---- ids and their rows -----------------------------------------------------------------------
-
-constexpr int64_t kNumberSlot = 12, kTextSlot = 8;
-
-inline uint64_t mixed(uint64_t x) {
-  x *= 0x9E3779B97F4A7C15ull;
-  x ^= x >> 32;
-  x *= 0xD6E8FEB86659FD93ull;
-  return x ^ (x >> 32);
-}
-
-inline uint64_t hash(Text text) {
-  uint64_t found = mixed(uint64_t(text.length) + 1);
-  int64_t i = 0;
-  for (; i + 8 <= text.length; i += 8) found = mixed(found ^ load<uint64_t>(text.at + i));
-  uint64_t rest = 0;
-  if (i < text.length) std::memcpy(&rest, text.at + i, size_t(text.length - i));
-  return mixed(found ^ rest);
-}
-
-inline int64_t slot_of(uint64_t hash, int64_t capacity) {
-  return int64_t((unsigned __int128)hash * (unsigned __int128)capacity >> 64);
-}
-
-inline Text text_of(const Known& known, int32_t row) {
-  const int32_t* from = known.offsets + (row - known.first_row);
-  return {known.text + from[0], from[1] - from[0]};
-}
-
-inline int32_t row_of(const Known& known, int64_t id) {
-  if (known.kind == kRowNumbers)
-    return id >= 0 && id < known.ids ? int32_t(id) : known.unknown_row;
-  for (int64_t i = slot_of(mixed(uint64_t(id)), known.capacity);;) {
-    const uint8_t* slot = known.slots + kNumberSlot * i;
-    const int32_t row = load<int32_t>(slot + 8);
-    if (row == 0) return known.unknown_row;
-    if (load<int64_t>(slot) == id) return row;
-    if (++i == known.capacity) i = 0;
-  }
-}
-
-inline int32_t row_of(const Known& known, Text text) {
-  const uint64_t wanted = hash(text);
-  for (int64_t i = slot_of(wanted, known.capacity);;) {
-    const uint8_t* slot = known.slots + kTextSlot * i;
-    const int32_t row = load<int32_t>(slot + 4);
-    if (row == 0) return known.unknown_row;
-    if (load<uint32_t>(slot) == uint32_t(wanted)) {
-      if (same(text_of(known, row), text)) return row;
-    }
-    if (++i == known.capacity) i = 0;
-  }
-}
-
 // ---- columns ----------------------------------------------------------------------------------
 
 // Where something is null: by a bitmap of Arrow, or by a list of places.
@@ -154,12 +83,10 @@ struct Column {
 template <class T>
 void rows_of(const Known& known, const Column& column, int64_t first, int64_t last,
              const Nulls& nulls, T* rows) {
-  if (column.type == kTextColumn) {
-    for (int64_t i = first; i < last; ++i) rows[i - first] = row_of(known, column.text(i));
-  } else {
-    for (int64_t i = first; i < last; ++i)
-      rows[i - first] = row_of(known, load<int64_t>(column.data + 8 * i));
-  }
+  if (column.type == kTextColumn)
+    hashed_rows(known, last - first, [&](int64_t i) { return column.text(first + i); }, rows);
+  else
+    number_rows(known, last - first, column.data + 8 * first, rows);
   if (nulls.any())
     nulls.each(first, last, [&](int64_t i) { rows[i - first] = known.null_row; });
 }
@@ -703,37 +630,6 @@ thread_local Joined joined;
 }  // namespace
 
 extern "C" {
-
-// Put known ids into empty slots, row by row from the first on.
-void embedcomp_know(const Known* known, const int64_t* numbers, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t row = int32_t(known->first_row + i);
-    const bool is_text = known->kind == kStrings;
-    const int64_t width = is_text ? kTextSlot : kNumberSlot;
-    const uint64_t hashed = is_text ? hash(text_of(*known, row)) : mixed(uint64_t(numbers[i]));
-    int64_t at = slot_of(hashed, known->capacity);
-    while (load<int32_t>(known->slots + width * at + width - 4) != 0)
-      if (++at == known->capacity) at = 0;
-    uint8_t* slot = known->slots + width * at;
-    std::memcpy(slot + width - 4, &row, 4);
-    if (is_text) {
-      const uint32_t part = uint32_t(hashed);
-      std::memcpy(slot, &part, 4);
-    } else {
-      std::memcpy(slot, &numbers[i], 8);
-    }
-  }
-}
-
-// Rows of the values of an Arrow array without nulls: int64, or strings by their offsets.
-void embedcomp_known(const Known* known, const void* values, const int32_t* offsets, int64_t count,
-                     int32_t* rows) {
-  Column column;
-  column.type = offsets != nullptr ? kTextColumn : kLongColumn;
-  column.data = static_cast<const uint8_t*>(values);
-  column.offsets = offsets;
-  rows_of(*known, column, 0, count, Nulls(), rows);
-}
 
 // Dense numbers as a model sees them, in their place. Returns kNone, or kUnread where one is infinite.
 int32_t embedcomp_standards(const Feature* feature, float* numbers, int64_t count) {

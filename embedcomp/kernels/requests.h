@@ -6,23 +6,7 @@
 #include <cstdint>
 
 #include "engine.h"
-
-enum KnownKind : int32_t { kNumbers = 0, kStrings = 1, kRowNumbers = 2 };
-
-// The known ids of a column and their rows (log/known.py).
-struct Known {
-  uint8_t* slots;    // kNumbers: an id of 8 bytes and its row of 4 each; kStrings: 4 bytes of its
-                     // hash and its row. Row 0 is of no known id: the slot is empty
-  int64_t capacity;  // slots; more than there are ids
-  const uint8_t* text;     // kStrings: all of them, one after another, by row,
-  const int32_t* offsets;  // where each begins, and the end of the last
-  int64_t first_row;       // of the first known id
-  int64_t ids;             // that are known
-  int32_t kind;
-  int32_t unknown_row;
-  int32_t null_row;
-  int32_t reserved;
-};
+#include "known.h"
 
 enum ColumnType : int32_t {
   kLongColumn = 0, kTextColumn = 1, kFloatColumn = 2, kDoubleColumn = 3, kIntColumn = 4,
