@@ -318,8 +318,8 @@ def test_numbers_that_never_fall_are_packed_whole(count: int, most: int) -> None
     steps = np.random.default_rng(7).integers(0, most, count, endpoint=True)
     numbers = np.cumsum(steps).astype(np.uint32)
     assert _read(Rising.of(numbers), count) == numbers.tolist()
-    wide = np.array([0] * 31 + [2**32 - 1] * 2, np.uint32)
-    assert _read(Rising.of(wide), 33) == wide.tolist()
+    wide = np.array([0] * 63 + [2**32 - 1] * 2, np.uint32)  # the second block is the widest
+    assert _read(Rising.of(wide), 65) == wide.tolist()
 
 
 def test_tables_are_as_other_versions_read_them() -> None:
