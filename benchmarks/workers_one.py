@@ -121,6 +121,7 @@ class Usage:
 
 def _held() -> int:
     """Bytes of tables and of what optimizers keep of them."""
+    gc.collect()
     plain = Tensor, nn.Parameter, workers.Sharded, Replicated  # and none of torchrec's wrappers
     alive = [t for t in gc.get_objects() if type(t) in plain]
     found = [t.untyped_storage() for t in alive if t.layout == torch.strided and not t.is_meta]
@@ -149,7 +150,8 @@ def on_log(spec: Spec, folder: Path) -> dict[str, float]:
     file = models.get(spec.model)
     model = file.build(data.features, file.Settings())
     if spec.by == "torchrec":
-        return {"auc": _by_torchrec(spec, model, data, usage), **usage.figures()}
+        parallel = Parallel(model, spec.rate, spec.settings.learning_rate)
+        return {"auc": _by_torchrec(spec, parallel, data, usage), **usage.figures()}
 
     def watch(report: Report) -> None:
         """Of steps that follow one another."""
@@ -163,9 +165,8 @@ def on_log(spec: Spec, folder: Path) -> dict[str, float]:
     return {"auc": history[-1]["auc"], **usage.figures()}
 
 
-def _by_torchrec(spec: Spec, model: nn.Module, data: Data, usage: Usage) -> float:
+def _by_torchrec(spec: Spec, parallel: Parallel, data: Data, usage: Usage) -> float:
     """The AUC after the batches, schedule and dense optimizer of `fit`."""
-    parallel = Parallel(model, spec.rate, spec.settings.learning_rate)
     train, valid = data.pieces()
     batches = -(-sum(p.rows for p in train) // (workers.count() * spec.batch_rows))
     shuffled = Shuffled(data.log, data.features, workers.share(train), spec.batch_rows)
@@ -181,9 +182,9 @@ def _by_torchrec(spec: Spec, model: nn.Module, data: Data, usage: Usage) -> floa
 
 
 class Large(nn.Module):
-    """Large tables under a small perceptron."""
+    """Large tables, on a device, under a small perceptron."""
 
-    def __init__(self, rows: int, tables: int):
+    def __init__(self, rows: int, tables: int, device: str):
         super().__init__()
         configs = [
             EmbeddingBagConfig(
@@ -195,7 +196,7 @@ class Large(nn.Module):
             )
             for i in range(tables)
         ]
-        self.embeddings = EmbeddingBagCollection(tables=configs)
+        self.embeddings = EmbeddingBagCollection(tables=configs, device=torch.device(device))
         layers = (nn.Linear(tables * WIDTH, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
         self.deep = nn.Sequential(*layers, nn.Linear(64, 1))
 
@@ -219,14 +220,15 @@ def made_up(spec: Spec) -> Iterator[Batch]:
 def on_large(spec: Spec, folder: Path) -> dict[str, float]:
     usage = Usage(spec)
     torch.manual_seed(0)
-    model: nn.Module = Large(spec.rows, spec.tables)
-    if spec.by == "torchrec":
-        parallel = Parallel(model, spec.rate, spec.settings.learning_rate)
+    if spec.by == "torchrec":  # draws a worker's tables alone
+        whole = Large(spec.rows, spec.tables, "meta")
+        parallel = Parallel(whole, spec.rate, spec.settings.learning_rate)
         for batch in made_up(spec):
             usage.begin()
             parallel.step(batch, 1.0)
             usage.end()
         return usage.figures()
+    model: nn.Module = Large(spec.rows, spec.tables, "cpu")
     shared = spec.by == "embedcomp" and spec.workers > 1
     with sharded_tables(model, folder / "run") if shared else fast_tables(model):
         if spec.by == "replicated":

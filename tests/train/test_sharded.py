@@ -281,16 +281,17 @@ def test_no_worker_holds_all_rows_while_it_trains_and_nothing_is_pickled_for_a_s
     in_workers(2, _is_watched, synth_log.path, str(tmp_path))
     for rank in (0, 1):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert told["weights"] <= math.ceil(told["all"] / 2), told
         assert told["largest"] <= math.ceil(told["all"] / 2), told
         assert told["pickled"] == 0, told
 
 
 def _is_watched(rank: int, path: str, folder: str) -> None:
-    """How large tensors are after a step, and whether objects were sent within an epoch's steps."""
+    """How large tensors of tables are after a step, and objects that steps of an epoch sent."""
     data = Data(ClickLog(path), Features.load(Path(folder, "features")))
     model = small_model(data.features)
     rows = sum(table.rows for table in data.features.ids)
-    told = {"all": rows * 4, "largest": 0, "pickled": 0}
+    told = {"all": rows * 4, "largest": 0, "weights": 0, "pickled": 0}
     in_steps = False
 
     def counted(send: Callable[..., Any]) -> Callable[..., Any]:
@@ -303,10 +304,12 @@ def _is_watched(rank: int, path: str, folder: str) -> None:
     def watch(report: Report) -> None:
         nonlocal in_steps
         in_steps = report.rows_done < report.rows_total  # evaluations may send a Quality
-        alive = [t for t in gc.get_objects() if type(t) in (Tensor, workers.Sharded)]
+        kinds = Tensor, nn.Parameter, workers.Sharded
+        alive = [t for t in gc.get_objects() if type(t) in kinds]
         held = [t for t in alive if t.shape[1:] == (4,) and t.layout == torch.strided]
-        rows = [t.untyped_storage().nbytes() // 4 for t in held]
-        told["largest"] = max(told["largest"], *rows)
+        numbers = [t.untyped_storage().nbytes() // 4 for t in held]
+        told["largest"] = max(told["largest"], *numbers)
+        told["weights"] = sum(t.numel() for t in held if isinstance(t, nn.Parameter))
 
     for name in ("all_gather_object", "broadcast_object_list"):
         setattr(dist, name, counted(getattr(dist, name)))
