@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from embedcomp.errors import BadSettings
 from embedcomp.support.files import replacing
 from embedcomp.train import workers
 from embedcomp.train.rows import distinct
@@ -146,9 +148,30 @@ def sharded_tables(model: nn.Module, place: Path) -> Iterator[nn.Module]:
 
     After it they are whole, in files that begin with `place`. A worker that fails leaves the block
     with the model as it is, for the others may not come to put it together.
+
+    Raises:
+        BadSettings: not all of the workers see the folder of these files.
     """
+    _refuse_apart(place.parent)
     swapped = swap_in(model, ShardedTables)
     yield model
     for number, (parent, name, collection, tables) in enumerate(swapped):
         tables.write_back_to(place.with_suffix(f".{number}.tables"), collection)
         setattr(parent, name, collection)
+
+
+def _refuse_apart(folder: Path) -> None:
+    """Before the training, at whose end tables could not be put together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = workers.once(lambda: folder / f".{uuid4().hex}")
+    if not workers.rank():
+        mark.touch()
+    workers.wait()
+    seen = sum(workers.gathered(mark.exists()))
+    if not workers.rank():
+        mark.unlink()
+    if seen < workers.count():
+        raise BadSettings(
+            f"workers is {workers.count()}, but {seen} of them see what the first one writes to "
+            f"{folder}; put it on storage that all nodes share"
+        )

@@ -19,7 +19,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embedcomp.errors import BadModel
+from embedcomp.errors import BadModel, BadSettings
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.features import Features
 from embedcomp.train import checkpoint, workers
@@ -125,6 +125,25 @@ def _writes_back(rank: int, folder: Path) -> None:
     torch.save(torch.cat([bag.weight.detach() for bag in bags]), folder / f"{rank}.pt")
     for bag in bags:
         bag.weight.data.zero_()  # its own alone
+
+
+def test_workers_that_do_not_see_one_folder_are_refused_before_training(tmp_path: Path) -> None:
+    in_workers(2, _is_apart, tmp_path)
+    for rank in (0, 1):
+        assert "workers is 2, but 1 of them see what" in (tmp_path / f"{rank}.txt").read_text()
+        assert not [*(tmp_path / "01"[rank]).iterdir()]
+
+
+def _is_apart(rank: int, folder: Path) -> None:
+    """A worker sees a folder by the first one's name, which is not the first one's."""
+    own = folder / str(rank)
+    once = workers.once
+    workers.once = lambda make: own / once(make).name  # type: ignore[assignment,attr-defined]
+    try:
+        with sharded_tables(collection(PoolingType.SUM), own / "run"):
+            raise AssertionError("they are not refused")
+    except BadSettings as error:
+        (folder / f"{rank}.txt").write_text(str(error))
 
 
 class Run(SimpleNamespace):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+LONGEST = timedelta(minutes=2)  # that one waits for another, who may have failed
 # imported once for the workers of all tests, which are copies of a process that has done so
 HEAVY = ["embedcomp.recipes.training", "embedcomp.swapping.swap"]
 
@@ -35,6 +37,8 @@ def _worker(
 ) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+    dist.init_process_group(
+        "gloo", init_method=address, rank=rank, world_size=count, timeout=LONGEST
+    )
     work(rank, *given)
     dist.destroy_process_group()
