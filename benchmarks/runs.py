@@ -211,6 +211,19 @@ RUNS = (
         minutes=12,
         tiny="--seconds 3 --swap-every 1 --kill-every 2 --set epochs=1",
     ),
+    _on(
+        MOVIES,
+        "workers",
+        minutes=30,
+        tiny="--epochs 2 --seeds 1 --rounds 1 --rows 2000 --steps 12 --batch-rows 128",
+    ),
+    _on(
+        CLICKS,
+        "workers",
+        "--model deepfm --min-count 10 --epochs 1 --seeds 1 --rounds 0 --only one two",
+        minutes=10,
+        tiny="--batch-rows 128",
+    ),
     Run(
         script="ray_count",
         record="ray_count_movielens_1m",

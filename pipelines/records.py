@@ -16,6 +16,7 @@ from embedcomp.support.files import remove, replacing
 from embedcomp.support.version import __version__
 
 CHECKPOINTS = ".checkpoints"  # where recipes keep the state of a run, in the step's folder
+RESUMABLE = {"workers"}  # inputs with other values of which a step that was stopped goes on
 
 
 class Record(BaseModel):
@@ -82,12 +83,12 @@ class Records:
     def _begin(
         self, name: str, file: Path, found: Record | None, wanted: dict[str, Any], place: Path
     ) -> None:
-        started = found is not None and found.output is None and found.inputs == wanted
-        if started and not self.force:
+        stopped = found is not None and found.output is None and not self.force
+        if found is not None and stopped and _changed(found, wanted) <= RESUMABLE:
             say(f"{name}: goes on from where it was stopped")
-            return
-        say(f"{name}: {_reason(found, wanted)}")
-        remove(place / CHECKPOINTS)  # those of other inputs are not to be gone on from
+        else:
+            say(f"{name}: {_reason(found, wanted)}")
+            remove(place / CHECKPOINTS)  # those of other inputs are not to be gone on from
         _write(file, Record(inputs=wanted))
 
     def _finish(
@@ -111,9 +112,13 @@ def say(text: str) -> None:
 def _reason(found: Record | None, wanted: dict[str, Any]) -> str:
     if found is None:
         return "begins"
-    keys = sorted(found.inputs.keys() | wanted.keys())
-    changed = [key for key in keys if found.inputs.get(key) != wanted.get(key)]
-    return f"begins again ({', '.join(changed) or 'as asked'})"
+    return f"begins again ({', '.join(sorted(_changed(found, wanted))) or 'as asked'})"
+
+
+def _changed(found: Record, wanted: dict[str, Any]) -> set[str]:
+    """Names of inputs that differ."""
+    keys = found.inputs.keys() | wanted.keys()
+    return {key for key in keys if found.inputs.get(key) != wanted.get(key)}
 
 
 def _read(file: Path) -> Record | None:

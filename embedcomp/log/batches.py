@@ -55,6 +55,18 @@ def to_batch(rows: Rows, keys: list[str]) -> Batch:
     return Batch(torch.from_numpy(rows.dense), sparse, torch.from_numpy(rows.labels), taught)
 
 
+def made_up_row(features: Features) -> Batch:
+    """A batch of one row with dense features of 0 and the first id in every column."""
+    ids = len(features.keys)
+    sparse = KeyedJaggedTensor(
+        keys=features.keys,
+        values=torch.zeros(ids, dtype=torch.int64),
+        lengths=torch.ones(ids, dtype=torch.int64),
+        stride=1,
+    )
+    return Batch(torch.zeros(1, len(features.dense)), sparse, torch.zeros(1))
+
+
 def read_rows(
     log: ClickLog, features: Features, pieces: Iterable[Piece], taught: Taught | None = None
 ) -> Iterator[Rows]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +27,7 @@ from embedcomp.train.optim import OfRows, begin_anew, optimizers, set_learning_r
 from embedcomp.train.plateau import Plateau
 from embedcomp.train.quality import quality
 from embedcomp.train.settings import TrainSettings, refuse_too_many
+from embedcomp.train.sharded import sharded_tables
 from embedcomp.train.tables import fast_tables
 from embedcomp.train.teacher import TeacherScores
 
@@ -113,10 +114,12 @@ def fit(
     """Train `model` in place and leave it with the weights of its best validation AUC.
 
     A run that was killed goes on from its last checkpoint in `folder` when it is called again
-    with the same arguments. In a process group every worker trains its share of the rows.
+    with the same arguments, by any number of workers. In a process group every worker trains its
+    share of the log's rows and holds its share of the tables' rows.
 
     Args:
-        folder: where checkpoints are kept; the caller removes it once the model is saved.
+        folder: where checkpoints are kept, and what several workers trained, which they map; all of
+            them have it, and the caller removes it once the model is saved.
         teacher: a model whose scores the run also imitates; it scores each row once, into a file
             in `folder`, and reads what the model reads.
         watch: is told a `Report` after each step and each evaluation.
@@ -146,9 +149,9 @@ def fit(
         taught = None
         if teacher is not None and settings.epochs:
             taught = _taught(teacher, data, data.taught or folder, watch)
+        stack.enter_context(_in_fast_form(model, folder / name))
         file = folder / f"{name}.probes.json"
         settings, chosen = _with_weights(model, data, settings, taught, file, watch, stage)
-        stack.enter_context(fast_tables(model))
         run = _Run(model, pieces, data, settings, folder / name, taught, step, stage)
         run.resume()
         run.train(watch)
@@ -156,6 +159,10 @@ def fit(
     history = run.plateau.history
     chosen |= {"rate_factor": settings.rate_factor}
     return [history[0] | chosen, *history[1:]] if history else []
+
+
+def _in_fast_form(model: nn.Module, place: Path) -> AbstractContextManager[nn.Module]:
+    return fast_tables(model) if workers.count() == 1 else sharded_tables(model, place)
 
 
 def _taught(teacher: nn.Module, data: Data, folder: Path, watch: Watch) -> TeacherScores:
@@ -218,7 +225,7 @@ def _weight(
     def trained(value: float) -> Quality:
         how = weight.set(weight.probing(settings, rows), value)
         copied = copy.deepcopy(model)
-        with torch.random.fork_rng(devices=[]), fast_tables(copied):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             run = _Run(copied, few, data, how, None, taught, stage=stage)
             step = f"trying {weight.setting} of {value:g}"
@@ -393,7 +400,8 @@ class _Run:
         kept = {id(tensor) for tensor in self._summed()}
         buffers = (tensor for tensor in self.model.buffers() if id(tensor) not in kept)
         workers.follow_first(buffers)  # means of a batch norm are a worker's own
-        valid = workers.total(quality(self.model, data.log, data.features, self.valid))
+        found = quality(self.model, data.log, data.features, self.valid, in_step=True)
+        valid = workers.total(found)
         settled = all(part.settled for part in self.parts)
         better, cut = self.plateau.see(self.epoch, valid, settled, rows_per_second=round(speed))
         self.last = valid
@@ -419,9 +427,8 @@ class _Run:
     def _save(self, kind: str) -> None:
         file = self._file(kind)
         workers.sum_into_first(self._summed())  # its state alone is kept
-        if file is not None and workers.rank() == 0:
+        if file is not None:
             checkpoint.save(self, file)
-        workers.wait()
 
     def _file(self, kind: str) -> Path | None:
         return self._place and self._place.with_suffix(f".{kind}.pt")

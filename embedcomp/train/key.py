@@ -16,13 +16,13 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.storage.training import Stage
 from embedcomp.support.version import __version__
-from embedcomp.train import workers
 from embedcomp.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """Everything that the weights at the end of a run depend on.
+    """Everything that the weights at the end of a run depend on, but for the number of workers:
+    others may go on from where these were killed.
 
     model, teacher: digests of their modules' types, of what these say of themselves and of the
         weights that they begin with, so a plan's rounding, a stage or a checkpoint to start from is
@@ -31,7 +31,6 @@ class RunKey:
 
     version: str
     settings: TrainSettings
-    workers: int
     log: str
     features: str
     model: str
@@ -54,7 +53,6 @@ class RunKey:
         return cls(
             version=__version__,
             settings=settings,
-            workers=workers.count(),
             log=log.stamp(list(splits)),
             features=of_features(features),
             model=of_module(model),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from embedcomp.storage.training import Group, Trains
+from embedcomp.train.workers import Sharded
 
 
 class FlatTables(Trains):
-    """The tables of one EmbeddingBagCollection in a single weight [rows of all, width].
+    """The tables of one EmbeddingBagCollection in a single weight `flat` [rows of all, width].
 
     Takes what the collection takes and gives what it gives; the gradient of `flat` is sparse.
     """
@@ -24,7 +26,7 @@ class FlatTables(Trains):
         super().__init__()
         configs = collection.embedding_bag_configs()
         bags = [collection.embedding_bags[config.name] for config in configs]
-        self.flat = nn.Parameter(torch.cat([bag.weight.detach() for bag in bags]))
+        self.flat = Sharded(self._taken(bags))
         self.mode: str = bags[0].mode
         self._configs = configs
         self._names: list[str] = collection._embedding_names
@@ -40,15 +42,24 @@ class FlatTables(Trains):
 
     def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
         ids, offsets = self._rows(sparse)
+        places, rows = self._found(ids)
         pooled = nn.functional.embedding_bag(
-            ids, self.flat, offsets, mode=self.mode, sparse=True, include_last_offset=True
+            places, rows, offsets, mode=self.mode, sparse=True, include_last_offset=True
         )  # [F * B, width], feature-major
         features, width = len(self._features), self.flat.shape[1]
         values = pooled.view(features, -1, width).transpose(0, 1).reshape(-1, features * width)
         return KeyedTensor(self._names, [width] * features, values)
 
+    def _taken(self, bags: Sequence[nn.EmbeddingBag]) -> Tensor:
+        """What `flat` begins with."""
+        return torch.cat([bag.weight.detach() for bag in bags])
+
+    def _found(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [n, width] that hold those of `ids`, and where each of these is in them."""
+        return ids, self.flat
+
     def _rows(self, sparse: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        """Rows of `flat` and offsets [F * B + 1], in the tables' order."""
+        """Numbers of rows of all tables and offsets [F * B + 1], in the tables' order."""
         sparse = in_order(sparse, self._features)
         per_key = torch.tensor(sparse.length_per_key())
         first_rows = torch.repeat_interleave(torch.tensor(self._first_rows), per_key)
@@ -75,21 +86,36 @@ def is_fusable(module: nn.Module) -> bool:
     return alike and all(type(b) is nn.EmbeddingBag and b.padding_idx is None for b in bags)
 
 
+Form = TypeVar("Form", bound=FlatTables)
+
+
 @contextmanager
 def fast_tables(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block, the model's collections of plain tables are in their fast form."""
-    swapped: list[tuple[nn.Module, str, EmbeddingBagCollection, FlatTables]] = []
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if is_fusable(child):
-                swapped.append((parent, name, child, FlatTables(child)))
-                setattr(parent, name, swapped[-1][-1])
+    swapped = swap_in(model, FlatTables)
     try:
         yield model
     finally:
         for parent, name, collection, fast in swapped:
             fast.write_back(collection)
             setattr(parent, name, collection)
+
+
+def swap_in(
+    model: nn.Module, form: Callable[[EmbeddingBagCollection], Form]
+) -> list[tuple[nn.Module, str, EmbeddingBagCollection, Form]]:
+    """Put a fast form in the place of each collection of plain tables.
+
+    Returns:
+        Where each was, by its parent and its name there, itself and its form.
+    """
+    swapped = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if is_fusable(child):
+                swapped.append((parent, name, child, form(child)))
+                setattr(parent, name, swapped[-1][-1])
+    return swapped
 
 
 def in_order(sparse: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJaggedTensor:

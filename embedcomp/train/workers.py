@@ -11,13 +11,21 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcomp.errors import EmbedcompError
 from embedcomp.log.click_log import Piece
 from embedcomp.support.metrics import Quality
+from embedcomp.train.rows import summed
 
 T = TypeVar("T")
+
+
+class Sharded(nn.Parameter):
+    """Rows [own rows, width] of tables: row r is that of worker r % count, its r // count-th one.
+
+    A single worker has all of them. Its gradient is the sum over all workers as it comes.
+    """
 
 
 def count() -> int:
@@ -130,7 +138,7 @@ def keep_in_first(tensors: Iterable[Tensor]) -> None:
 
 
 def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
-    """Make every worker's gradients the sum over workers.
+    """Make every worker's gradients the sum over workers, of parameters that all of them hold.
 
     Args:
         sparse: gradients usually hold the rows that a worker looked up, which are gathered, not
@@ -139,6 +147,8 @@ def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
     if count() == 1:
         return
     for parameter in parameters:
+        if isinstance(parameter, Sharded):
+            continue
         found = parameter.grad
         if found is None:  # not reached by this worker's batch, perhaps by another's
             found = torch.zeros_like(parameter, layout=torch.sparse_coo if sparse else None)
@@ -151,8 +161,44 @@ def sum_gradients(parameters: Iterable[Tensor], *, sparse: bool) -> None:
 
 def _sum_of_rows(gradient: Tensor) -> Tensor:
     """The sum of the workers' sparse gradients, which stays uncoalesced."""
-    ids, values = zip(*gathered((gradient._indices(), gradient._values())), strict=True)
-    return torch.sparse_coo_tensor(torch.cat(ids, dim=1), torch.cat(values), gradient.shape)
+    ids, values = (_rows_of_all(rows) for rows in summed(gradient))
+    return torch.sparse_coo_tensor(ids[None], values, gradient.shape, check_invariants=False)
+
+
+def _rows_of_all(rows: Tensor) -> Tensor:
+    """Every worker's rows [n of it, ...], in the order of the workers, on every worker."""
+    lengths = torch.zeros(count(), dtype=torch.int64)
+    lengths[rank()] = len(rows)
+    dist.all_reduce(lengths)
+    padded = rows.new_zeros(int(lengths.max()), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return torch.cat([of[:length] for of, length in zip(found, lengths.tolist(), strict=True)])
+
+
+def exchanged(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send each worker some rows and receive some from each, both in the order of the workers.
+
+    Args:
+        rows: [sum of sent, ...].
+        sent, received: how many go to each worker, and come from each.
+
+    Returns:
+        [sum of received, ...].
+    """
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(found, rows.contiguous(), received, sent)
+    return found
+
+
+def most(number: int) -> int:
+    """The largest of all workers' numbers."""
+    if count() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def gathered(value: T) -> list[T]:

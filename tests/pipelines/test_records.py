@@ -75,7 +75,7 @@ def test_a_stopped_job_goes_on_from_its_last_finished_step(tmp_path: Path) -> No
     assert runs == ["first", "second"]
 
 
-def stopped_step(out: Path, seed: int) -> bool:
+def stopped_step(out: Path, seed: int, workers: int = 1) -> bool:
     """Stops a step that wrote a checkpoint; tells whether one lay there when it began."""
     there: list[bool] = []
 
@@ -85,7 +85,7 @@ def stopped_step(out: Path, seed: int) -> bool:
         raise Stopped
 
     with pytest.raises(Stopped):
-        Records(out).step("train", "model", {"seed": seed}, make)
+        Records(out).step("train", "model", {"seed": seed, "workers": workers}, make)
     return there[0]
 
 
@@ -93,6 +93,20 @@ def test_checkpoints_outlive_a_stopped_driver_but_not_a_change_of_inputs(tmp_pat
     assert not stopped_step(tmp_path, seed=0)
     assert stopped_step(tmp_path, seed=0)
     assert not stopped_step(tmp_path, seed=1)
+
+
+def test_a_stopped_step_goes_on_with_other_workers_and_an_ended_one_begins_again(
+    tmp_path: Path,
+) -> None:
+    assert not stopped_step(tmp_path, seed=0, workers=2)
+    assert stopped_step(tmp_path, seed=0, workers=1)
+    assert stopped_step(tmp_path, seed=0, workers=4)
+    assert not stopped_step(tmp_path, seed=1, workers=2)
+    runs: list[str] = []
+    for workers in (2, 2, 1):
+        inputs = {"seed": 1, "workers": workers}
+        Records(tmp_path).step("train", "model", inputs, writes(runs, f"by {workers}"))
+    assert runs == ["by 2", "by 1"]
 
 
 def test_a_log_is_another_one_when_a_file_of_the_split_is_written_again(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,6 @@ def test_runs_that_differ_in_anything_have_names_of_their_own(
         key(log, features, model, share=0.5),
         key(ClickLog(str(tmp_path / "other")), features, model),
         key(log, others, model),
-        replace(key(log, features, model), workers=2),
     ]
     names = [found.name for found in keys]
     assert [names.index(name) for name in names] == [*range(len(names))]
