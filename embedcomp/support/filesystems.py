@@ -1,0 +1,43 @@
+"""Folders by their path or URL, as pyarrow filesystems."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from embedcomp.errors import BadSettings
+
+
+def is_url(place: str) -> bool:
+    return "://" in place
+
+
+def opened(place: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a path or URL, and the path in it.
+
+    A URL is of a filesystem that pyarrow has (file, s3, gs, abfs, hdfs), or of one that fsspec
+    brings.
+
+    Raises:
+        BadSettings: neither knows it.
+    """
+    if not is_url(place):
+        return pafs.LocalFileSystem(), place.rstrip("/") or "/"
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(place)
+    except pa.ArrowInvalid as error:
+        filesystem, path = _by_fsspec(place, error)
+    return filesystem, path.rstrip("/") or path
+
+
+def _by_fsspec(place: str, unknown: pa.ArrowInvalid) -> tuple[pafs.FileSystem, str]:
+    try:
+        from fsspec.core import url_to_fs
+
+        filesystem, path = url_to_fs(place)
+    except (ImportError, ValueError) as error:
+        raise BadSettings(
+            f"{place} cannot be opened ({unknown}; by fsspec: {error}); give a folder, or the URL "
+            "of a filesystem that pyarrow has or fsspec has a package for"
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
