@@ -2,6 +2,7 @@
 
 Where a student takes the original's place, it is measured and planned for in the step compress.
 
+out/.counting/        counts that do not fit into memory, while they are added up
 out/count/            features: vocabularies and dense scales of the training split
 out/model/N/          the trained model
 out/statistics/       sums over the log that compression is planned from
@@ -15,7 +16,7 @@ out/.steps/           what each of these was made from
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
+from embedcomp.log.kept import KeptCounts
+from embedcomp.log.stored import Store
 from embedcomp.pipelines import shards
 from embedcomp.pipelines.cluster import cpus_of_each
 from embedcomp.pipelines.records import Records, say
@@ -51,6 +54,7 @@ from embedcomp.train.tables import fast_tables
 STATISTICS = "statistics.safetensors"
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Job:
@@ -93,19 +97,43 @@ class Job:
 
     def count(self) -> Path:
         settings = self.settings
-        inputs = {"log": self.log.stamp([TRAIN]), "min_count": settings.min_count}
+        kept, scratch = self.kept_counts(), self.out / ".counting"
+        inputs = {
+            "log": self.log.stamp([TRAIN]) if kept is None else kept.stamp(),
+            "min_count": settings.min_count,
+        }
 
         def make(place: Path) -> Path:
-            work, none = partial(count, self.log), LogCounts.empty(self.log)
+            remove(scratch)
             with shown() as watch:
                 watch(Doing("counting ids"))
-                found = shards.total(work, self.log.pieces(TRAIN), self.shards, none)
+                found = self.counted(kept, Store(str(scratch), settings.count_bytes))
+                features = Features.from_counts(self.log, found, settings.min_count, self.each)
             remove(place)
             with replacing(place) as fresh:
-                Features.from_counts(self.log, found, settings.min_count).save(fresh)
+                features.save(fresh)
+            remove(scratch)
             return place
 
         return self.records.step("count", "count", inputs, make)
+
+    def kept_counts(self) -> KeptCounts | None:
+        """Counts of the training split that outlast the job, if they are asked for."""
+        settings = self.settings
+        if not settings.counts:
+            return None
+        return KeptCounts(settings.counts, self.log, TRAIN, settings.count_bytes)
+
+    def counted(self, kept: KeptCounts | None, store: Store) -> LogCounts:
+        if kept is None:
+            work, none = partial(count, self.log, store=store), LogCounts.empty(self.log, store)
+            return shards.total(work, self.log.pieces(TRAIN), self.shards, none)
+        kept.add(kept.fresh(), self.each, self.shards.of)
+        return kept.total(store)
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """`work` of each item in a task of its own; of a single one, here."""
+        return map(work, items) if len(items) == 1 else shards.each(work, items, self.shards)
 
     def train(self, features: Path) -> Path:
         settings, source, start = self.settings, self.source, self.start

@@ -9,6 +9,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.settings import JobSettings
 from embedcomp.support.files import refuse_unwritable
+from embedcomp.support.filesystems import absolute
 from embedcomp.train.settings import refuse_too_many
 
 TRAIN, VALID, TEST = "train", "valid", "test"
@@ -24,9 +25,14 @@ def located(settings: JobSettings) -> JobSettings:
         raise BadSettings(
             f"out is {settings.out}, but must be a folder (on storage that all nodes share)"
         )
-    log = settings.log if "://" in settings.log else str(Path(settings.log).absolute())
     start = str(Path(settings.checkpoint).absolute()) if settings.checkpoint else ""
-    return replace(settings, log=log, out=str(Path(settings.out).absolute()), checkpoint=start)
+    return replace(
+        settings,
+        log=absolute(settings.log),
+        out=absolute(settings.out),
+        counts=absolute(settings.counts) if settings.counts else "",
+        checkpoint=start,
+    )
 
 
 def refuse(settings: JobSettings) -> None:

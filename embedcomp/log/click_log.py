@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -154,6 +154,12 @@ class ClickLog:
             if name in self.schema.categorical
             else pa.float32()
             for name in self.schema.columns
+        }
+
+    def know_types(self, categorical: Mapping[str, pa.DataType]) -> None:
+        """Take these for the types of the ids, so that no file is opened to find them."""
+        self.__dict__["types"] = {
+            name: categorical.get(name, pa.float32()) for name in self.schema.columns
         }
 
     def stamp(self, splits: Sequence[str]) -> str:

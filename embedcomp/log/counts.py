@@ -126,7 +126,8 @@ class IdCounts:
         self.nulls += other.nulls
         self.empty_bags += other.empty_bags
         self.stored += other.stored
-        self.add_counts(other.merge())
+        if other._parts:
+            self.add_counts(other.merge())
         return self
 
     def __getstate__(self) -> dict[str, object]:

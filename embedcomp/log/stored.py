@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from embedcomp.errors import BadLog
 from embedcomp.support.filesystems import opened
 
 BUCKETS = 256
@@ -45,11 +46,22 @@ class Part:
     last: int
 
     def read(self) -> pa.Table:
+        """The values, counts and buckets.
+
+        Raises:
+            BadLog: they are not there any more, or damaged.
+        """
         folder, name = posixpath.split(self.file)
         filesystem, root = _opened(folder)
-        with filesystem.open_input_file(posixpath.join(root, name)) as file:
-            stream = file.read_at(self.length, self.start)
-        return pa.ipc.open_stream(stream).read_all()
+        try:
+            with filesystem.open_input_file(posixpath.join(root, name)) as file:
+                stream = file.read_at(self.length, self.start)
+            return pa.ipc.open_stream(stream).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise BadLog(
+                f"{self.file} holds no readable counts ({error}); delete its folder, and have the "
+                "log's file counted again"
+            ) from error
 
     def of(self, first: int, last: int) -> pa.Table:
         """Its values and counts of the buckets `first` to `last`."""

@@ -16,6 +16,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
 from embedcomp.planning.goal import Goal
 from embedcomp.support.fields import refuse_below
+from embedcomp.support.sizes import in_bytes
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
@@ -113,7 +114,25 @@ class CompressSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobSettings:
+class CountSettings:
+    """How the ids of a log are counted."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    counts: str = ""  # folder or URL in which counts of the log's files are kept, so that only new
+    # files are counted; empty: all are, each time
+    count_memory: str = "1GiB"  # of each process that counts ids; what does not fit waits on disk
+
+    def __post_init__(self) -> None:
+        in_bytes("count_memory", self.count_memory)  # refuses what cannot be read
+
+    @property
+    def count_bytes(self) -> int:
+        return in_bytes("count_memory", self.count_memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings(CountSettings):
     """A whole job: a log goes in, an evaluated artifact comes out."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -131,6 +150,7 @@ class JobSettings:
     retries: int = 3  # of a worker that dies
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.min_count < 1:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
         if self.workers < 1:

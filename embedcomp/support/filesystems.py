@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from embedcomp.errors import BadSettings
+from embedcomp.support.files import replacing
 
 
 def is_url(place: str) -> bool:
     return "://" in place
+
+
+def absolute(place: str) -> str:
+    """A place that does not depend on the folder that this is called in."""
+    return place if is_url(place) else str(Path(place).absolute())
 
 
 def opened(place: str) -> tuple[pafs.FileSystem, str]:
@@ -41,3 +49,13 @@ def _by_fsspec(place: str, unknown: pa.ArrowInvalid) -> tuple[pafs.FileSystem, s
             "of a filesystem that pyarrow has or fsspec has a package for"
         ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def write_whole(filesystem: pafs.FileSystem, file: str, content: bytes) -> None:
+    """Write a file that is either whole or not there; object stores show it when it is closed."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with replacing(Path(file)) as fresh:
+            fresh.write_bytes(content)
+        return
+    with filesystem.open_output_stream(file) as stream:
+        stream.write(content)

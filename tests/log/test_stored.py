@@ -172,6 +172,11 @@ def test_the_bucket_of_an_id_is_the_same_anywhere(
     assert bucket_of(chunks).tolist() == [bucket_by_hand(x) for x in values[skipped:]]
 
 
+def test_every_letter_of_a_long_id_counts() -> None:
+    values = ["x" * place + "y" + "x" * (5000 - place) for place in range(0, 5000, 100)]
+    assert bucket_of(pa.chunked_array([values])).tolist() == [bucket_by_hand(x) for x in values]
+
+
 @pytest.mark.parametrize("write", [int, "user-{:d}".format])
 def test_buckets_are_of_about_one_size(write: Callable[[int], object]) -> None:
     values = pa.chunked_array([[write(i) for i in range(256 * 400)]])
