@@ -161,7 +161,7 @@ class Job:
         }
 
         def make(place: Path) -> Path:
-            pieces = recipes.measure_pieces(self.log)
+            pieces = recipes.measure_pieces(self.log, settings)
             work = partial(_measure, self.log, original, recipes.measure_share(pieces, settings))
             with shown() as watch:
                 counter = Counter(watch, "measuring", len(pieces), "pieces")

@@ -145,6 +145,14 @@ def test_counts_are_those_of_plain_python(data: st.DataObject) -> None:
         assert found.frequencies().tolist() == [list(one) for one in times]
 
 
+def test_what_is_too_rare_is_counted_together() -> None:
+    found = IdCounts(pa.string())
+    found.add_column(pa.array(["c", "a", "b", "a", "b", "a", "d", None]))
+    values, counts, rare = found.ranked(3)
+    assert (values.to_pylist(), counts.tolist(), rare) == (["a"], [3], 4)
+    assert found.frequencies().tolist() == [[3, 1], [2, 1], [1, 2]]
+
+
 def bucket_by_hand(value: int | str) -> int:
     mask = (1 << 64) - 1
     found = value & mask if isinstance(value, int) else 0

@@ -83,7 +83,7 @@ def test_statistics_are_those_of_one_process(
 ) -> None:
     settings = CompressSettings(budget="2x", measure_rows=5000)
     alone = recipes.measure(original, pieces_log, settings).to_tensors()
-    pieces = recipes.measure_pieces(pieces_log)
+    pieces = recipes.measure_pieces(pieces_log, settings)
     share = recipes.measure_share(pieces, settings)
     work = partial(job._measure, pieces_log, original.folder, share)
     spread = recipes.total(shards.in_piece_order(work, pieces, Shards(tasks=tasks)))
