@@ -7,8 +7,9 @@ others one of 20,000. So there are half as many distinct ids as rows, while the 
 that are seen ten times, and with them the model, stay as large as they are. Every step is a process
 of its own, and its rows per second are those of the log's rows that it went over, by the wall time
 of the whole process, start-up included; the trainer's own figure stands beside it. The longest logs
-(`--counted`) are only counted. A log is deleted once its steps are done, and a step whose result is
-in the work folder is not run again.
+(`--counted`) are only counted, and on those longer than `--most-trained` no epoch is trained: their
+model has drawn numbers, on which measuring and evaluating takes as long. A log is deleted once its
+steps are done, and a step whose result is in the work folder is not run again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ USERS, ITEMS = 20_000, 10_000  # that are seen again and again
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 MODEL, MIN_COUNT, CHECKED = "deepfm", 10, 4
 SHAPE = ("--model-set", "width=8", "--model-set", "hidden=[32]")
+ONE_PASS = ("--set", "probes=false", "--set", "evaluations_per_epoch=1")
 SCHEMA = """\
 label = "clicked"
 
@@ -102,23 +104,23 @@ def run_all(options: argparse.Namespace, steps: Steps) -> dict[str, dict[str, An
         kinds = ["count"] if rows in options.counted else ["count", "train", "measure", "evaluate"]
         made = {}
         for kind in kinds:
-            step = partial(_step, kind, log, rows, options.memory)
+            epochs = int(rows <= options.most_trained)
+            step = partial(_step, kind, log, rows, options.memory, epochs)
             made[kind] = steps.run(f"{kind}-{rows}", step)
         remove(log)
         found[str(rows)] = made
     return found
 
 
-def _step(kind: str, log: Path, rows: int, memory: str) -> dict[str, Any]:
+def _step(kind: str, log: Path, rows: int, memory: str, epochs: int) -> dict[str, Any]:
     """One command in a process of its own."""
     if not (log / "schema.toml").exists():
         console.print(f"writing {rows:,} rows ...")
         write_log(log, rows)
     console.print(f"{kind}, {rows:,} rows ...")
     output = log.parent / f"{kind}-{rows}.output.json"
-    done = child.run(
-        ["embedcomp.cli.main", *_arguments(kind, log, memory), "--json", str(output)], shown=True
-    )
+    arguments = _arguments(kind, log, memory, epochs)
+    done = child.run(["embedcomp.cli.main", *arguments, "--json", str(output)], shown=True)
     told = json.loads(output.read_text())
     over = _rows_of(kind, rows)
     return {
@@ -127,15 +129,16 @@ def _step(kind: str, log: Path, rows: int, memory: str) -> dict[str, Any]:
         "rows": over,
         "rows_per_second": over / done.seconds,
         **_facts(kind, told),
+        **({"epochs": epochs} if kind == "train" else {}),
     }
 
 
-def _arguments(kind: str, log: Path, memory: str) -> Sequence[str]:
+def _arguments(kind: str, log: Path, memory: str, epochs: int) -> Sequence[str]:
     model = log / "model"
     if kind == "count":
         return ["log", "profile", str(log), "--count-memory", memory]
     if kind == "train":
-        how = ["--epochs", "1", "--set", "probes=false", "--min-count", str(MIN_COUNT), *SHAPE]
+        how = ["--epochs", str(epochs), "--min-count", str(MIN_COUNT), *SHAPE, *ONE_PASS]
         where = ["--out", str(model), "--count-memory", memory]
         return ["train", str(log), "--model", MODEL, *how, *where]
     if kind == "measure":
@@ -156,7 +159,8 @@ def _facts(kind: str, told: dict[str, Any]) -> dict[str, Any]:
         return {"distinct": {name: one["distinct"] for name, one in told["categorical"].items()}}
     if kind == "train":
         speeds = [entry.get("rows_per_second", 0) for entry in told["history"]]
-        return {"bytes": told["bytes"]["total"], "trainer_rows_per_second": median(speeds)}
+        speed = {"trainer_rows_per_second": median(speeds)} if speeds else {}
+        return {"bytes": told["bytes"]["total"], **speed}
     return {"auc": told["auc"]} if kind == "evaluate" else {}
 
 
@@ -180,10 +184,13 @@ def main() -> None:
     options = parser(__doc__, data=False)
     options.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
     options.add_argument("--counted", type=int, nargs="*", default=[100_000_000])
+    options.add_argument("--most-trained", type=int, default=10_000_000, help="rows, for an epoch")
     options.add_argument("--memory", default="256MiB", help="of counting")
     options.add_argument("--work", type=Path, default=WORK, help="folder for logs and results")
     given = options.parse_args()
-    settings = {name: getattr(given, name) for name in ("rows", "counted", "memory")}
+    settings = {
+        name: getattr(given, name) for name in ("rows", "counted", "most_trained", "memory")
+    }
     settings |= {"model": MODEL, "min_count": MIN_COUNT, "file_rows": FILE_ROWS}
     steps = Steps(given.work / "long_logs", settings)
     found = run_all(given, steps)

@@ -11,6 +11,8 @@ out/control/N/        the original, trained on as the compressed model was tuned
 out/artifact/N/       the compressed model
 out/evaluation.json   original, control and compressed on the test split
 out/.steps/           what each of these was made from
+
+Where `out` is a URL, these are in the folder `work`, and each is copied once its step is done.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from embedcomp.log.features import Features
 from embedcomp.log.kept import KeptCounts
 from embedcomp.log.stored import Store
 from embedcomp.pipelines import shards
-from embedcomp.pipelines.cluster import cpus_of_each
+from embedcomp.pipelines.cluster import cpus_of_each, refuse_unshared
+from embedcomp.pipelines.published import Published
 from embedcomp.pipelines.records import Records, say
-from embedcomp.pipelines.settings import TEST, TRAIN, VALID
+from embedcomp.pipelines.settings import TEST, TRAIN, VALID, working_folder
 from embedcomp.pipelines.shards import Shards
 from embedcomp.pipelines.training import Makes, on_workers
 from embedcomp.planning.plan import Plan, render
@@ -45,6 +48,7 @@ from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.files import remove, replacing, sha256
+from embedcomp.support.filesystems import is_url
 from embedcomp.support.metrics import Quality
 from embedcomp.support.progress import Counter, Doing, Watch
 from embedcomp.train.quality import quality
@@ -69,15 +73,25 @@ class Job:
 
     def __init__(self, settings: JobSettings, *, force: bool = False):
         self.settings = settings
-        self.out = Path(settings.out)
+        self.out = working_folder(settings)
         self.log = ClickLog(settings.log)
         self.source = ModelSource(model=settings.model, settings=settings.model_settings).complete()
         self.start = Path(settings.checkpoint) if settings.checkpoint else None
-        self.records = Records(self.out, force=force)
+        url = is_url(settings.out)
+        self.published = Published(settings.out, self.out) if url else None
+        self.records = Records(self.out, force=force, published=self.published)
         self.shards = Shards(tasks=settings.shards, retries=settings.retries)
 
     def run(self) -> dict[str, Any]:
-        """Every step whose inputs have changed; the result is that of the last one."""
+        """Every step whose inputs have changed; the result is that of the last one.
+
+        Raises:
+            BadSettings: `out` is a URL, and the nodes share no folder to work in.
+            CannotPublish: it cannot be written.
+        """
+        if self.published is not None:
+            refuse_unshared(self.settings)
+            self.published.fetch()
         features = self.count()
         original = self.train(features)
         models, beside = {"original": original}, None
@@ -271,7 +285,7 @@ class Job:
             watch(Doing("evaluating", note=name))
             work = partial(_quality, self.log, folder)
             scored = shards.total(work, pieces, self.shards, Quality())
-            found[name] = {"path": str(folder), **scored.to_dict()}
+            found[name] = {"path": self.records.place(folder), **scored.to_dict()}
         for name, folder in models.items():
             watch(Doing("timing", note=name))
             found[name] |= self.once(partial(_size_and_speed, self.log, folder))

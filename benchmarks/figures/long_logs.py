@@ -20,7 +20,7 @@ def steps(record: Record) -> list[str]:
                 [
                     f"{int(rows):,}" if first else "",
                     f"{users:,}" if first else "",
-                    kind,
+                    "train, no epoch" if kind == "train" and not taken["epochs"] else kind,
                     f"{taken['seconds']:.1f}",
                     f"{taken['rows_per_second']:,.0f}",
                     f"{taken['peak_bytes'] / MIB:,.0f} MiB",

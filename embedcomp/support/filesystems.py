@@ -59,3 +59,19 @@ def write_whole(filesystem: pafs.FileSystem, file: str, content: bytes) -> None:
         return
     with filesystem.open_output_stream(file) as stream:
         stream.write(content)
+
+
+def refuse_unwritable_url(url: str) -> None:
+    """Find out before long work whether its result can be written; no file is left behind.
+
+    Raises:
+        BadSettings: nothing can be written there.
+    """
+    filesystem, root = opened(url)
+    probe = f"{root}/.writable"
+    try:
+        filesystem.create_dir(root, recursive=True)
+        write_whole(filesystem, probe, b"")
+        filesystem.delete_file(probe)
+    except OSError as error:
+        raise BadSettings(f"{url} cannot be written: {error}; give one that can be") from error

@@ -77,6 +77,27 @@ def test_the_jobs_vocabularies_are_those_of_one_process(
     assert bool([*tmp_path.glob("counts/*/entry.json")]) == kept
 
 
+def test_a_job_whose_out_is_a_url_copies_what_its_steps_make(
+    cluster: str, pieces_log: ClickLog, tmp_path: Path
+) -> None:
+    there, work = tmp_path / "there", str(tmp_path / "work")
+    settings = JobSettings(
+        log=pieces_log.path,
+        out=f"file://{there}",
+        work=work,
+        compress=CompressSettings(budget="2x"),
+    )
+    found = job.Job(settings).count()
+    assert found == tmp_path / "work/count"
+    names = {"features.json", VOCABULARIES}
+    assert {file.name for file in (there / "count").iterdir()} == names
+    for name in names:
+        assert (there / "count" / name).read_bytes() == (found / name).read_bytes()
+    assert (there / ".steps/count.json").read_bytes() == (
+        tmp_path / "work/.steps/count.json"
+    ).read_bytes()
+
+
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_statistics_are_those_of_one_process(
     cluster: str, pieces_log: ClickLog, original: Artifact, tasks: int
