@@ -148,11 +148,13 @@ class KeptCounts:
 
     def _count(self, pieces: Sequence[Piece]) -> dict[str, LogCounts]:
         """Counts by file, put aside in the file's own folder."""
+        by_file: dict[str, list[Piece]] = {}
+        for piece in pieces:
+            by_file.setdefault(piece.file, []).append(piece)
         found = {}
-        for file in dict.fromkeys(piece.file for piece in pieces):
+        for file, mine in by_file.items():
             folder = posixpath.join(self.folder, _digest(self.log.relative(file)))
-            store = Store(folder, self.most_bytes)
-            found[file] = count(self.log, [piece for piece in pieces if piece.file == file], store)
+            found[file] = count(self.log, mine, Store(folder, self.most_bytes))
             found[file].put_aside()
         return found
 
