@@ -27,7 +27,7 @@ Totals = dict[str, int]  # by column: values counted
 def by_tasks(log: ClickLog, pieces: list[Piece]) -> Totals:
     """As the job counts: shards of row groups, one task each."""
     found = shards.total(partial(count, log), pieces, Shards(), LogCounts.empty(log))
-    return {name: int(ids.sorted()[1].sum()) for name, ids in found.ids.items()}
+    return {name: int(ids.ranked().counts.sum()) for name, ids in found.ids.items()}
 
 
 def by_ray_data(log: ClickLog, pieces: list[Piece]) -> Totals:
@@ -41,7 +41,7 @@ def by_ray_data(log: ClickLog, pieces: list[Piece]) -> Totals:
     for row in counted.iter_rows():
         for name in columns:
             total[name] += ray.cloudpickle.loads(row[name])
-    return {name: int(ids.sorted()[1].sum()) for name, ids in total.items()}
+    return {name: int(ids.ranked().counts.sum()) for name, ids in total.items()}
 
 
 def _count_block(types: dict[str, pa.DataType], block: pa.Table) -> pa.Table:

@@ -225,6 +225,13 @@ RUNS = (
         tiny="--batch-rows 128",
     ),
     Run(
+        script="long_logs",
+        record="long_logs",
+        arguments="--work {work}",
+        minutes=20,
+        tiny="--rows 20000 --counted 40000 --memory 1MiB",
+    ),
+    Run(
         script="ray_count",
         record="ray_count_movielens_1m",
         arguments="--log movielens_1m --data {data}",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from embedcomp.errors import BadSettings, EmbedcompError
+from embedcomp.recipes.settings import JobSettings
 
 ADDRESS, AUTH_MODE = "RAY_ADDRESS", "RAY_AUTH_MODE"
 # Ray Train's workers log every library's chatter otherwise; a driver hands the variable on to them
@@ -51,6 +52,16 @@ def _start() -> None:
     # driver alone; a cluster that uses tokens sets the mode for its drivers
     os.environ.setdefault(AUTH_MODE, "disabled")
     ray.init()
+
+
+def refuse_unshared(settings: JobSettings) -> None:
+    """Raise BadSettings where tasks on other nodes could not see the folder that a job works in."""
+    nodes = len(_node_cpus())
+    if nodes > 1 and not settings.work:
+        raise BadSettings(
+            f"out is {settings.out}, and the cluster has {nodes} nodes; give work=FOLDER as well, "
+            "on storage that all of them share, in which the steps are made"
+        )
 
 
 def cpus() -> int:

@@ -2,6 +2,7 @@
 
 Where a student takes the original's place, it is measured and planned for in the step compress.
 
+out/.counting/        counts that do not fit into memory, while they are added up
 out/count/            features: vocabularies and dense scales of the training split
 out/model/N/          the trained model
 out/statistics/       sums over the log that compression is planned from
@@ -10,12 +11,14 @@ out/control/N/        the original, trained on as the compressed model was tuned
 out/artifact/N/       the compressed model
 out/evaluation.json   original, control and compressed on the test split
 out/.steps/           what each of these was made from
+
+Where `out` is a URL, these are in the folder `work`, and each is copied once its step is done.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,10 +33,13 @@ from embedcomp.artifact.source import ModelSource
 from embedcomp.log.click_log import ClickLog, Piece
 from embedcomp.log.counts import LogCounts, count
 from embedcomp.log.features import Features
+from embedcomp.log.kept import KeptCounts
+from embedcomp.log.stored import Store
 from embedcomp.pipelines import shards
-from embedcomp.pipelines.cluster import cpus_of_each
+from embedcomp.pipelines.cluster import cpus_of_each, refuse_unshared
+from embedcomp.pipelines.published import Published
 from embedcomp.pipelines.records import Records, say
-from embedcomp.pipelines.settings import TEST, TRAIN, VALID
+from embedcomp.pipelines.settings import TEST, TRAIN, VALID, working_folder
 from embedcomp.pipelines.shards import Shards
 from embedcomp.pipelines.training import Makes, on_workers
 from embedcomp.planning.plan import Plan, render
@@ -42,6 +48,7 @@ from embedcomp.recipes.progress import shown
 from embedcomp.recipes.settings import CompressSettings, JobSettings
 from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.support.files import remove, replacing, sha256
+from embedcomp.support.filesystems import is_url
 from embedcomp.support.metrics import Quality
 from embedcomp.support.progress import Counter, Doing, Watch
 from embedcomp.train.quality import quality
@@ -51,6 +58,7 @@ from embedcomp.train.tables import fast_tables
 STATISTICS = "statistics.safetensors"
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Job:
@@ -65,15 +73,25 @@ class Job:
 
     def __init__(self, settings: JobSettings, *, force: bool = False):
         self.settings = settings
-        self.out = Path(settings.out)
+        self.out = working_folder(settings)
         self.log = ClickLog(settings.log)
         self.source = ModelSource(model=settings.model, settings=settings.model_settings).complete()
         self.start = Path(settings.checkpoint) if settings.checkpoint else None
-        self.records = Records(self.out, force=force)
+        url = is_url(settings.out)
+        self.published = Published(settings.out, self.out) if url else None
+        self.records = Records(self.out, force=force, published=self.published)
         self.shards = Shards(tasks=settings.shards, retries=settings.retries)
 
     def run(self) -> dict[str, Any]:
-        """Every step whose inputs have changed; the result is that of the last one."""
+        """Every step whose inputs have changed; the result is that of the last one.
+
+        Raises:
+            BadSettings: `out` is a URL, and the nodes share no folder to work in.
+            CannotPublish: it cannot be written.
+        """
+        if self.published is not None:
+            refuse_unshared(self.settings)
+            self.published.fetch()
         features = self.count()
         original = self.train(features)
         models, beside = {"original": original}, None
@@ -93,19 +111,43 @@ class Job:
 
     def count(self) -> Path:
         settings = self.settings
-        inputs = {"log": self.log.stamp([TRAIN]), "min_count": settings.min_count}
+        kept, scratch = self.kept_counts(), self.out / ".counting"
+        inputs = {
+            "log": self.log.stamp([TRAIN]) if kept is None else kept.stamp(),
+            "min_count": settings.min_count,
+        }
 
         def make(place: Path) -> Path:
-            work, none = partial(count, self.log), LogCounts.empty(self.log)
+            remove(scratch)
             with shown() as watch:
                 watch(Doing("counting ids"))
-                found = shards.total(work, self.log.pieces(TRAIN), self.shards, none)
+                found = self.counted(kept, Store(str(scratch), settings.count_bytes))
+                features = Features.from_counts(self.log, found, settings.min_count, self.each)
             remove(place)
             with replacing(place) as fresh:
-                Features.from_counts(self.log, found, settings.min_count).save(fresh)
+                features.save(fresh)
+            remove(scratch)
             return place
 
         return self.records.step("count", "count", inputs, make)
+
+    def kept_counts(self) -> KeptCounts | None:
+        """Counts of the training split that outlast the job, if they are asked for."""
+        settings = self.settings
+        if not settings.counts:
+            return None
+        return KeptCounts(settings.counts, self.log, TRAIN, settings.count_bytes)
+
+    def counted(self, kept: KeptCounts | None, store: Store) -> LogCounts:
+        if kept is None:
+            work, none = partial(count, self.log, store=store), LogCounts.empty(self.log, store)
+            return shards.total(work, self.log.pieces(TRAIN), self.shards, none)
+        kept.add(kept.fresh(), self.each, self.shards.of)
+        return kept.total(store)
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """`work` of each item in a task of its own; of a single one, here."""
+        return map(work, items) if len(items) == 1 else shards.each(work, items, self.shards)
 
     def train(self, features: Path) -> Path:
         settings, source, start = self.settings, self.source, self.start
@@ -133,7 +175,7 @@ class Job:
         }
 
         def make(place: Path) -> Path:
-            pieces = recipes.measure_pieces(self.log)
+            pieces = recipes.measure_pieces(self.log, settings)
             work = partial(_measure, self.log, original, recipes.measure_share(pieces, settings))
             with shown() as watch:
                 counter = Counter(watch, "measuring", len(pieces), "pieces")
@@ -243,7 +285,7 @@ class Job:
             watch(Doing("evaluating", note=name))
             work = partial(_quality, self.log, folder)
             scored = shards.total(work, pieces, self.shards, Quality())
-            found[name] = {"path": str(folder), **scored.to_dict()}
+            found[name] = {"path": self.records.place(folder), **scored.to_dict()}
         for name, folder in models.items():
             watch(Doing("timing", note=name))
             found[name] |= self.once(partial(_size_and_speed, self.log, folder))

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from embedcomp.pipelines.published import STEPS, Published
 from embedcomp.support.files import remove, replacing
 from embedcomp.support.version import __version__
 
@@ -38,10 +39,11 @@ class Records:
 
     Args:
         force: run every step, changed or not.
+        published: where what they make is copied to.
     """
 
-    def __init__(self, out: Path, *, force: bool = False):
-        self.out, self.force = out, force
+    def __init__(self, out: Path, *, force: bool = False, published: Published | None = None):
+        self.out, self.force, self.published = out, force, published
         self.seconds: dict[str, float] = {}  # by step, those of an earlier run included
 
     def step(
@@ -54,7 +56,7 @@ class Records:
             inputs: plain values; all that the output depends on.
             make: given the place, writes the output, whole or not at all, and says where.
         """
-        file = self.out / ".steps" / f"{name}.json"
+        file = self.out / STEPS / f"{name}.json"
         found, wanted = _read(file), {"embedcomp": __version__, **inputs}
         wanted = json.loads(json.dumps(wanted))
         kept = None if self.force else self._kept(found, wanted)
@@ -66,11 +68,17 @@ class Records:
             kept = self._kept(found, wanted)
         assert found is not None and kept is not None, f"{name} left no output"
         self.seconds[name] = found.seconds
+        if self.published is not None:
+            self.published.put(kept, file)
         return kept
+
+    def place(self, output: Path) -> str:
+        """Where whoever runs the job finds an output."""
+        return str(output) if self.published is None else self.published.place(output)
 
     def made(self, name: str) -> str:
         """Names the step's present output, for the inputs of the steps that read it."""
-        record = _read(self.out / ".steps" / f"{name}.json")
+        record = _read(self.out / STEPS / f"{name}.json")
         assert record is not None, f"step {name} has not run"
         return record.made
 

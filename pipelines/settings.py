@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from embedcomp.errors import BadSettings
 from embedcomp.log.click_log import ClickLog
 from embedcomp.recipes.settings import JobSettings
-from embedcomp.support.files import refuse_unwritable
+from embedcomp.support.files import cache_folder, refuse_unwritable
+from embedcomp.support.filesystems import absolute, is_url, refuse_unwritable_url
 from embedcomp.train.settings import refuse_too_many
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 def located(settings: JobSettings) -> JobSettings:
-    """This job with paths that do not depend on the folder it was called from.
-
-    Raises:
-        BadSettings: `out` is not a folder.
-    """
-    if "://" in settings.out:
-        raise BadSettings(
-            f"out is {settings.out}, but must be a folder (on storage that all nodes share)"
-        )
-    log = settings.log if "://" in settings.log else str(Path(settings.log).absolute())
+    """This job with paths that do not depend on the folder it was called from."""
     start = str(Path(settings.checkpoint).absolute()) if settings.checkpoint else ""
-    return replace(settings, log=log, out=str(Path(settings.out).absolute()), checkpoint=start)
+    return replace(
+        settings,
+        log=absolute(settings.log),
+        out=absolute(settings.out),
+        work=absolute(settings.work) if settings.work else "",
+        counts=absolute(settings.counts) if settings.counts else "",
+        checkpoint=start,
+    )
+
+
+def working_folder(settings: JobSettings) -> Path:
+    """Where the steps are made: `out`, or where that is a URL, `work` or a folder of its own."""
+    if not is_url(settings.out):
+        return Path(settings.out)
+    name = hashlib.sha256(settings.out.encode()).hexdigest()[:16]
+    return Path(settings.work) if settings.work else cache_folder() / "jobs" / name
 
 
 def refuse(settings: JobSettings) -> None:
@@ -37,7 +45,9 @@ def refuse(settings: JobSettings) -> None:
             than rows to train on.
         BadSchema, BadLog: the log cannot be read.
     """
-    refuse_unwritable(Path(settings.out))
+    refuse_unwritable(working_folder(settings))
+    if is_url(settings.out):
+        refuse_unwritable_url(settings.out)
     if settings.checkpoint and not Path(settings.checkpoint).is_file():
         raise BadSettings(f"there is no checkpoint at {settings.checkpoint}")
     refuse_too_many(settings.workers, ClickLog(settings.log).rows(TRAIN))

@@ -26,6 +26,7 @@ class Summable(Protocol):
 
 
 R = TypeVar("R")
+T = TypeVar("T")
 S = TypeVar("S", bound=Summable)
 
 
@@ -67,6 +68,12 @@ def in_piece_order(
     streams = [task(shard) for shard in shards.of(pieces)]
     for number in range(len(pieces)):
         yield fetched(next(streams[number % len(streams)]))
+
+
+def each(work: Callable[[T], R], items: Sequence[T], shards: Shards) -> Iterator[R]:
+    """`work` of each item in a task of its own, in the items' order."""
+    task = _task(_plain(work), num_cpus=1, max_retries=shards.retries)
+    yield from map(fetched, [task(item) for item in items])
 
 
 def once(work: Callable[[], R], *, num_cpus: int, retries: int) -> R:

@@ -97,7 +97,9 @@ def _sent(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
 
 def _entrypoint(settings: JobSettings, force: bool, changes: Sequence[str]) -> str:
     """Runs the driver with the Python that submits, where the cluster has it, or its own."""
-    places = [f"log={json.dumps(settings.log)}", f"out={json.dumps(settings.out)}"]
+    names = ("log", "out", "work", "counts")
+    given = {name: getattr(settings, name) for name in names}
+    places = [f"{name}={json.dumps(place)}" for name, place in given.items() if place]
     words = ["-m", "embedcomp.pipelines.run", JOB_FILE, *(["--force"] if force else [])]
     for change in (*changes, *places):
         words += ["--set", change]

@@ -85,3 +85,11 @@ def measured() -> tuple[Small, Found, Statistics]:
     small = model()
     found = find(small, counts())
     return small, found, measure(small, batches(), found)
+
+
+def assert_same_sums(one: Statistics, other: Statistics) -> None:
+    """To the last bit."""
+    found, wanted = one.to_tensors(), other.to_tensors()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name

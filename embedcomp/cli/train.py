@@ -10,7 +10,7 @@ import typer
 from embedcomp import models
 from embedcomp.cli.options import Json, from_fields, show
 from embedcomp.errors import BadSettings
-from embedcomp.recipes.settings import read_changes, validated
+from embedcomp.recipes.settings import CountSettings, read_changes, validated
 from embedcomp.support.files import refuse_unwritable
 from embedcomp.train.settings import TrainSettings
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 MIN_COUNT = 2
 
 
+@from_fields(CountSettings, into="counting")
 @from_fields(TrainSettings, "epochs", "seed")
 def train(
     log: Annotated[str, typer.Argument(help="Folder or URL with schema.toml.")],
     out: Annotated[Path, typer.Option(help="Folder for the model; a new version each time.")],
+    counting: dict[str, Any],
     given: dict[str, Any],
     model: Annotated[
         str | None,
@@ -50,7 +52,8 @@ def train(
     json: Json = None,
 ) -> None:
     """Train a model on a click log, or load one from a checkpoint."""
-    _refuse(model, teacher, min_count, given)
+    _refuse(model, teacher, min_count, given, counting)
+    how = validated(CountSettings, counting, "train")
     refuse_unwritable(out)
     untrained = {} if checkpoint is None else {"epochs": 0}
     settings = validated(TrainSettings, untrained | given, "--set")
@@ -58,8 +61,8 @@ def train(
     from embedcomp import recipes
     from embedcomp.artifact.artifact import Artifact
     from embedcomp.log.click_log import ClickLog
-    from embedcomp.log.counts import count
     from embedcomp.log.features import Features
+    from embedcomp.log.kept import counted
     from embedcomp.recipes.progress import shown
     from embedcomp.support.progress import Doing
 
@@ -71,8 +74,8 @@ def train(
             features = teaches.features
         else:
             watch(Doing("counting ids"))
-            counts = count(clicks, clicks.pieces("train"))
-            features = Features.from_counts(clicks, counts, min_count or MIN_COUNT)
+            with counted(clicks, "train", how.count_bytes, how.counts) as counts:
+                features = Features.from_counts(clicks, counts, min_count or MIN_COUNT)
         artifact = recipes.train(
             clicks,
             features,
@@ -88,7 +91,11 @@ def train(
 
 
 def _refuse(
-    model: str | None, teacher: Path | None, min_count: int | None, given: dict[str, Any]
+    model: str | None,
+    teacher: Path | None,
+    min_count: int | None,
+    given: dict[str, Any],
+    counting: dict[str, Any],
 ) -> None:
     """Raise BadSettings where options do not go together."""
     if model is not None:
@@ -98,6 +105,11 @@ def _refuse(
     if teacher is not None and min_count is not None:
         raise BadSettings(
             "--min-count makes vocabularies, and a student has its teacher's; omit it"
+        )
+    if teacher is not None and counting:
+        raise BadSettings(
+            f"--{next(iter(counting)).replace('_', '-')} is for counting ids, and a student has "
+            "its teacher's vocabularies; omit it"
         )
     if teacher is None and "distil" in given:
         raise BadSettings("distil is the weight of a teacher's scores; give --teacher as well")

@@ -27,9 +27,9 @@ from embedcomp.compare.original import Clock, Original, Progress, Silent, score
 from embedcomp.compare.provenance import provenance
 from embedcomp.compare.results import Record
 from embedcomp.log.click_log import ClickLog
-from embedcomp.log.counts import count
 from embedcomp.log.features import Features
-from embedcomp.recipes.settings import CompareSettings
+from embedcomp.log.kept import counted
+from embedcomp.recipes.settings import CompareSettings, CountSettings
 from embedcomp.support.files import remove
 from embedcomp.support.progress import Doing, Watch
 
@@ -151,8 +151,8 @@ class Trained:
         if found is not None:
             return found
         watch(Doing("counting ids"))
-        counts = count(self.log, self.log.pieces("train"))
-        features = Features.from_counts(self.log, counts, self.settings.min_count)
+        with counted(self.log, "train", CountSettings().count_bytes) as counts:
+            features = Features.from_counts(self.log, counts, self.settings.min_count)
         model, how = source(self.settings, cell.model), training(self.settings, cell)
         return recipes.train(self.log, features, model, how, out, watch=watch)
 

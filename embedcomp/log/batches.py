@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import Queue
@@ -102,26 +101,22 @@ def in_order(
 
     def batches() -> Iterator[Batch]:
         for piece in pieces:
-            for rows in _cut(read_rows(log, features, [piece]), batch_rows, rows_per_piece):
+            read = piece.part(0, min(rows_per_piece or piece.rows, piece.rows))
+            for rows in _cut(read_rows(log, features, [read]), batch_rows):
                 yield to_batch(rows, features.keys)
 
     return prefetched(batches)
 
 
-def _cut(source: Iterator[Rows], batch_rows: int, limit: int | None) -> Iterator[Rows]:
-    """Whole batches, then what is left, of at most `limit` rows in all."""
-    left = sys.maxsize if limit is None else limit
+def _cut(source: Iterator[Rows], batch_rows: int) -> Iterator[Rows]:
+    """Whole batches, then what is left."""
     held: Rows | None = None
     for read in source:
-        wanted = read.take(np.arange(min(left, len(read))))
-        left -= len(wanted)
-        rows = wanted if held is None else Rows.concatenate([held, wanted])
+        rows = read if held is None else Rows.concatenate([held, read])
         end = len(rows) - len(rows) % batch_rows
         for start in range(0, end, batch_rows):
             yield rows.take(np.arange(start, start + batch_rows))
         held = rows.take(np.arange(end, len(rows)))
-        if not left:
-            break
     if held is not None and len(held):
         yield held
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -16,9 +16,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from embedcomp.errors import BadLog
+from embedcomp.kernels.threads import in_threads
 from embedcomp.log.schema import Schema, parse_schema
+from embedcomp.support.filesystems import opened
 
 READ_ROWS = 65_536  # rows decoded at a time: what bounds the reader's memory
+Stamp = tuple[str, int, int | None]  # of a file: path, bytes, nanoseconds when it was written
+FOOTERS = 16  # files whose footers are read at a time: an object store answers late, but to many
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,29 @@ class Piece:
 
 
 class ClickLog:
-    """A click log on a local path or any pyarrow filesystem URL.
+    """A click log in a local folder, or at the URL of an object store.
 
     Args:
-        path: folder that holds schema.toml.
+        path: folder that holds schema.toml, or its URL (`support.filesystems.opened`).
+        filesystem: that the folder is in; None: the local one, or the URL's.
 
     Raises:
+        BadSettings: nothing knows such a URL.
         BadSchema: schema.toml is missing or wrong.
         BadLog: on first use of a split: no file, no row, a missing column or one of another type.
     """
 
-    def __init__(self, path: str):
-        self.path = str(path)
-        self._fs, self._root = _filesystem(self.path)
+    def __init__(self, path: str, filesystem: pafs.FileSystem | None = None):
+        self.path, self._given = str(path), filesystem
+        self._fs, self._root = opened(self.path) if filesystem is None else (filesystem, self.path)
+        self._local = isinstance(self._fs, pafs.LocalFileSystem)
+        self._groups: dict[Stamp, tuple[int, ...]] = {}  # rows of the row groups of checked files
+        self._last: tuple[object, pq.FileMetaData] | None = None  # footer of the file last read
         self.schema: Schema = self._read_schema()
 
-    def __reduce__(self) -> tuple[type[ClickLog], tuple[str]]:
-        return ClickLog, (self.path,)
+    def __reduce__(self) -> tuple[object, ...]:
+        known = {name: value for name, value in self.__dict__.items() if name == "types"}
+        return ClickLog, (self.path, self._given), known
 
     def _read_schema(self) -> Schema:
         where = posixpath.join(self._root, "schema.toml")
@@ -71,42 +81,62 @@ class ClickLog:
 
     def files(self, split: str) -> list[str]:
         """The split's Parquet files, sorted by name."""
+        return [file.path for file in self.listed(split)]
+
+    def listed(self, split: str) -> list[pafs.FileInfo]:
+        """The same with what a listing tells of them: none is opened."""
         if split not in self.schema.splits:
             known = ", ".join(self.schema.splits)
             raise BadLog(f"{self.path} has no split {split!r}; schema.toml names: {known}")
         pattern = posixpath.join(self._root, self.schema.splits[split])
-        found = self._expand(pattern)
+        found = sorted(self._expand(pattern), key=lambda info: info.path)
         if not found:
             raise BadLog(f"split {split!r} of {self.path} is empty: no Parquet file at {pattern}")
         return found
 
-    def _expand(self, pattern: str) -> list[str]:
+    def _expand(self, pattern: str) -> list[pafs.FileInfo]:
         if any(mark in pattern for mark in "*?["):
             base = pattern[: min(pattern.index(mark) for mark in "*?[" if mark in pattern)]
             selector = pafs.FileSelector(
                 posixpath.dirname(base), recursive=True, allow_not_found=True
             )
             infos = self._fs.get_file_info(selector)
-            return sorted(i.path for i in infos if i.is_file and fnmatch(i.path, pattern))
+            return [info for info in infos if info.is_file and fnmatch(info.path, pattern)]
         info = self._fs.get_file_info(pattern)
         if info.type == pafs.FileType.Directory:
             infos = self._fs.get_file_info(pafs.FileSelector(pattern, recursive=True))
-            return sorted(i.path for i in infos if i.is_file and i.path.endswith(".parquet"))
-        return [pattern] if info.is_file else []
+            return [info for info in infos if info.is_file and info.path.endswith(".parquet")]
+        return [info] if info.is_file else []
+
+    def relative(self, file: str) -> str:
+        """The name of a file of the log within its folder."""
+        return posixpath.relpath(file, self._root)
 
     def pieces(self, split: str) -> list[Piece]:
         """Every row group of the split, checked against the schema, in file order."""
-        pieces = []
-        for file in self.files(split):
-            with self._open(file) as parquet:
-                _check_columns(file, parquet.schema_arrow, self.schema, parquet.metadata.num_rows)
-                for group in range(parquet.metadata.num_row_groups):
-                    rows = parquet.metadata.row_group(group).num_rows
-                    if rows:
-                        pieces.append(Piece(split, file, group, rows))
+        pieces = self.pieces_of(split, self.listed(split))
         if not pieces:
             raise BadLog(f"split {split!r} of {self.path} is empty: its files hold 0 rows")
         return pieces
+
+    def pieces_of(self, split: str, files: Sequence[pafs.FileInfo]) -> list[Piece]:
+        """The row groups of some files of a split. Footers are read once, several at a time."""
+        fresh = [file for file in files if stamp_of(file) not in self._groups]
+        found = in_threads(self._checked, [file.path for file in fresh], FOOTERS)
+        self._groups |= zip(map(stamp_of, fresh), found, strict=True)
+        return [
+            Piece(split, file.path, group, rows)
+            for file in files
+            for group, rows in enumerate(self._groups[stamp_of(file)])
+            if rows
+        ]
+
+    def _checked(self, file: str) -> tuple[int, ...]:
+        """Rows of each of a file's row groups, once its columns are what the schema says."""
+        with self._open(file) as parquet:
+            found = parquet.metadata
+            _check_columns(file, parquet.schema_arrow, self.schema, found.num_rows)
+            return tuple(found.row_group(i).num_rows for i in range(found.num_row_groups))
 
     def rows(self, split: str) -> int:
         """Rows of the split, from the files' own metadata."""
@@ -126,11 +156,15 @@ class ClickLog:
             for name in self.schema.columns
         }
 
+    def know_types(self, categorical: Mapping[str, pa.DataType]) -> None:
+        """Take these for the types of the ids, so that no file is opened to find them."""
+        self.__dict__["types"] = {
+            name: categorical.get(name, pa.float32()) for name in self.schema.columns
+        }
+
     def stamp(self, splits: Sequence[str]) -> str:
         """Changes whenever the schema or a file of the splits does (by its size and time)."""
-        files = [file for split in splits for file in self.files(split)]
-        infos = self._fs.get_file_info(files)
-        parts = [[info.path, info.size, info.mtime_ns] for info in infos]
+        parts = [stamp_of(file) for split in splits for file in self.listed(split)]
         text = json.dumps([self.schema.model_dump(), parts])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -139,15 +173,24 @@ class ClickLog:
         rows, bytes and statistics of every column. A copy elsewhere has the same, unlike its
         `stamp`.
         """
-        splits = sorted(splits or self.schema.splits)
-        footers = {split: [self._footer(f) for f in self.files(split)] for split in splits}
-        text = json.dumps([self.schema.model_dump(), footers], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        found = hashlib.sha256()
+        for part in self._told(sorted(splits or self.schema.splits)):
+            found.update(part.encode())
+        return found.hexdigest()[:16]
 
-    def _footer(self, file: str) -> dict[str, object]:
+    def _told(self, splits: Sequence[str]) -> Iterator[str]:
+        """The JSON list of the schema and the footers by split, of which one file's is held."""
+        yield f"[{json.dumps(self.schema.model_dump())}, {{"
+        for place, split in enumerate(splits):
+            yield f"{', ' if place else ''}{json.dumps(split)}: ["
+            for number, footer in enumerate(in_threads(self._footer, self.files(split), FOOTERS)):
+                yield f"{', ' if number else ''}{footer}"
+            yield "]"
+        yield "}]"
+
+    def _footer(self, file: str) -> str:
         with self._open(file) as parquet:
-            found: dict[str, object] = parquet.metadata.to_dict()
-        return found
+            return json.dumps(parquet.metadata.to_dict(), default=str)
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """The piece's rows in canonical types (float32 label of 0 or 1, int64 or string ids,
@@ -157,9 +200,11 @@ class ClickLog:
             BadLog: the file is damaged, or a value is not what the schema says.
         """
         try:
-            with self._open(piece.file) as parquet:
+            with self._open_again(piece.file) as parquet:
                 batches = parquet.iter_batches(
-                    READ_ROWS, row_groups=[piece.row_group], columns=self.schema.columns
+                    min(READ_ROWS, piece.first + piece.rows),  # what follows is not decoded
+                    row_groups=[piece.row_group],
+                    columns=self.schema.columns,
                 )
                 for batch in _run_of_rows(batches, piece.first, piece.rows):
                     yield self._canonical(piece, batch)
@@ -169,14 +214,32 @@ class ClickLog:
                 f"{_one_line(error)}; is the file whole?"
             ) from error
 
+    def _open_again(self, file: str) -> pq.ParquetFile:
+        """The file; its footer is kept for the next row group of the same."""
+        stream = self._stream(file)
+        name, last = (file, stream.size()), self._last
+        known = last[1] if last is not None and last[0] == name else None
+        found = self._parquet(file, stream, known)
+        self._last = name, found.metadata
+        return found
+
     def _open(self, file: str) -> pq.ParquetFile:
+        return self._parquet(file, self._stream(file), None)
+
+    def _stream(self, file: str) -> pa.NativeFile:
         try:
-            return pq.ParquetFile(self._fs.open_input_file(file), pre_buffer=False)
+            return self._fs.open_input_file(file)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+    def _parquet(
+        self, file: str, stream: pa.NativeFile, known: pq.FileMetaData | None
+    ) -> pq.ParquetFile:
+        try:
+            # a store that answers late is asked for a row group's columns at once, not one by one
+            return pq.ParquetFile(stream, metadata=known, pre_buffer=not self._local)
         except (OSError, pa.ArrowException) as error:
-            raise BadLog(
-                f"{file} is not a readable Parquet file ({_one_line(error)}); "
-                "was it cut short while it was written or copied?"
-            ) from error
+            raise _unreadable(file, error) from error
 
     def _canonical(self, piece: Piece, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = {}
@@ -275,11 +338,16 @@ def _check_finite(piece: Piece, name: str, column: pa.Array) -> None:
         )
 
 
-def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    if "://" in path:
-        fs, root = pafs.FileSystem.from_uri(path)
-        return fs, root
-    return pafs.LocalFileSystem(), path.rstrip("/") or "/"
+def stamp_of(file: pafs.FileInfo) -> Stamp:
+    """What a listing tells of a file: it changes when the file is written anew."""
+    return file.path, file.size, file.mtime_ns
+
+
+def _unreadable(file: str, error: Exception) -> BadLog:
+    return BadLog(
+        f"{file} is not a readable Parquet file ({_one_line(error)}); "
+        "was it cut short while it was written or copied?"
+    )
 
 
 def _one_line(error: Exception) -> str:

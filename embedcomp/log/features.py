@@ -19,7 +19,7 @@ from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.log import vocabulary
 from embedcomp.log.click_log import ClickLog
-from embedcomp.log.counts import LogCounts, numbers, transformed
+from embedcomp.log.counts import Each, LogCounts, numbers, transformed
 from embedcomp.log.rows import Bag, Rows
 from embedcomp.log.schema import Side
 from embedcomp.log.vocabulary import Vocabulary, WrongType
@@ -87,14 +87,20 @@ class Features:
     dense: tuple[DenseFeature, ...]
 
     @classmethod
-    def from_counts(cls, log: ClickLog, counts: LogCounts, min_count: int) -> Features:
-        """Vocabularies of the ids seen at least `min_count` times, and dense scales."""
+    def from_counts(
+        cls, log: ClickLog, counts: LogCounts, min_count: int, each: Each = map
+    ) -> Features:
+        """Vocabularies of the ids seen at least `min_count` times, and dense scales.
+
+        Args:
+            each: goes over shares of a column's ids, where they are more than memory may hold.
+        """
         ids = tuple(
             IdFeature(
                 name,
                 column.side,
                 pa.types.is_list(log.types[name]),
-                Vocabulary.from_counts(counts.ids[name], min_count, column.dense_ids),
+                Vocabulary.from_counts(counts.ids[name], min_count, column.dense_ids, each),
             )
             for name, column in log.schema.categorical.items()
         )

@@ -44,16 +44,19 @@ def profile(log: ClickLog, counts: LogCounts, split: str) -> dict[str, Any]:
 
 
 def _id_column(found: IdCounts, rows: int) -> dict[str, Any]:
-    _, counts = found.sorted()
-    total = max(int(counts.sum()), 1)
+    times, ids = found.frequencies().T
+    seen, distinct = times * ids, int(ids.sum())
+    total = max(int(seen.sum()), 1)
+    before = np.cumsum(ids) - ids  # ids that are seen more often
+    most = np.clip(max(1, distinct // 100) - before, 0, ids)
     return {
-        "distinct": len(counts),
+        "distinct": distinct,
         "nulls": found.nulls,
         "empty_bags": found.empty_bags,
-        "values_per_row": (int(counts.sum()) + found.nulls) / max(rows, 1),
-        "seen_once": int(np.count_nonzero(counts == 1)),
-        "tail_mass": float(counts[counts < RARE].sum() / total),
-        "top_percent_mass": float(counts[: max(1, len(counts) // 100)].sum() / total),
+        "values_per_row": (int(seen.sum()) + found.nulls) / max(rows, 1),
+        "seen_once": int(ids[times == 1].sum()),
+        "tail_mass": float(seen[times < RARE].sum() / total),
+        "top_percent_mass": float((times * most).sum() / total),
     }
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from embedcomp.errors import BadArtifact
 from embedcomp.kernels import native
 from embedcomp.log import known
-from embedcomp.log.counts import IdCounts
+from embedcomp.log.counts import Each, IdCounts
 from embedcomp.log.known import NUMBERS, ROW_NUMBERS, STRINGS, About, Known
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,23 @@ class Vocabulary:
         return found
 
     @classmethod
-    def from_counts(cls, found: IdCounts, min_count: int, dense_ids: bool = False) -> Vocabulary:
-        """Keep the ids seen at least `min_count` times."""
-        values, counts = found.sorted()
+    def from_counts(
+        cls, found: IdCounts, min_count: int, dense_ids: bool = False, each: Each = map
+    ) -> Vocabulary:
+        """Keep the ids seen at least `min_count` times.
+
+        Args:
+            each: goes over shares of the ids.
+        """
         if dense_ids:
-            return cls._from_row_numbers(found, values.to_numpy(), counts)
-        kept = int(np.searchsorted(-counts, -min_count, side="right"))
-        reserved = [int(counts[kept:].sum()), found.nulls]
-        return cls(values[:kept], np.concatenate([reserved, counts[:kept]]).astype(np.int64))
+            return cls._from_row_numbers(found, each)
+        values, counts, rare = found.ranked(min_count, each)
+        return cls(values, np.concatenate([[rare, found.nulls], counts]).astype(np.int64))
 
     @classmethod
-    def _from_row_numbers(cls, found: IdCounts, ids: np.ndarray, counts: np.ndarray) -> Vocabulary:
+    def _from_row_numbers(cls, found: IdCounts, each: Each) -> Vocabulary:
+        values, counts, _ = found.ranked(each=each)
+        ids = values.to_numpy()
         valid = ids >= 0
         rows = int(ids.max(initial=-1)) + 1
         per_row = np.zeros(rows + RESERVED, np.int64)

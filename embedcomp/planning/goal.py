@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from embedcomp.errors import BadSettings
 from embedcomp.methods import named, refuse_unknown
 from embedcomp.planning import solvers
+from embedcomp.support import sizes
+from embedcomp.support.sizes import NUMBER, SIZES
 
 TWO_LIMITS = ("exact", "highs")  # solvers that keep to bytes and to a time at once
 
-_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_SIZES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6}
 
 
@@ -32,9 +31,8 @@ class ByteBudget:
         Raises:
             BadSettings: it is none of these, or not positive.
         """
-        match = re.fullmatch(rf"{_NUMBER}\s*([a-zA-Z]*|%)", text.strip().replace(",", ""))
-        number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
-        if number <= 0 or unit not in {*_SIZES, "x", "%"}:
+        number, unit = sizes.parse(text)
+        if number <= 0 or unit not in {*SIZES, "x", "%"}:
             raise BadSettings(
                 f"the budget {text!r} is not a positive size; write 5x, 20%, 4MiB, 300kB or bytes"
             )
@@ -46,7 +44,7 @@ class ByteBudget:
             return int(original / self.amount)
         if self.unit == "%":
             return int(original * self.amount / 100)
-        return int(self.amount * _SIZES[self.unit])
+        return int(self.amount * SIZES[self.unit])
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class LatencyBudget:
         Raises:
             BadSettings: it is not that, or not positive.
         """
-        match = re.fullmatch(rf"{_NUMBER}\s*({'|'.join(_TIMES)}|x)\s*@\s*(\d+)", text.strip())
+        match = re.fullmatch(rf"{NUMBER}\s*({'|'.join(_TIMES)}|x)\s*@\s*(\d+)", text.strip())
         if match is not None:
             found = cls(float(match[1]), match[2], int(match[3]), text.strip())
             if found.rows and (found.amount > 0 if found.unit == "x" else found.nanoseconds(0)):

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.artifact.proof import (
-    SPLIT,
-)
+from embedcomp.artifact.proof import SPLIT
 from embedcomp.kernels.threads import cores, one_thread
 from embedcomp.log.batches import Batch, in_order
 from embedcomp.log.click_log import ClickLog, Piece
@@ -24,6 +22,7 @@ from embedcomp.train.tables import fast_tables
 TRAIN = "train"
 MEASURE_BATCH_ROWS = 2048
 CHECK_BATCH_ROWS = 8192
+LEAST_ROWS = 256  # of a piece, so that the time to open pieces does not grow with the log
 
 
 def layers_of(original: Artifact, model: nn.Module) -> Found:
@@ -32,9 +31,15 @@ def layers_of(original: Artifact, model: nn.Module) -> Found:
     return find(model, counts)
 
 
-def measure_pieces(log: ClickLog) -> list[Piece]:
+def measure_pieces(log: ClickLog, settings: CompressSettings) -> list[Piece]:
     """The pieces that statistics are gathered on."""
-    return log.pieces("train")
+    return spread(log.pieces("train"), settings.measure_rows)
+
+
+def spread(pieces: Sequence[Piece], rows: int) -> list[Piece]:
+    """All pieces, or some at equal distances where `rows` rows would be too few of each of them."""
+    most = max(1, rows // LEAST_ROWS)
+    return list(pieces[:: -(-len(pieces) // most)])
 
 
 def measure_piece(
@@ -66,7 +71,7 @@ def measure(
     original: Artifact, log: ClickLog, settings: CompressSettings, watch: Watch = quiet
 ) -> Statistics:
     """Statistics of every layer over about `measure_rows` rows spread over the whole log."""
-    model, pieces = original.model(), measure_pieces(log)
+    model, pieces = original.model(), measure_pieces(log, settings)
     twins = [original.model(model) for _ in range(cores() - 1)]
     share = measure_share(pieces, settings)
     rows = sum(rows_in(piece, share) for piece in pieces)
@@ -87,10 +92,10 @@ def measure_share(pieces: Sequence[Piece], settings: CompressSettings) -> float:
 
 def total(parts: Iterable[Statistics]) -> Statistics:
     """The sum of the pieces' statistics; in the order of the pieces it is the same bit for bit."""
-    first, *others = parts
-    for part in others:
-        first += part
-    return first
+    found = Statistics()
+    for part in parts:
+        found += part
+    return found
 
 
 def held_out(
@@ -116,7 +121,7 @@ def held_out(
 
 def rows_of(original: Artifact, log: ClickLog, split: str, rows: int) -> list[Batch]:
     """About `rows` rows from all pieces of a split, kept in memory."""
-    pieces = log.pieces(split)
+    pieces = spread(log.pieces(split), rows)
     share = min(1.0, rows / sum(piece.rows for piece in pieces))
     return [
         batch

@@ -16,6 +16,8 @@ from embedcomp.errors import BadSettings
 from embedcomp.log.schema import first_problem
 from embedcomp.planning.goal import Goal
 from embedcomp.support.fields import refuse_below
+from embedcomp.support.filesystems import is_url
+from embedcomp.support.sizes import in_bytes
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import FormTrainSettings, TrainSettings
 
@@ -113,13 +115,34 @@ class CompressSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobSettings:
+class CountSettings:
+    """How the ids of a log are counted."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    counts: str = ""  # folder or URL in which counts of the log's files are kept, so that only new
+    # files are counted; empty: all are, each time
+    count_memory: str = "1GiB"  # of each process that counts ids; what does not fit waits on disk
+
+    def __post_init__(self) -> None:
+        in_bytes("count_memory", self.count_memory)  # refuses what cannot be read
+
+    @property
+    def count_bytes(self) -> int:
+        return in_bytes("count_memory", self.count_memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings(CountSettings):
     """A whole job: a log goes in, an evaluated artifact comes out."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     log: str  # folder or URL of the click log
-    out: str  # folder for the job's steps, the model and the artifact
+    out: str  # folder for the job's steps, the model and the artifact, on storage that all nodes
+    # share; or a URL, to which what each step made is copied
+    work: str = ""  # folder that all nodes share, in which steps are made where out is a URL;
+    # empty: one of this machine, which does for a single node
     model: str = "dcnv2"  # a model of embedcomp, or package.module:factory
     model_settings: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""  # weights to start from; with train.epochs = 0 they are compressed as is
@@ -131,8 +154,14 @@ class JobSettings:
     retries: int = 3  # of a worker that dies
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.min_count < 1:
             raise BadSettings(f"min_count is {self.min_count}, but an id is seen at least once")
+        if self.work and (is_url(self.work) or not is_url(self.out)):
+            raise BadSettings(
+                f"work is {self.work}, but is for a folder to work in where out is a URL, which is "
+                f"{self.out}; omit it, or give a URL and a folder"
+            )
         if self.workers < 1:
             raise BadSettings(f"workers is {self.workers}, but training needs at least 1")
         models.refuse_unknown([self.model])

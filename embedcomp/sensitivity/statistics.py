@@ -35,6 +35,37 @@ Score = Callable[[nn.Module, Any], Tensor]  # a model and a batch's inputs to lo
 
 
 @dataclass
+class LookedUp:
+    """Sums by row of a table of so many rows, of the rows that were looked up alone: a piece of a
+    long log looks up few.
+    """
+
+    rows: int
+    _parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ids and what is added [n]
+    _gathered: int = 0
+
+    def add(self, ids: Tensor, values: Tensor) -> None:
+        """Add to rows, which may come several times: ids int64 [n], values float64 [n]."""
+        self._parts.append((ids, values))
+        self._gathered += len(ids)
+        if self._gathered > self.rows:
+            self.added_up()
+
+    def added_up(self) -> tuple[Tensor, Tensor]:
+        """Rows int64 [n], each once, and their sums float64 [n], made in the order of adding."""
+        if self._gathered:
+            ids, places = torch.cat([ids for ids, _ in self._parts]).unique(return_inverse=True)
+            values = torch.cat([values for _, values in self._parts])
+            sums = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, places, values)
+            self._parts, self._gathered = [(ids, sums)], 0
+        return self._parts[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.added_up()
+        return self.__dict__
+
+
+@dataclass
 class Statistics:
     """Sums over a log in float64, by "layer|what".
 
@@ -49,23 +80,38 @@ class Statistics:
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    looked_up: dict[str, LookedUp] = field(default_factory=dict)  # sums [rows] that are not in it
 
     def __iadd__(self, other: Statistics) -> Statistics:
+        self._settle()
         for name, value in other.sums.items():
             self.add(name, value)
+        for name, found in other.looked_up.items():
+            self._take_rows(name, found)
         return self
 
     def add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+        if name in self.sums:
+            self.sums[name] = self.sums[name] + value
+        else:  # a copy, since rows are added in place and what Ray sends is read-only
+            self.sums[name] = value.to(torch.float64, copy=True)
 
     def take(self, seen: _Seen) -> None:
         """Add what one batch does."""
         for name, value in seen.sums:
             self.add(name, value)
         for name, rows, ids, values in seen.by_row:
-            if name not in self.sums:
-                self.add(name, torch.zeros(rows))
-            self.sums[name].index_add_(0, ids, values.double())
+            self.looked_up.setdefault(name, LookedUp(rows)).add(ids, values.double())
+
+    def _settle(self) -> None:
+        """Have sums of all rows of every table, not of some alone."""
+        while self.looked_up:
+            self._take_rows(*self.looked_up.popitem())
+
+    def _take_rows(self, name: str, found: LookedUp) -> None:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(found.rows, dtype=torch.float64)
+        self.sums[name].index_add_(0, *found.added_up())
 
     @property
     def samples(self) -> int:
@@ -73,6 +119,7 @@ class Statistics:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Tensors by name, as safetensors keeps them."""
+        self._settle()
         return dict(self.sums)
 
     @classmethod
@@ -83,6 +130,7 @@ class Statistics:
         """The layers with their statistics; those that no row of the log reached are refused."""
         if not self.samples:
             return found
+        self._settle()
         layers, refused = {}, dict(found.refused)
         for name, layer in found.layers.items():
             if f"{name}|gradient" in self.sums:

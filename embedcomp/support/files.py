@@ -27,7 +27,7 @@ def replacing(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / target.name
         yield fresh
-        _sync(fresh)
+        sync(fresh)
         os.replace(fresh, target)
     _sync_one(target.parent)
 
@@ -86,10 +86,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder and what it holds, on disk."""
     if path.is_dir():
         for child in path.iterdir():
-            _sync(child)
+            sync(child)
     _sync_one(path)
 
 

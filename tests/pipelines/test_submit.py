@@ -110,8 +110,15 @@ def test_an_address_where_nothing_answers_is_one_sentence(job: Path) -> None:
         submit(job, address, force=False, changes=[])
 
 
-def test_an_output_that_is_no_folder_is_refused_before_anything_is_sent(
-    job: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(Exception, match="must be a folder"):
-        sent_to(Cluster(0), job, monkeypatch, changes=["out=s3://bucket/out"])
+def test_urls_travel_with_the_job_as_they_are(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(job.parent)
+    cluster = Cluster(0)
+    changes = ["out=s3://bucket/out", "work=shared", "counts=s3://bucket/counts"]
+    sent_to(cluster, job, monkeypatch, changes=changes)
+    words = shlex.split(cluster.entrypoint)
+    assert words[-6::2] == ["--set"] * 3
+    assert words[-5::2] == [
+        'out="s3://bucket/out"',
+        f'work="{job.parent}/shared"',
+        'counts="s3://bucket/counts"',
+    ]

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import pickle
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from embedcomp import recipes
 from embedcomp.log.batches import Batch
+from embedcomp.log.click_log import Piece
+from embedcomp.recipes import measuring
 from embedcomp.sensitivity.layers import find
-from embedcomp.sensitivity.statistics import Statistics, measure
+from embedcomp.sensitivity.statistics import LookedUp, Statistics, measure
 from tests import small
 
 
@@ -19,8 +25,7 @@ def test_statistics_of_shards_add_up():
     model, found, whole = small.measured()
     total = measure(model, small.batches()[:1], found)
     total += measure(model, small.batches()[1:], found)
-    assert total.sums.keys() == whole.sums.keys()
-    assert all(torch.equal(total.sums[name], whole.sums[name]) for name in whole.sums)
+    small.assert_same_sums(total, whole)
     assert whole.samples == 4 * small.BATCH_ROWS
 
 
@@ -32,8 +37,7 @@ def test_statistics_do_not_depend_on_the_number_of_threads(count_ids):
     alone = measure(model, batches, found, count_ids=count_ids)
     twins = [small.model(), small.model()]
     together = measure(model, batches, found, count_ids=count_ids, twins=twins)
-    assert together.sums.keys() == alone.sums.keys()
-    assert all(torch.equal(together.sums[name], alone.sums[name]) for name in alone.sums)
+    small.assert_same_sums(together, alone)
     assert not any(module._forward_hooks for twin in twins for module in twin.modules())
     assert all(p.requires_grad for twin in twins for p in twin.parameters())
 
@@ -158,10 +162,65 @@ def test_statistics_come_back_from_their_tensors():
     _, _, statistics = small.measured()
     back = Statistics.from_tensors(statistics.to_tensors())
     assert back.samples == statistics.samples
-    assert all(torch.equal(back.sums[name], value) for name, value in statistics.sums.items())
-    assert all(value.dtype == torch.float64 for value in statistics.sums.values())
+    small.assert_same_sums(back, statistics)
+    assert all(value.dtype == torch.float64 for value in statistics.to_tensors().values())
 
 
 def test_without_a_log_the_layers_stay_as_they_are():
     found = find(small.model(), {})
     assert Statistics().measured(found) is found
+
+
+def test_sums_of_rows_are_those_of_whole_tables():
+    """In the order of adding, so to the last bit; and no larger than a table."""
+    generator = torch.manual_seed(0)
+    for rows in (1, 5, 1000):
+        found, whole = LookedUp(rows), torch.zeros(rows, dtype=torch.float64)
+        for n in (0, 7, 200, 0, 3):
+            ids = torch.randint(0, rows, (n,), generator=generator)
+            values = torch.rand(n, generator=generator).double()
+            found.add(ids, values)
+            whole.index_add_(0, ids, values)
+            assert sum(len(part) for part, _ in found._parts) <= 2 * rows + 7
+        ids, sums = found.added_up()
+        assert torch.equal(ids, whole.nonzero()[:, 0]) and torch.equal(sums, whole[ids])
+
+
+def test_a_piece_holds_the_rows_that_it_looked_up():
+    model, found, whole = small.measured()
+    pieces = [measure(model, [batch], found, count_ids=True) for batch in small.batches()]
+    for piece in pieces:
+        assert "embeddings.embedding_bags.t_a|fisher" not in piece.sums
+        for name, looked_up in piece.looked_up.items():
+            ids, _ = looked_up.added_up()
+            assert len(ids) <= min(looked_up.rows, 3 * small.BATCH_ROWS), name
+    sent = [pickle.loads(pickle.dumps(piece)) for piece in pieces]
+    total = recipes.total(sent)
+    again = Statistics()
+    for piece in pieces:
+        again += Statistics.from_tensors(piece.to_tensors())
+    small.assert_same_sums(total, again)
+    for name, tensor in whole.to_tensors().items():
+        assert close(total.to_tensors()[name].float(), tensor.float()), name
+
+
+def test_a_total_holds_no_piece_but_the_present_one():
+    model, found, _ = small.measured()
+    alive = []
+
+    def pieces():
+        for batch in small.batches():
+            piece = measure(model, [batch], found)
+            alive.append(weakref.ref(piece))
+            yield piece
+            del piece
+            assert sum(one() is not None for one in alive) <= 2
+
+    assert recipes.total(pieces()).samples == 4 * small.BATCH_ROWS
+
+
+def test_few_rows_of_a_long_log_are_read_in_some_of_its_pieces():
+    pieces = [Piece("train", "x", group, 1000) for group in range(1000)]
+    assert measuring.spread(pieces[:256], 65_536) == pieces[:256]
+    assert measuring.spread(pieces, 65_536) == pieces[::4]
+    assert measuring.spread(pieces, 10) == pieces[:1]
