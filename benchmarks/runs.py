@@ -141,7 +141,7 @@ RUNS = (
         tiny="--budgets 3x 6x --epochs 1 --set epochs=1",
     ),
     _on(MOVIES, "students", "--tune-set batch_rows=1024", minutes=120, tiny=STUDENTS),
-    _on(VIDEOS, "students", minutes=90, tiny=STUDENTS),
+    _on(VIDEOS, "students", "--budgets 100x --weights 0 0.7 1", minutes=60, tiny=STUDENTS),
     _on(
         CLICKS,
         "students",

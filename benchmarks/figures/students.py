@@ -54,6 +54,16 @@ def said(record: Record) -> Iterator[float]:
     yield from (rounded, -lost["50x-direct"], -lost["50x-0.7"])
 
 
+def smaller_is_better(record: Record) -> Iterator[float]:
+    """What is won over the control at 100x directly and by a student of labels alone, and how many
+    times as fast that is scored."""
+    lost = {name: _lost(record, name) for name in record["results"]}
+    claim(max(lost, key=lost.__getitem__) == "100x-0", "labels alone teach best")
+    claim(lost["100x-direct"] > 0, "the compressed original is better than the control")
+    speeds = {name: _speed(seeds) for name, seeds in record["results"].items()}
+    yield from (lost["100x-direct"], lost["100x-0"], speeds["100x-0"] / speeds["100x-direct"])
+
+
 def _lost(record: Record, name: str) -> float:
     """Mean AUC on the test split, less the control's."""
     made, control = (record["results"][one] for one in (name, "control"))
