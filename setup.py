@@ -56,7 +56,8 @@ setup(
             "embedcomp.kernels._engine",
             ["embedcomp/kernels/engine.cpp", "embedcomp/kernels/requests.cpp"],
             depends=[
-                f"embedcomp/kernels/{name}" for name in ("engine.h", "requests.h", "kernels.inc")
+                f"embedcomp/kernels/{name}"
+                for name in ("engine.h", "requests.h", "slots.h", "kernels.inc", "slots.inc")
             ],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],

@@ -28,7 +28,12 @@ def serve(
 
     from embedcomp.scorer.scorer import Scorer
 
-    opened = partial(Scorer.open, precision=precision, budget=budget)
+    shards = None
+    if settings.shards:
+        from embedcomp.serving.shards.rows import finds
+
+        shards = finds(settings)
+    opened = partial(Scorer.open, precision=precision, budget=budget, shards=shards)
     if settings.workers > 1:
         from embedcomp.serving.workers import serve_by_workers
 
