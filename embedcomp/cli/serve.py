@@ -28,12 +28,11 @@ def serve(
 
     from embedcomp.scorer.scorer import Scorer
 
-    shards = None
+    opened = partial(Scorer.open, precision=precision, budget=budget)
     if settings.shards:
         from embedcomp.serving.shards.rows import finds
 
-        shards = finds(settings)
-    opened = partial(Scorer.open, precision=precision, budget=budget, shards=shards)
+        opened = partial(opened, shards=finds(settings))
     if settings.workers > 1:
         from embedcomp.serving.workers import serve_by_workers
 

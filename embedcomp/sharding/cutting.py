@@ -132,8 +132,12 @@ def slots_in(text: str) -> tuple[int, ...]:
 
 def in_words(slots: Iterable[int]) -> str:
     """Slots as `slots_in` reads them."""
+    every = sorted(slots)
     runs: list[list[int]] = []
-    for slot in sorted(slots):
+    step = every[1] - every[0] if len(every) > 1 else 1
+    if step > 1 and every[0] < step and every == list(range(every[0], SLOTS, step)):
+        return f"{every[0]}/{step}"
+    for slot in every:
         if runs and runs[-1][1] == slot - 1:
             runs[-1][1] = slot
         else:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 
 
@@ -49,3 +50,9 @@ class Alarms:
                     continue
                 call = self._calls.pop(heapq.heappop(self._due)[1])
             call()
+
+
+@cache
+def of_process() -> Alarms:
+    """The alarms of this process, which one thread watches."""
+    return Alarms()

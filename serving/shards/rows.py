@@ -17,7 +17,7 @@ from embedcomp.errors import BadSettings
 from embedcomp.kernels.routing import SLOTS
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.serving.shards.alarms import Alarms
+from embedcomp.serving.shards.alarms import of_process
 from embedcomp.serving.shards.replica import Asked, Replica, ShardFailed, Stream
 from embedcomp.sharding.cutting import Cutting, in_words, refuse_uncovered
 
@@ -58,8 +58,9 @@ class Rows:
     """
 
     def __init__(
-        self, cutting: Cutting, model: str, version: int, settings: ServerSettings, alarms: Alarms
+        self, cutting: Cutting, model: str, version: int, settings: ServerSettings
     ):
+        alarms = of_process()
         asked = Asked(model, version, cutting.digest)
         self._deadline_s = settings.shard_deadline_ms / 1000
         self._does_without = settings.shard_down == "default"
@@ -176,4 +177,4 @@ def _close(replicas: Sequence[Replica]) -> None:
 
 def finds(settings: ServerSettings) -> partial[Rows]:
     """What finds the shards of a version, for Scorer.open."""
-    return partial(Rows, settings=settings, alarms=Alarms())
+    return partial(Rows, settings=settings)

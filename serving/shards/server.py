@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -31,6 +32,8 @@ from embedcomp.sharding.cutting import Cutting, in_words
 from embedcomp.sharding.slots import HeldSlots, OtherVersion, WrongMessage
 
 SECONDS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
+
+FINISH_S = 1.0  # that messages have for their answers when the shard stops
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +126,19 @@ class ShardMetrics:
         Gauge("embedcomp_shard_bytes", "Of the files of all versions here.", **made).set_function(
             lambda: sum(one.bytes for one in held.loaded.values())
         )
-        Gauge("embedcomp_shard_streams_versions", "Versions that are here.", **made).set_function(
+        Gauge("embedcomp_shard_versions", "That are here.", **made).set_function(
             lambda: len(held.loaded)
         )
 
 
 class ShardServer(flight.FlightServerBase):
-    """Serves slots at an address; as a context manager it stops at the end."""
+    """Serves slots at an address from the moment it is made, in threads of Arrow's own.
+
+    `serve` is not called: it would take signals for itself, and wait for open streams.
+
+    Raises:
+        CannotListen: the address is taken.
+    """
 
     def __init__(self, held: Versions, settings: ShardSettings):
         location = f"grpc://{settings.host}:{settings.port}"
@@ -138,6 +147,7 @@ class ShardServer(flight.FlightServerBase):
         except (pa.ArrowException, OSError) as error:
             raise CannotListen(settings.host, settings.port) from error
         self.held, self.metrics = held, ShardMetrics(held)
+        self._answering: set[int] = set()  # streams with a message that has no answer yet
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         asked = json.loads(descriptor.command)
@@ -149,7 +159,11 @@ class ShardServer(flight.FlightServerBase):
                     body = reader.read_chunk().app_metadata
                 except StopIteration:
                     return
-                writer.write_metadata(pa.py_buffer(self._answer(slots, body)))
+                self._answering.add(id(writer))
+                try:
+                    writer.write_metadata(pa.py_buffer(self._answer(slots, body)))
+                finally:
+                    self._answering.discard(id(writer))
 
     def _answer(self, slots: HeldSlots, body: pa.Buffer) -> np.ndarray:
         began = time.perf_counter()
@@ -188,6 +202,12 @@ class ShardServer(flight.FlightServerBase):
             ).encode()
         ]
 
+    def finish(self) -> None:
+        """Wait until no message is without its answer, for a second at most."""
+        until = time.monotonic() + FINISH_S
+        while self._answering and time.monotonic() < until:
+            time.sleep(0.001)
+
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
         return [
             ("describe", "The model, its slots and its versions that are here."),
@@ -222,10 +242,10 @@ def serve_shard(
         except OSError as error:
             raise CannotListen(settings.host, settings.metrics_port) from error
         tell(f"metrics on {settings.host}:{http.server_port}")
-    threading.Thread(target=server.serve, name="flight", daemon=True).start()
     tell(
         f"slots {in_words(slots)} of {held.model} version {max(held.loaded)} on "
         f"{settings.host}:{server.port}"
     )
     stop.get()
-    threading.Thread(target=server.shutdown, daemon=True).start()  # it waits for open streams
+    server.finish()
+    os._exit(0)  # streams that fronts keep open would keep the process
