@@ -57,7 +57,14 @@ setup(
             [f"embedcomp/kernels/{name}.cpp" for name in ("engine", "known", "requests")],
             depends=[
                 f"embedcomp/kernels/{name}"
-                for name in ("engine.h", "known.h", "requests.h", "kernels.inc")
+                for name in (
+                    "engine.h",
+                    "known.h",
+                    "requests.h",
+                    "slots.h",
+                    "kernels.inc",
+                    "slots.inc",
+                )
             ],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],

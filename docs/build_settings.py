@@ -9,6 +9,7 @@ from typing import Any
 from embedcomp import models
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
 from embedcomp.serving.settings import AccessSettings, LoadSettings, ServerSettings
+from embedcomp.serving.shards.settings import ShardSettings
 from embedcomp.support.fields import meanings
 from embedcomp.swapping.settings import TuneSettings
 from embedcomp.train.settings import FormTrainSettings, TrainSettings
@@ -21,7 +22,7 @@ first table, with the others as sub-tables. `--set name=value` of `embedcomp tra
 `[train]`, of `embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of
 `embedcomp submit` all of them with dots, of `embedcomp compare` those of its own table, likewise
 with dots; `--model-set` of `embedcomp train` takes the model's. `embedcomp serve` has a flag for
-each of its settings, such as `--max-rows`, and so has `embedcomp load`.
+each of its settings, such as `--max-rows`, and so have `embedcomp shard` and `embedcomp load`.
 """
 
 
@@ -35,6 +36,7 @@ def page() -> str:
         ("`[compress.tune]`", TuneSettings),
         ("`embedcomp compare`", CompareSettings),
         ("`embedcomp serve`", ServerSettings),
+        ("`embedcomp shard`", ShardSettings),
         ("`embedcomp load`", LoadSettings),
         ("`embedcomp predict` and `load`, to get in", AccessSettings),
         *((f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()),

@@ -21,12 +21,14 @@ class Caller:
     rows: candidates; None: they could not be read.
     came: when they were there to be scored, by time.perf_counter; 0.0: they never were.
     queued_s, scored_s: seconds until their turn came, and until they had scores.
+    defaulted: ids whose rows could not be had, so that the unknown one's stood for them.
     code: what became of the call; said: why it was refused, and plain: that without its values.
     """
 
     served: Served | None = None
     read: Callable[[Served], Work] | None = None
     rows: int | None = None
+    defaulted = 0
     came = queued_s = scored_s = 0.0
     code: grpc.StatusCode = grpc.StatusCode.OK
     said = plain = id = ""

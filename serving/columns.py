@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.prepare import Part
 from embedcomp.errors import EmbedcompError
 from embedcomp.serving.served import Served, Whole, Work
@@ -45,12 +46,12 @@ class _Sent(Served):
         for batch in (items,) if user is None else (items, user):
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 self.columns[name] = _first(column)
-        return Whole(items.num_rows, _no_scores)
+        return Whole(items.num_rows, Ready(_no_scores))
 
     def read_parts(self, parts: list[Part], rows: int) -> Whole:
         for part in parts:
             self.columns[part.leaf.name] = np.ravel(part.values[:ROWS])[:ROWS].tolist()
-        return Whole(rows, _no_scores)
+        return Whole(rows, Ready(_no_scores))
 
 
 def _no_scores() -> np.ndarray:

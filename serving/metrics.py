@@ -53,6 +53,11 @@ class Metrics:
         self._queued = make.gauge(
             "embedcomp_queued_rows", "Candidates that wait to be scored.", "livesum"
         )
+        self._defaulted = make.counter(
+            "embedcomp_defaulted_ids",
+            "Ids whose shards gave no rows, so that unknown ones stood for them.",
+            *OF,
+        )
         self._versions = _Versions(models, make)
         self._shadows = _Shadows(make)
         self._of_call = cache(  # finding them anew takes longer than counting
@@ -79,6 +84,10 @@ class Metrics:
     def queued_for(self, seconds: float) -> None:
         """Note how long a call waited for its turn."""
         self._queue.observe(seconds)
+
+    def defaulted(self, served: Served, ids: int) -> None:
+        """Note ids whose rows could not be had."""
+        self._defaulted.labels(*_labels(served)).inc(ids)
 
     def queued(self, rows: Callable[[], int]) -> None:
         """Ask this for the candidates that wait."""

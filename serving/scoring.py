@@ -109,7 +109,9 @@ class Scoring:
         """
         caller.served, caller.read = served, read
         work = read(served)
-        caller.rows = work.rows
+        caller.rows, caller.defaulted = work.rows, work.defaulted
+        if work.defaulted:
+            self._metrics.defaulted(served, work.defaulted)
         scores = self._scored(served, work, caller)
         shadow = self._models.shadow(served, caller)
         if shadow is not None:

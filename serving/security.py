@@ -30,14 +30,15 @@ logger = logging.getLogger(__name__)
 
 def refuse_open_door(settings: ServerSettings) -> None:
     """Raises BadSettings where others could talk to it in plain text, and nobody said so."""
-    if settings.tls_cert is None and not settings.insecure and not _is_loopback(settings.host):
+    if settings.tls_cert is None and not settings.insecure and not is_loopback(settings.host):
         raise BadSettings(
             f"host {settings.host} is open to other machines, and calls would be in plain text; "
             "give --tls-cert and --tls-key, or say --insecure"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 import pyarrow as pa
 
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.prepare import Part, made_up
 from embedcomp.engine.requests import Read
 from embedcomp.errors import BadRequest
@@ -50,7 +51,7 @@ class Whole:
     """A request that is scored at once, by itself: what the engine does not read."""
 
     rows: int
-    score: Callable[[], np.ndarray]
+    score: Ready
 
     joins = False  # it is not scored together with others
 
@@ -58,6 +59,11 @@ class Whole:
     def left(self) -> int:
         """Rows that are not scored yet."""
         return self.rows
+
+    @property
+    def defaulted(self) -> int:
+        """Ids whose rows could not be had."""
+        return self.score.defaulted
 
 
 Work = Read | Whole
@@ -167,7 +173,7 @@ class Served:
         self._check_size(items, user)
         if self.scorer.has_features:
             read = self.scorer.read(items, user)
-            return read or Whole(items.num_rows, partial(self.scorer.score, items, user))
+            return read or Whole(items.num_rows, self.scorer.ready(items, user))
         columns = dict(zip(items.schema.names, items.columns, strict=True))
         if user is not None:
             places = pa.array(np.zeros(items.num_rows, np.int32))
@@ -178,7 +184,7 @@ class Served:
 
     def read_parts(self, parts: list[Part], rows: int) -> Whole:
         """The inputs of a user's own model, to be scored."""
-        return Whole(rows, partial(self.scorer.score_parts, parts))
+        return Whole(rows, self.scorer.ready_parts(parts))
 
     def score_part(self, work: Work, rows: int) -> np.ndarray | None:
         """Score the next rows of a request, or all of them where they cannot be told apart.

@@ -17,6 +17,7 @@ MOST_CALLS = 10_000_000  # of a run with a rate, whose times are drawn beforehan
 MOST_RATE = 100_000  # calls a second, far more than one process sends
 # Where prometheus_client adds up several processes; it has to be told before it is imported.
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+SHARD_DOWN = ("fail", "default")
 OPEN = ("health", "reflection", "metrics")  # what may be open to calls without a token
 
 
@@ -52,6 +53,11 @@ class ServerSettings:
     log_share: float = 0.0  # of calls that have a line of JSON on stderr, 0 to 1; chosen by request
     # id, so that all servers log the same
     log_values: bool = False  # those lines hold the first values of a request too
+    shards: tuple[str, ...] = ()  # HOST:PORT of `embedcomp shard`s, which hold the large tables of
+    # what is served; those that hold the same slots are replicas
+    shard_deadline_ms: float = 30.0  # in which a call has its rows from shards, replicas included
+    shard_down: str = "fail"  # what becomes of a call without some rows: "fail", or "default", by
+    # which unknown ids stand for those that cannot be read
     trace: bool = False  # spans of calls over gRPC for OpenTelemetry, as OTEL_* variables say
 
     def __post_init__(self) -> None:
@@ -67,6 +73,10 @@ class ServerSettings:
         for name in self.without_token:
             if name not in OPEN:
                 raise BadSettings(f"without_token is {name!r}, but may be {' or '.join(OPEN)}")
+        if self.shard_down not in SHARD_DOWN:
+            raise BadSettings(
+                f"shard_down is {self.shard_down!r}, but must be {' or '.join(SHARD_DOWN)}"
+            )
         refuse_below(
             self,
             workers=1,
@@ -82,6 +92,7 @@ class ServerSettings:
             connection_s=0.1,
             grace_s=0,
             log_share=0,
+            shard_deadline_ms=1,
         )
 
 

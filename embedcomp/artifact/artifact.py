@@ -17,7 +17,7 @@ no torch, which takes seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from embedcomp.planning.plan import Plan
 
 FORMAT = 3  # 1: without what a scorer needs; 2: nothing gzipped, and always with dense.pt2
+CUT = 4  # format of artifacts whose tables lie in slots, most of them elsewhere (sharding/)
 MANIFEST, TENSORS = "manifest.json", "model.safetensors"
 ORIGIN, FEATURES = "origin.json.gz", "features"
 
@@ -106,7 +107,7 @@ class Artifact:
         Raises:
             BadArtifact: there is none, or its files are not those that were written.
         """
-        folder = _version_folder(Path(path))
+        folder = version_folder(Path(path))
         manifest = _read_manifest(folder)
         for name, wanted in manifest.checksums.items():
             if _checksum(folder / name) != wanted:
@@ -322,17 +323,14 @@ def save(
         cuts: by which it can be served within smaller budgets.
     """
     import torch
-    from safetensors.torch import save_file
 
-    target = _next_version(Path(out))
+    target = next_version(Path(out))
     with replacing(target) as fresh:
         fresh.mkdir()
         if features is not None:
             features.save(fresh / FEATURES)
         tensors = alone.held if alone is not None else model.state_dict()
-        kept, others = _once(tensors)
-        save_file(kept, fresh / TENSORS, {OTHER_NAMES: json.dumps(others)} if others else None)
-        (fresh / TENSORS).chmod(0o644)  # it is written for its owner alone
+        write_tensors(fresh / TENSORS, tensors)
         if alone is not None:
             alone.standalone.save(fresh)
             if alone.standalone.graph is None:
@@ -340,18 +338,45 @@ def save(
         planned = None if plan is None else plan.to_dict()
         origin = Origin(plan=planned, training=dict(training or {}), cuts=tuple(cuts))
         write_json(fresh / ORIGIN, origin.model_dump())
-        files = sorted(f for f in fresh.rglob("*") if f.is_file())
         manifest = Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             source=source.model_dump() if source is not None else None,
             metrics=proof.to_metrics() if proof is not None else {},
             needs_code=needs_code,
             bytes=dict(bytes),
-            checksums={str(f.relative_to(fresh)): sha256(f) for f in files},
+            checksums={},
         )
-        text = manifest.model_dump_json(indent=1, exclude={"plan", "training"})
-        (fresh / MANIFEST).write_text(text + "\n")
+        seal(fresh, manifest)
     return Artifact.open(target)
+
+
+def seal(folder: Path, manifest: Manifest, apart: Collection[Path] = ()) -> None:
+    """Write the manifest of a version whose other files are there, with their checksums.
+
+    Args:
+        apart: files that have their checksums elsewhere.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f not in apart)
+    checksums = {str(f.relative_to(folder)): sha256(f) for f in files}
+    sealed = manifest.model_copy(update={"checksums": checksums})
+    text = sealed.model_dump_json(indent=1, exclude={"plan", "training"})
+    (folder / MANIFEST).write_text(text + "\n")
+
+
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as `mapped` reads them, each once.
+
+    Args:
+        said: metadata of the file.
+    """
+    from safetensors.torch import save_file
+
+    kept, others = _once(tensors)
+    metadata = {**(said or {}), **({OTHER_NAMES: json.dumps(others)} if others else {})}
+    save_file(kept, file, metadata or None)
+    file.chmod(0o644)  # it is written for its owner alone
 
 
 def disk_bytes(folder: Path) -> dict[str, int]:
@@ -388,13 +413,13 @@ def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 
 def take_over(made: Artifact, out: Path) -> Artifact:
     """An artifact of another folder as a new version under `out`, whole or not at all."""
-    target = _next_version(out)
+    target = next_version(out)
     with replacing(target) as fresh:
         copytree(made.folder, fresh)
     return Artifact.open(target)
 
 
-def _next_version(out: Path) -> Path:
+def next_version(out: Path) -> Path:
     found = versions(out)
     return out / str(found[-1] + 1 if found else 1)
 
@@ -406,7 +431,8 @@ def versions(out: Path) -> list[int]:
     return sorted(int(child.name) for child in out.iterdir() if child.name.isdecimal())
 
 
-def _version_folder(path: Path) -> Path:
+def version_folder(path: Path) -> Path:
+    """The folder of NAME (its newest version) or of NAME/VERSION. Raises BadArtifact."""
     if (path / MANIFEST).is_file():
         return path.resolve()
     found = versions(path)
@@ -426,9 +452,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BadArtifact(f"{file} cannot be read: {error}") from error
     except ValidationError as error:
         raise BadArtifact(f"{file} is not a manifest: {first_problem(error)}") from error
-    if manifest.format > FORMAT:
+    if manifest.format > CUT:
         raise BadArtifact(
-            f"{file} has format {manifest.format}, and this embedcomp reads up to {FORMAT}; "
+            f"{file} has format {manifest.format}, and this embedcomp reads up to {CUT}; "
             "install a newer embedcomp"
         )
     return manifest

@@ -24,6 +24,7 @@ from embedcomp.cli import (
     measure,
     recompress,
     serve,
+    shard,
     submit,
     train,
     verify,
@@ -69,6 +70,8 @@ app.command()(verify.verify)
 app.command()(bench.bench)
 app.command()(build.build)
 app.command()(calibrate.calibrate)
+app.command()(shard.cut)
+app.command()(shard.shard)
 app.command()(serve.serve)
 app.command()(serve.predict)
 app.command()(load.load)

@@ -29,6 +29,10 @@ def serve(
     from embedcomp.scorer.scorer import Scorer
 
     opened = partial(Scorer.open, precision=precision, budget=budget)
+    if settings.shards:
+        from embedcomp.serving.shards.rows import finds
+
+        opened = partial(opened, shards=finds(settings))
     if settings.workers > 1:
         from embedcomp.serving.workers import serve_by_workers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from embedcomp.graph.graph import Graph
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 
+NO_LIMIT = (1 << 63) - 1
 THREAD_ROWS = 96  # that a thread should have at least; fewer are done before it has begun
 
 
@@ -65,12 +66,27 @@ class Inputs:
     held: object = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A call that is read, and all that it reads is there: it gives click probabilities.
+
+    defaulted: ids whose rows could not be had, so that the unknown one's stand for them.
+    """
+
+    score: Callable[[], np.ndarray]
+    defaulted: int = 0
+
+    def __call__(self) -> np.ndarray:
+        return self.score()
+
+
 class Engine:
     """A program and the graph that it was made of.
 
     Args:
         user: the features that the program takes to be the user's.
         threads: that share the rows of a call; None: one a core.
+        dense: inputs of the model itself; those beyond are given from outside.
     """
 
     def __init__(
@@ -79,8 +95,9 @@ class Engine:
         program: Program,
         user: Collection[str] = (),
         threads: int | None = 1,
+        dense: int = NO_LIMIT,
     ):
-        self._library = native.needed()
+        self._library, self.dense = native.needed(), dense
         self._graph, self._program, self._user = graph, program, frozenset(user)
         self._leaves = tuple(sorted({feature.leaf for feature in graph.features}))
         self.program_at = ctypes.addressof(program.struct)
@@ -105,10 +122,20 @@ class Engine:
             BadId: an id is out of its table's range.
             BadRequest: an input lacks a feature, or there is a number that is not finite.
         """
+        return self.ready(items, user, logits=logits)()
+
+    def ready(self, items: Inputs, user: Inputs | None = None, *, logits: bool = False) -> Ready:
+        """What gives the same once it is called, in whichever thread; until this one has more.
+
+        Raises:
+            BadRequest: an input lacks a feature.
+        """
         if not items.rows:
-            return np.empty(0, np.float32)
+            return Ready(lambda: np.empty(0, np.float32))
         call = self._call(items, user)
-        return self.run(call, items.rows, shares_user=user is not None, logits=logits)
+        return Ready(
+            partial(self.run, call, items.rows, shares_user=user is not None, logits=logits)
+        )
 
     def run(self, call: Any, rows: int, *, shares_user: bool, logits: bool = False) -> np.ndarray:
         """Click probabilities float32 [rows] of a call, as `score` gives them.
@@ -174,6 +201,8 @@ class Engine:
                 f"input {self._leaves[bad[0] % len(self._leaves)]}",
                 "its lengths or offsets do not fit its values",
             )
+        if code == native.NOT_FINITE and bad[0] >= self.dense:  # sums of rows, given from outside
+            code = native.NO_SCORE
         if code == native.NOT_FINITE:
             raise BadRequest(
                 f"dense input {bad[0]}",

@@ -69,6 +69,7 @@ class Program:
         self.held: list[Any] = [(table.stored, table.held) for table in tables.values()]
         self.work, self.ops = Work.of(ops), tuple(ops)
         self.resident = _resident(buffers, ops, tables)
+        self.tables = tables
         self.rows = {name: table.stored.num_ids for name, table in tables.items()}
         places = _places(buffers, ops, out)
         packed = (native.Buffer * len(buffers))()

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from embedcomp.engine.engine import BAD, THREAD_ROWS, Engine
+from embedcomp.engine.engine import BAD, NO_LIMIT, THREAD_ROWS, Engine
 from embedcomp.kernels import native
 from embedcomp.kernels.native import address
 from embedcomp.log.features import Features
 from embedcomp.log.known import STRINGS, About, Known
 
-NO_LIMIT = (1 << 63) - 1
 pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
@@ -57,12 +56,16 @@ class Read:
 
     scores: float32 [rows]; the first `done` are there.
     user: what is computed once for all rows, if anything is.
+    defaulted: ids whose rows could not be had, so that the unknown one's stand for them.
+    outside: rows were looked up elsewhere, and stay with this request alone.
     """
 
     encoded: native.Encoded
     scores: np.ndarray
     done: int = 0
     user: np.ndarray | None = None
+    defaulted: int = 0
+    outside: bool = False
 
     @property
     def rows(self) -> int:
@@ -77,7 +80,7 @@ class Read:
     @property
     def joins(self) -> bool:
         """Whether it can be scored in one call with others."""
-        return not self.encoded.shares_user
+        return not (self.encoded.shares_user or self.outside)
 
 
 class Requests:

@@ -173,7 +173,7 @@ class Tensors:
         stored.num_ids, stored.padding = table.rows, padding
         width, reads = what.width, what.kind.reads(what.rows, what.width)
         if table.probes is None:
-            work, kept = self._index(name, stored)
+            work, kept = self.index(name, stored)
             reads = replace(reads, index=work)
         else:
             probes = Probes.of(table.probes)
@@ -207,7 +207,7 @@ class Tensors:
             self._rows_of_tables[key] = self._located(stored, -1)
         return self._rows_of_tables[key]
 
-    def _index(self, name: str, at: native.Stored) -> tuple[str | None, tuple[np.ndarray, ...]]:
+    def index(self, name: str, at: native.Stored) -> tuple[str | None, tuple[np.ndarray, ...]]:
         """Say in `at` where a table's index is, as the modules of storage/index.py hold it.
 
         Returns:

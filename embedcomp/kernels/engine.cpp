@@ -5,12 +5,14 @@
 // several threads may call them at once.
 
 #include "engine.h"
+#include "slots.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -331,6 +333,15 @@ class Arena {
   std::vector<float> memory_;
 };
 
+// Brings a stored row near.
+void prefetch_stored(const Stored& t, const uint8_t* row) {
+  int32_t bit;
+  const int64_t bytes = t.kind == kTiered ? tier_of(t, &row, &bit).row_bytes : t.row_bytes;
+  const uint8_t* last = row + bytes - 1;
+  for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
+  if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64) prefetch(last);
+}
+
 class Run {
  public:
   Run(const Program& program, const Call& call, const float* user, float* memory, int64_t block)
@@ -430,20 +441,11 @@ class Run {
       const int64_t id = group.ids[at];
       if (id < 0 || id >= t.num_ids) continue;
       if (t.probes == nullptr) {
-        prefetch_row(t, row_of(t, id));
+        prefetch_stored(t, row_of(t, id));
       } else {
-        for (int32_t i = 0; i < reads_of(t, id); ++i) prefetch_row(t, probed_row(t, id, i));
+        for (int32_t i = 0; i < reads_of(t, id); ++i) prefetch_stored(t, probed_row(t, id, i));
       }
     }
-  }
-
-  static void prefetch_row(const Stored& t, const uint8_t* row) {
-    int32_t bit;
-    const int64_t bytes = t.kind == kTiered ? tier_of(t, &row, &bit).row_bytes : t.row_bytes;
-    const uint8_t* last = row + bytes - 1;
-    for (const uint8_t* at = row; at <= last; at += 64) prefetch(at);
-    if ((reinterpret_cast<uintptr_t>(row) ^ reinterpret_cast<uintptr_t>(last)) & 64)
-      prefetch(last);
   }
 
   Problem look_up(const Op& op, int64_t first, int64_t rows, int64_t* bad) {
@@ -622,6 +624,8 @@ class Checked {
 
 thread_local Checked checked;
 
+#include "slots.inc"
+
 }  // namespace
 
 extern "C" {
@@ -665,6 +669,35 @@ int32_t embedcomp_score(const Program* p, const Call* given, const float* user, 
     }
   }
   return kNone;
+}
+
+// Find out what each shard is to be asked for, for a call. Returns a Problem.
+int32_t embedcomp_route(const Front* front, const int32_t* owner, const Call* given, Routed* out,
+                        int64_t* bad) {
+  return routing.route(*front, owner, *given, *out, bad);
+}
+
+// Add a shard's answer to the call that this thread has routed; 0: it is not what was asked for.
+int32_t embedcomp_gather(const Front* front, int64_t shard, const float* answer, int64_t numbers) {
+  return routing.gather(*front, shard, answer, numbers);
+}
+
+// Have unknown ids in the place of those that a shard was asked for.
+void embedcomp_do_without(const Front* front, int64_t shard) { routing.do_without(*front, shard); }
+
+// Finish the sums of the call that this thread has routed; it can be scored then.
+void embedcomp_settle(const Front* front) { routing.settle(*front); }
+
+// Numbers of the answer to a message, or a negative Wrong.
+int64_t embedcomp_asked(const Slotted* tables, int64_t count, const uint32_t* message,
+                        int64_t words, int64_t version, int64_t* bad) {
+  return asked_numbers(tables, count, message, words, version, bad);
+}
+
+// The answer to a message that embedcomp_asked took. Returns a Wrong.
+int32_t embedcomp_pool(const Slotted* tables, const uint32_t* message, int64_t words, float* out,
+                       int64_t* bad) {
+  return pool(tables, message, words, out, bad);
 }
 
 // Stored rows [first, last) as floats [last - first, width], codes of columns as they are.

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.engine.description import Description
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
 from embedcomp.engine.requests import Requests
@@ -38,6 +39,10 @@ class Backend(Protocol):
         """Probabilities of a model's own inputs as arrays, float32 [B]."""
         ...
 
+    def ready_parts(self, parts: Sequence[Part]) -> Ready:
+        """What gives the same, with all that comes from elsewhere already here."""
+        ...
+
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         """Probabilities of a log's encoded rows, float32 [B]."""
         ...
@@ -49,6 +54,15 @@ class Backend(Protocol):
         user: pa.RecordBatch | None,
     ) -> np.ndarray:
         """Probabilities of raw columns, float32 [B]: a row a candidate, and one user."""
+        ...
+
+    def ready_columns(
+        self,
+        features: Features,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
+    ) -> Ready:
+        """What gives the same, with all that comes from elsewhere already here."""
         ...
 
     def requests(self, features: Features) -> Requests | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedcomp.engine.description import COMPILED, Description
-from embedcomp.engine.engine import Engine
+from embedcomp.engine.engine import Engine, Ready
 from embedcomp.engine.lowering.lower import lower
 from embedcomp.engine.prepare import (
     Part,
@@ -36,16 +36,18 @@ class ByEngine:
         held: Mapping[str, np.ndarray],
         threads: int | None,
         precision: str | None,
+        outside: Mapping[int, int] | None = None,
     ):
         assert alone.graph is not None
         self._alone = alone
         used = precision or alone.precision
-        program = lower(
+        program = self._program = lower(
             alone.graph,
             alone.tensors(held),
             alone.user,
             alone.user_columns,
             precision=used,
+            outside=outside,
         )
         self.work: Work | None = program.work
         self.resident: Mapping[str, int] = program.resident
@@ -68,6 +70,9 @@ class ByEngine:
     def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
         return self._engine.score(from_parts(parts, self._alone.leaves))
 
+    def ready_parts(self, parts: Sequence[Part]) -> Ready:
+        return Ready(partial(self.score_parts, parts))
+
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         return self._engine.score(encoded(rows, features))
 
@@ -78,7 +83,15 @@ class ByEngine:
         user: pa.RecordBatch | None,
     ) -> np.ndarray:
         scores = self.requests(features).score(items, user)
-        return self.score_slowly(features, items, user) if scores is None else scores
+        return self.ready_slowly(features, items, user)() if scores is None else scores
+
+    def ready_columns(
+        self,
+        features: Features,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
+    ) -> Ready:
+        return Ready(partial(self.score_columns, features, items, user))
 
     def requests(self, features: Features) -> Requests:
         """What the engine reads raw columns by."""
@@ -86,9 +99,9 @@ class ByEngine:
             self._read = Requests(self._engine, features)
         return self._read
 
-    def score_slowly(
+    def ready_slowly(
         self, features: Features, items: pa.RecordBatch, user: pa.RecordBatch | None
-    ) -> np.ndarray:
+    ) -> Ready:
         """What the engine does not read by itself."""
         columns, theirs = columns_of(items, user)
         everything, rows = {**columns, **theirs}, items.num_rows
@@ -96,10 +109,10 @@ class ByEngine:
             set(features.item.names) & theirs.keys()
         )
         if not theirs or not separate:
-            return self.score_encoded(features.encode(everything, rows), features)
+            return self._engine.ready(encoded(features.encode(everything, rows), features))
         dense = features.encode_dense(everything, rows)
         of_user, of_items = (Features(of.ids, ()) for of in (features.user, features.item))
-        return self._engine.score(
+        return self._engine.ready(
             encoded(of_items.encode(columns, rows), of_items, dense),
             encoded(of_user.encode(theirs, 1), of_user, dense),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from embedcomp.engine.description import (
     Description,
     cores,
 )
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.prepare import (
     Part,
     columns_of,
@@ -205,6 +207,17 @@ class ByTorch:
         columns, theirs = columns_of(items, user)
         encoded = features.encode({**columns, **theirs}, items.num_rows)
         return self.score_encoded(encoded, features)
+
+    def ready_parts(self, parts: Sequence[Part]) -> Ready:
+        return Ready(partial(self.score_parts, parts))
+
+    def ready_columns(
+        self,
+        features: Features,
+        items: pa.RecordBatch,
+        user: pa.RecordBatch | None,
+    ) -> Ready:
+        return Ready(partial(self.score_columns, features, items, user))
 
     def requests(self, features: Features) -> None:
         """None: torch reads no messages."""

@@ -13,15 +13,22 @@ import pyarrow as pa
 
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.engine.description import Description
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.prepare import Part
 from embedcomp.engine.program import Work
 from embedcomp.engine.requests import Read, Requests, Taken
-from embedcomp.engine.standalone import PRECISIONS
-from embedcomp.errors import BadRequest, BadSettings
+from embedcomp.engine.standalone import PRECISIONS, Standalone
+from embedcomp.errors import BadArtifact, BadRequest, BadSettings
 from embedcomp.kernels import native
 from embedcomp.log.features import Features
 from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_engine import ByEngine
+from embedcomp.scorer.by_shards import ByShards
+from embedcomp.sharding.cutting import Cutting
+from embedcomp.sharding.front import Shards
+
+# Finds who holds the slots of a version of a model, by its name.
+FindShards = Callable[[Cutting, str, int], Shards]
 
 
 class Scorer:
@@ -33,20 +40,26 @@ class Scorer:
     Args:
         threads: that share the rows of a large call; None: one a core.
         precision: of products, "float32", "bfloat16" or "int8"; None: as the artifact says.
+        shards: finds who holds the slots of an artifact that is cut; None: it is whole.
 
     Raises:
         BadSettings: there is no such precision, or torch has to score and knows no other.
     """
 
     def __init__(
-        self, artifact: Artifact, *, threads: int | None = 1, precision: str | None = None
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = 1,
+        precision: str | None = None,
+        shards: FindShards | None = None,
     ):
         self.name, self.version, self.folder = artifact.name, artifact.version, artifact.folder
         if precision not in (None, *PRECISIONS):
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None
         self.alone, self.proof = artifact.standalone, artifact.proof
-        self._backend = _opened(artifact, threads, precision)
+        self._backend = _opened(artifact, threads, precision, shards)
         if self.description.saved_for:
             logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
 
@@ -58,6 +71,7 @@ class Scorer:
         threads: int | None = 1,
         precision: str | None = None,
         budget: str | None = None,
+        shards: FindShards | None = None,
     ) -> Scorer:
         """Load NAME (its newest version) or NAME/VERSION.
 
@@ -71,7 +85,7 @@ class Scorer:
         """
         opened = Artifact.open(path)
         within = opened if budget is None else opened.within(budget)
-        return cls(within, threads=threads, precision=precision)
+        return cls(within, threads=threads, precision=precision, shards=shards)
 
     @property
     def features(self) -> Features:
@@ -155,6 +169,18 @@ class Scorer:
         """
         return self._backend.score_parts(parts)
 
+    def ready(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Ready:
+        """What scores raw columns, once it is called: what comes from elsewhere is here by then.
+
+        Raises:
+            BadRequest, BadId: as for `score`, now or when it is called.
+        """
+        return self._backend.ready_columns(self.features, items, user)
+
+    def ready_parts(self, parts: Sequence[Part]) -> Ready:
+        """What scores a model's own inputs as arrays, likewise."""
+        return self._backend.ready_parts(parts)
+
     def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Read | None:
         """Raw columns, read to be scored by `score_part` or `score_joined`.
 
@@ -213,8 +239,18 @@ class Scorer:
         return None if self._features is None else self._backend.requests(self._features)
 
 
-def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> Backend:
-    alone = artifact.standalone
+def _opened(
+    artifact: Artifact, threads: int | None, precision: str | None, shards: FindShards | None
+) -> Backend:
+    alone, cutting = artifact.standalone, Cutting.of(artifact.folder)
+    if shards is not None and cutting is None:
+        raise BadSettings(
+            f"{artifact.folder} is not cut into slots, so no shard has rows of it; cut it with "
+            "`embedcomp cut`, or serve it without shards"
+        )
+    if cutting is not None:
+        assert alone is not None, "it was cut"
+        return _of_shards(artifact, alone, cutting, threads, precision, shards)
     if alone is not None and alone.graph is not None and native.library() is not None:
         return ByEngine(alone, artifact.arrays(), threads, precision)
     from embedcomp.scorer import by_torch
@@ -223,3 +259,33 @@ def _opened(artifact: Artifact, threads: int | None, precision: str | None) -> B
     if precision not in (None, "float32") and backend.work is None:
         raise BadSettings(f"{artifact.name} is scored in float32 alone, by {backend.description}")
     return backend
+
+
+def _of_shards(
+    artifact: Artifact,
+    alone: Standalone,
+    cutting: Cutting,
+    threads: int | None,
+    precision: str | None,
+    shards: FindShards | None,
+) -> Backend:
+    if shards is None:
+        raise BadArtifact(
+            f"{artifact.folder} is cut into slots, and its large tables are with shards; serve it "
+            "with --shards, or open what it was cut from"
+        )
+    if artifact.ranks:
+        raise BadSettings(
+            f"{artifact.folder} is cut into slots, whose rows are served in full; leave the budget "
+            "out, or cut a model that was compressed at it"
+        )
+    native.needed()
+    return ByShards(
+        alone,
+        artifact.arrays(),
+        threads,
+        precision,
+        cutting=cutting,
+        version=artifact.version,
+        shards=shards(cutting, artifact.name, artifact.version),
+    )

@@ -59,6 +59,17 @@ class Index(nn.Module):
         """
         return replace(stored, index=self.work)
 
+    def taken(self, ids: Tensor) -> tuple[Index, Tensor]:
+        """The index of some ids alone, which are numbered anew, and the stored rows that they read.
+
+        Args:
+            ids: int64 [n], ascending, each once.
+
+        Returns:
+            The index, and rows int64 ascending, each once, which are then numbered anew as well.
+        """
+        raise NotImplementedError(f"ids of a {self.form} index share rows by formulas")
+
     def gather(self, ids: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """What ids [n] read, [n, width].
 
@@ -78,6 +89,10 @@ class Cut(Index):
 
     def forward(self, ids: Tensor) -> Tensor:
         return ids.clamp_max(self.stored - 1)
+
+    def taken(self, ids: Tensor) -> tuple[Index, Tensor]:
+        rows = self(ids).unique()
+        return Cut(len(rows)), rows
 
 
 class Map(Index):
@@ -102,6 +117,12 @@ class Map(Index):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.places.index_select(0, ids).long()
+
+    def taken(self, ids: Tensor) -> tuple[Index, Tensor]:
+        rows, places = self(ids).unique(return_inverse=True)
+        found = Map(len(ids), len(rows))
+        found.fill(places)
+        return found, rows
 
 
 class Ranked(Index):
@@ -153,14 +174,31 @@ class Ranked(Index):
         self.blocks = torch.cat([inside.cumsum(0) - inside, *planes], 1).to(torch.int32)
         self.firsts = starts.to(torch.int32)
 
+    def taken(self, ids: Tensor) -> tuple[Index, Tensor]:
+        last = ids.new_tensor([self.stored - 1])  # so that there is a row of the last tier
+        rows = torch.cat([self(ids), last]).unique()
+        own = self._planes(ids)[1]
+        found = Ranked(len(ids), len(rows), self.tiers)
+        found.fill(self._tier(own))
+        return found, rows
+
+    def _planes(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Bit planes of the blocks of ids, int64 [n, planes, WORDS], and the bits of each id in
+        them, [n, planes]."""
+        bits = self.blocks.index_select(0, ids // BLOCK)[:, self.tiers - 1 :]
+        planes = bits.clone(memory_format=torch.contiguous_format).view(torch.int64)
+        planes = planes.unflatten(1, (-1, WORDS))
+        at = (ids % BLOCK // 64)[:, None, None].expand(-1, self.planes, 1)
+        return planes, planes.gather(2, at)[..., 0] >> (ids % 64)[:, None] & 1
+
+    def _tier(self, own: Tensor) -> Tensor:
+        """Tiers int64 [n] of ids by their bits [n, planes]."""
+        return (own << torch.arange(self.planes, device=own.device)).sum(1)
+
     def forward(self, ids: Tensor) -> Tensor:
         read = self.blocks.index_select(0, ids // BLOCK)
-        bits = read[:, self.tiers - 1 :].clone(memory_format=torch.contiguous_format)
-        planes = bits.view(torch.int64).unflatten(1, (-1, WORDS))
-        word, bit = ids % BLOCK // 64, ids % 64
-        at = word[:, None, None].expand(-1, self.planes, 1)
-        own = planes.gather(2, at)[..., 0] >> bit[:, None] & 1  # [n, planes], the tier's number
-        tier = (own << torch.arange(self.planes, device=ids.device)).sum(1)
+        planes, own = self._planes(ids)
+        word, bit, tier = ids % BLOCK // 64, ids % 64, self._tier(own)
         words = torch.arange(WORDS, device=ids.device)
         earlier = torch.where(words < word[:, None], -1, 0)
         same = torch.where(words == word[:, None], (1 << bit[:, None]) - 1, earlier)

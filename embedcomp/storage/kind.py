@@ -161,6 +161,16 @@ class Kind(ABC):
         """Rows float32 [n, width]: those of ids [n], or all."""
 
     @abstractmethod
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        """Some rows, as they are stored: the same numbers are read of them.
+
+        The grid, which all rows share, stays.
+
+        Args:
+            ids: int64 [n], ascending, each once.
+        """
+
+    @abstractmethod
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
         """What values [n, width] of these rows would be read as, on the grid that there is.
 
@@ -193,6 +203,18 @@ class Kind(ABC):
             held: the tensors as arrays, by name.
             padding: id that counts for nothing, or -1.
         """
+
+    def located_like(
+        self, like: Located, held: Mapping[str, np.ndarray], rows: int, width: int
+    ) -> Located:
+        """Where rows are that share their grid with others, which were located before.
+
+        What is made of the grid is not made again.
+
+        Args:
+            like: where the others are, which `take` took of the same rows.
+        """
+        return self.located(held, rows, width, -1)
 
     @abstractmethod
     def reads(self, rows: int, width: int) -> Reads:
@@ -253,6 +275,9 @@ class RowByRow(Kind):
         stored = state["stored"] if ids is None else state["stored"].index_select(0, ids)
         return self.decode(stored, state.get("grid"), width)
 
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        return self, {**state, "stored": state["stored"].index_select(0, ids)}
+
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
         from embedcomp.storage.rounding import sloped
 
@@ -289,6 +314,13 @@ class RowByRow(Kind):
         grid = held.get("grid")
         known, kept = self.decoding(at, None if grid is None else as_floats(grid))
         return Located(at, known, (stored, *kept))
+
+    def located_like(
+        self, like: Located, held: Mapping[str, np.ndarray], rows: int, width: int
+    ) -> Located:
+        stored, at = held["stored"], native.Stored.from_buffer_copy(like.rows)
+        at.rows, at.num_ids, at.last = native.address(stored), rows, rows - 1
+        return Located(at, like.grid, (stored, like))
 
     def decoding(
         self, at: native.Stored, grid: np.ndarray | None

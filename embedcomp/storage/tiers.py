@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,8 +16,6 @@ from embedcomp.storage.kind import Kind, Located, Reads, State, as_floats, vecto
 from embedcomp.support.lazy import torch
 
 if TYPE_CHECKING:
-    import ctypes
-
     from torch import Tensor
 
     from embedcomp.storage.columns import Columns
@@ -56,19 +55,50 @@ class InTiers(Kind):
     def tier_of(self, ids: Tensor) -> Tensor:
         return torch.bucketize(ids, torch.tensor(self.ends, device=ids.device), right=True)
 
+    def taken_ends(self, ids: Tensor) -> tuple[int, ...]:
+        """Row after the last one of each tier, of some rows, which are ascending."""
+        ends = torch.tensor(self.ends, device=ids.device)
+        return tuple(torch.searchsorted(ids, ends).tolist())
+
     def located(
         self, held: Mapping[str, np.ndarray], rows: int, width: int, padding: int
     ) -> Located:
         stored, grid = held["stored"], as_floats(held["grid"])
         tiers = (native.Stored * len(self.ends))()
         kept: tuple[Any, ...] = (stored, tiers)
-        at, first = native.address(stored), 0
-        for place, tier in enumerate(tiers):
-            last = self.ends[place]
+        for place, (tier, at) in enumerate(zip(tiers, self._places_of(stored), strict=True)):
+            first, last = (0, *self.ends)[place : place + 2]
             tier.rows, tier.num_ids, tier.last = at, last - first, last
             tier.kind, tier.width, tier.padding = native.KINDS[self.engine], width, -1
             kept += self.place(tier, place, grid)
-            at, first = at + self.tier_bytes[place], last
+        return self._tiered(tiers, kept, rows, width, padding)
+
+    def located_like(
+        self, like: Located, held: Mapping[str, np.ndarray], rows: int, width: int
+    ) -> Located:
+        stored, tiers = held["stored"], (native.Stored * len(self.ends))()
+        others = (native.Stored * len(self.ends)).from_address(like.rows.tiers)
+        ctypes.memmove(tiers, others, ctypes.sizeof(tiers))
+        for place, (tier, at) in enumerate(zip(tiers, self._places_of(stored), strict=True)):
+            first, last = (0, *self.ends)[place : place + 2]
+            tier.num_ids, tier.last = last - first, last
+            if tier.row_bytes:  # else nothing is read of such a row
+                tier.rows = at
+        return self._tiered(tiers, (stored, tiers, like), rows, width, -1)
+
+    def _places_of(self, stored: np.ndarray) -> list[int]:
+        """Where the rows of each tier begin."""
+        return [*accumulate(self.tier_bytes[:-1], initial=native.address(stored))]
+
+    def _tiered(
+        self,
+        tiers: ctypes.Array[native.Stored],
+        kept: tuple[Any, ...],
+        rows: int,
+        width: int,
+        padding: int,
+    ) -> Located:
+        stored: np.ndarray = kept[0]
         tiered = native.Stored(
             rows=native.address(stored),
             row_bytes=1,
@@ -77,7 +107,7 @@ class InTiers(Kind):
             width=width,
             padding=padding,
             last=rows - 1,
-            tiers=_addressof(tiers),
+            tiers=ctypes.addressof(tiers),
         )
         return Located(tiered, None, kept)
 
@@ -163,9 +193,3 @@ class Tiers(InTiers):
     @abstractmethod
     def encode(self, values: Tensor, grid: Tensor, matters: Tensor | None) -> Tensor:
         """All rows as bytes."""
-
-
-def _addressof(tiers: ctypes.Array[native.Stored]) -> int:
-    from ctypes import addressof
-
-    return addressof(tiers)

@@ -20,6 +20,7 @@ DETAIL_CHARS = 500  # of an error's message: more might not fit the call's trail
 M = TypeVar("M", bound=Message)
 KEY = "x-request-key"  # header of what calls are told apart by; without, by their own bytes
 ID = "x-request-id"  # header of what a call is called in logs; it is sent back
+DEFAULTED = "x-defaulted-ids"  # header of an answer: ids whose rows could not be had
 REFUSALS = (BadRequest, BadId, Refused)
 FAULT = grpc.StatusCode.INTERNAL, "the server failed; its log has the details"
 Answer = Callable[[bytes, Caller], Message]
@@ -47,7 +48,7 @@ class Waits(Caller):
         if ID in self._headers:
             self.name(self._headers[ID])
             if self.id:
-                self._tell(ID, self.id)
+                self.tell(ID, self.id)
 
     @property
     def key(self) -> bytes:
@@ -64,9 +65,9 @@ class Waits(Caller):
 
     def come_again(self, after_s: float) -> None:
         """Hint at when the same call may be answered."""
-        self._tell(*retry_after(after_s))
+        self.tell(*retry_after(after_s))
 
-    def _tell(self, header: str, value: str) -> None:
+    def tell(self, header: str, value: str) -> None:
         """Send this when the call ends."""
         self._told = (*self._told, (header, value))
         self._context.set_trailing_metadata(self._told)
@@ -113,7 +114,10 @@ def _method(door: str, answer: Answer, watching: Watching) -> grpc.RpcMethodHand
         caller = Waits(data, context)
         with watching.call(door, caller):
             try:
-                return answer(data, caller)
+                found = answer(data, caller)
+                if caller.defaulted:
+                    caller.tell(DEFAULTED, str(caller.defaulted))
+                return found
             except REFUSALS as error:
                 if (retry_s := refuse(caller, error)) is not None:
                     caller.come_again(retry_s)

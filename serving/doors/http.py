@@ -29,7 +29,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from embedcomp.errors import BadRequest
 from embedcomp.serving.caller import Caller
-from embedcomp.serving.doors.door import ID, KEY, REFUSALS, fail, refuse
+from embedcomp.serving.doors.door import DEFAULTED, ID, KEY, REFUSALS, fail, refuse
 from embedcomp.serving.doors.inference import (
     CONTENTS,
     NO_JSON,
@@ -158,6 +158,8 @@ class HttpDoor:
         with self._watching.call(DOOR, caller):
             try:
                 kind, body = self._answered(caller)
+                if caller.defaulted:
+                    more[DEFAULTED] = str(caller.defaulted)
             except REFUSALS as error:
                 if (retry_s := refuse(caller, error)) is not None:
                     more["Retry-After"] = str(math.ceil(retry_s))

@@ -42,6 +42,9 @@ OTHERS = ServerSettings(
     grace_s=0.5,
     log_share=0.25,
     log_values=True,
+    shards=("one:1", "two:2"),
+    shard_deadline_ms=7.0,
+    shard_down="default",
     trace=True,
 )
 
@@ -50,7 +53,9 @@ OTHERS = ServerSettings(
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
 
-    def opened(artifact: Path, precision: str | None, budget: str | None) -> Any:
+    def opened(
+        artifact: Path, precision: str | None, budget: str | None, shards: Any = None
+    ) -> Any:
         return SimpleNamespace(name=str(artifact), precision=precision, budget=budget)
 
     def repository(paths: list[Path], settings: ServerSettings, opened: Any) -> Any:

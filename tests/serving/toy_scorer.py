@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from embedcomp.artifact.proof import Proof
 from embedcomp.engine.description import COMPILED, Description
+from embedcomp.engine.engine import Ready
 from embedcomp.log.features import DenseFeature, Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
 
@@ -86,6 +87,9 @@ class ToyScorer:
 
     def read(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> None:
         """None, likewise."""
+
+    def ready(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Ready:
+        return Ready(lambda: self.score(items, user))
 
     def score(self, items: pa.RecordBatch, user: pa.RecordBatch | None = None) -> np.ndarray:
         self.entered.set()

@@ -40,6 +40,7 @@ def lower(
     *,
     precision: str = "float32",
     as_stored: bool = True,
+    outside: Mapping[int, int] | None = None,
 ) -> Program:
     """The program of a graph.
 
@@ -51,6 +52,8 @@ def lower(
             row), and the rest is in bfloat16.
         as_stored: layers that are stored as bfloat16 or symmetric_int8 multiply in that precision
             where it is lower than the given one.
+        outside: features, by number, whose rows are not looked up here: the dense input that has
+            the pooled rows of each, and how many ids they are of, float32 [B, width + 1].
     """
     fused = _activations(graph)
     low = Lowering(
@@ -62,6 +65,7 @@ def lower(
         bytes=precision == "int8",
         as_stored=as_stored,
         rectified={layer.at for layer in fused.values()},
+        outside=outside or {},
     )
     for node in graph.nodes:
         if node.at in fused:  # an activation that its layer has already

@@ -39,6 +39,7 @@ class Lowering:
     decoded: buffers of decoded rows, by feature and form.
     parents: buffers within others, and where.
     rectified: first columns of layers that end with a ReLU.
+    outside: features whose pooled rows are given, and the dense input that has those of each.
     """
 
     graph: Graph
@@ -58,6 +59,7 @@ class Lowering:
     decoded: dict[tuple[int, str], int] = field(default_factory=dict)
     parents: dict[int, tuple[int, int]] = field(default_factory=dict)
     rectified: set[int] = field(default_factory=set)
+    outside: Mapping[int, int] = field(default_factory=dict)
 
     def buffer(
         self, width: int, stage: int, constant: np.ndarray | None = None, name: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from embedcomp.engine.lowering.product import product
 from embedcomp.engine.lowering.state import ITEM, USER, Lowering
-from embedcomp.engine.ops import LookUp, Piece
+from embedcomp.engine.ops import Input, LookUp, Op, Piece
 from embedcomp.graph.graph import Node, Run
 
 
@@ -19,18 +19,24 @@ def look_up(low: Lowering, node: Node) -> None:
     if node.which not in low.raw:
         counted = table.decoder is not None or table.codes is not None
         stage = USER if feature.name in low.user else ITEM
-        op = LookUp(
-            stage=stage,
-            out=low.buffer(table.width + counted, stage),
-            feature=node.which,
-            width=table.width,
-            table=table.stored,
-            scratch=2 * table.width if table.reads.mixed else 0,
-            row=table.reads,
-            ids=feature.count,
-            counted=counted,
-            mean=low.tensors.tables[feature.table].pooling == "mean",
-        )
+        width, out = table.width + counted, low.buffer(table.width + counted, stage)
+        op: Op
+        if node.which in low.outside:
+            which = low.outside[node.which]
+            op = Input(stage=stage, out=out, which=which, column=0, width=width)
+        else:
+            op = LookUp(
+                stage=stage,
+                out=out,
+                feature=node.which,
+                width=table.width,
+                table=table.stored,
+                scratch=2 * table.width if table.reads.mixed else 0,
+                row=table.reads,
+                ids=feature.count,
+                counted=counted,
+                mean=low.tensors.tables[feature.table].pooling == "mean",
+            )
         low.ops.append(op)
         low.raw[node.which] = op.out
     if mapping is None:

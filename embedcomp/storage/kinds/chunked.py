@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -155,16 +155,19 @@ class Chunked(Kind):
             values: [rows, width], to which the grid is fitted.
             alive: bool [rows, chunks].
         """
-        flat = alive.reshape(-1)
-        bits = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK // 32, 32)
-        words = (bits.long() << torch.arange(32, device=bits.device)).sum(2)
-        inside = bits.sum((1, 2))
-        blocks = torch.cat([(inside.cumsum(0) - inside)[:, None], words], 1).to(torch.int32)
-        return {"blocks": blocks, **self.fit(values, alive)}
+        return {"blocks": _blocks(alive), **self.fit(values, alive)}
 
     def refill(self, values: Tensor, state: State, matters: Tensor | None) -> State:
         alive = self.alive(state, values.shape[1])
         return {**state, "stored": cut(self.encode(values, state))[alive]}
+
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        alive = self.alive(state, width, ids)
+        before = _rank(state["blocks"], ids * chunks_of(width))
+        place = before[:, None] + alive.cumsum(1) - alive.long()
+        stored = state["stored"].index_select(0, place[alive])
+        found = {**state, "stored": stored, "blocks": _blocks(alive)}
+        return replace(self, rows=len(ids), live=len(stored)), found
 
     def alive(self, state: State, width: int, ids: Tensor | None = None) -> Tensor:
         """Which chunks live, bool [n, chunks]: those of rows ids [n], or all."""
@@ -280,6 +283,15 @@ class Bytes(Chunked):
     def scales(self, held: Mapping[str, np.ndarray], width: int) -> np.ndarray:
         scale = as_floats(held["grid"])
         return np.stack([scale, np.zeros_like(scale)])
+
+
+def _blocks(alive: Tensor) -> Tensor:
+    """Which chunks live, bool [n, chunks], as they are stored."""
+    flat = alive.reshape(-1)
+    bits = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK // 32, 32)
+    words = (bits.long() << torch.arange(32, device=bits.device)).sum(2)
+    inside = bits.sum((1, 2))
+    return torch.cat([(inside.cumsum(0) - inside)[:, None], words], 1).to(torch.int32)
 
 
 def _rank(blocks: Tensor, chunk: Tensor) -> Tensor:

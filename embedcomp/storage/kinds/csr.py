@@ -84,6 +84,17 @@ class Csr(Kind):
         first = starts.index_select(0, ids).long()
         return _dense(state, first, starts.index_select(0, ids + 1).long() - first, width)
 
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        starts = state["starts"].long()
+        first, lengths = starts[ids], starts.diff()[ids]
+        ends = lengths.cumsum(0)
+        place = torch.arange(int(lengths.sum())) + (first - ends + lengths).repeat_interleave(
+            lengths
+        )
+        taken = {name: state[name].index_select(0, place) for name in ("stored", "columns")}
+        begins = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+        return Csr(len(place)), {**taken, "starts": begins}
+
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
         from embedcomp.storage.rounding import straight_through
 

@@ -7,7 +7,7 @@ are the first ones of those of more, so that rows of all lengths read the same c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -184,6 +184,10 @@ class Residual(InTiers):
         for place, (first, code) in enumerate(zip(self.starts, codes.unbind(1), strict=False)):
             found = found + grid.index_select(0, first + code) * (number > place)[:, None]
         return found
+
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        taken = replace(self, ends=self.taken_ends(ids))
+        return taken, {**state, "stored": taken.packed(self.codes(state["stored"], ids))}
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
         return self.read(state, values.shape[1], ids)  # as all rows were encoded last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -67,6 +67,14 @@ class Tiered(Tiers):
             chosen = tier == number
             found[chosen] = unpack_codes(rows.index_select(0, ids[chosen] - first), grid[number])
         return found
+
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        tier = self.tier_of(ids)
+        parts = [
+            rows.index_select(0, ids[tier == number] - first).flatten()
+            for number, (first, rows) in enumerate(self._tiers(state["stored"]))
+        ]
+        return replace(self, ends=self.taken_ends(ids)), {**state, "stored": torch.cat(parts)}
 
     def rounded(self, values: Tensor, state: State, ids: Tensor | None = None) -> Tensor:
         from embedcomp.storage.rounding import fake_quantised

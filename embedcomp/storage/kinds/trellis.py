@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from embedcomp.storage.columns import Columns
 
-NAME = "trellis"
+NAME, TAKEN = "trellis", "trellis_with_windows"
 REACH = 6.0  # deviations from the mean up to which errors are known
 BINS = 24  # of values up to there
 PROBES = 1 << 12  # values by which errors are found,
@@ -40,7 +40,9 @@ APART = 64  # so far apart that neighbours are theirs alone
 
 
 def named(name: str, **parameters: Any) -> Kind | None:
-    return Trellis(**parameters) if name == NAME else None
+    return (
+        {NAME: Trellis, TAKEN: WithWindows}[name](**parameters) if name in (NAME, TAKEN) else None
+    )
 
 
 def examples(rows: int, width: int) -> list[Kind]:
@@ -55,8 +57,7 @@ class Trellis(Tiers):
     holds the mean and the deviation of such a one as its offset and scale, and its bits with a
     minus. A byte lies before the first row and one after the last, where windows begin and end.
 
-    row_bits: of a row of each tier.
-    """
+    row_bits: of a row of each tier."""
 
     unit: ClassVar[Literal["row_bits"]] = "row_bits"
     grows_by: ClassVar[int] = 1
@@ -128,15 +129,28 @@ class Trellis(Tiers):
     def _places(self, device: Any) -> Tensor:
         """By tier [tiers, 3]: its first row, the bit 8 before that row, and the bits of a row."""
         firsts, starts = (0, *self.ends[:-1]), [0, *accumulate(self.tier_bytes)]
-        found = zip(firsts, (8 * start for start in starts[:-1]), self.row_bits, strict=True)
+        found = zip(firsts, (8 * start for start in starts[:-1]), self.bits_of_rows, strict=True)
         return torch.tensor(list(found), device=device)
+
+    def take(self, state: State, ids: Tensor, width: int) -> tuple[Kind, State]:
+        taken = WithWindows(self.taken_ends(ids), self.row_bits)
+        stored, tier, parts = state["stored"].cpu().numpy(), self.tier_of(ids), []
+        places = self._places(ids.device).tolist()
+        for number, ((first, start, size), bits) in enumerate(
+            zip(places, taken.bits_of_rows, strict=True)
+        ):
+            begins = (start + (ids[tier == number] - first) * size).numpy()
+            at = begins[:, None] + np.arange(bits)  # [n, bits]
+            parts.append(np.packbits((stored[at // 8] >> at % 8 & 1).ravel(), bitorder="little"))
+        beyond = np.zeros(self.padding_bytes, np.uint8)
+        return taken, {**state, "stored": torch.from_numpy(np.concatenate([*parts, beyond]))}
 
     def place(self, tier: native.Stored, place: int, grid: np.ndarray) -> tuple[Any, ...]:
         """Windows lie elsewhere for each bit that a row begins with.
 
         Rows are read from the byte before them on, and a byte beyond: a table has both.
         """
-        count, width, row_bits = 1 << trellis_windows.BITS, tier.width, self.row_bits[place]
+        count, width, row_bits = 1 << trellis_windows.BITS, tier.width, self.bits_of_rows[place]
         grid = grid[place]
         at = np.arange(8, dtype=np.int32)[:, None] + trellis_windows.places(grid)  # [8, width]
         starts = np.tile(count * np.arange(width, dtype=np.int32), (8, 1))
@@ -146,6 +160,25 @@ class Trellis(Tiers):
         tier.parts, tier.narrow = width, 1
         tier.row_bits, tier.row_bytes = row_bits, (row_bits + 7) // 8 + 2 if row_bits else 0
         return held
+
+
+@dataclass(frozen=True)
+class WithWindows(Trellis):
+    """Rows that were taken from others: each that has bits begins with the 8 bits before it.
+
+    So it is a byte longer, and reads as it did where other rows lay before it.
+    """
+
+    @property
+    def name(self) -> str:
+        return TAKEN
+
+    @property
+    def bits_of_rows(self) -> tuple[int, ...]:
+        return tuple(bits + trellis_windows.BITS if bits else 0 for bits in self.row_bits)
+
+    def encode(self, values: Tensor, grid: Tensor, matters: Tensor | None) -> Tensor:
+        raise NotImplementedError("their bits were chosen together with those of other rows")
 
 
 def _windows(grid: Tensor) -> tuple[Tensor, Tensor]:

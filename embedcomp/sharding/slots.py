@@ -1,0 +1,125 @@
+"""The rows of some slots, pooled for whoever asks: what a shard holds of an artifact."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
+from embedcomp.errors import BadArtifact, EmbedcompError
+from embedcomp.kernels import native, routing
+from embedcomp.kernels.native import address
+from embedcomp.kernels.routing import SLOTS
+from embedcomp.sharding.cutting import SHARED, Cutting, in_words, slot_file
+from embedcomp.storage import kinds
+from embedcomp.storage.kind import Located
+from embedcomp.support.mapped import mapped, mapped_with_metadata
+
+
+class WrongMessage(EmbedcompError):
+    """A message that asks for rows which are not here, or that is none."""
+
+
+class OtherVersion(WrongMessage):
+    """A message that asks for another version's rows."""
+
+
+class HeldSlots:
+    """Some slots of one version, where they lie in their files; safe to use from several threads.
+
+    Raises:
+        BadArtifact: a file is missing, or not the one that was written.
+        NotBuilt: the compiled engine is missing.
+    """
+
+    def __init__(self, cutting: Cutting, version: int, slots: Iterable[int]):
+        self.cutting, self.version, self.slots = cutting, version, tuple(slots)
+        self._library = routing.library()
+        self._names = list(cutting.tables)
+        self._shared = mapped(cutting.opened(SHARED))
+        self._at = {name: (ctypes.c_void_p * SLOTS)() for name in self._names}
+        self._held: list[Any] = [self._shared]
+        self._like: dict[str, Located] = {}
+        self.bytes = 0  # of the files
+        for slot in self.slots:
+            self._open(slot)
+        self._tables = (routing.Slotted * max(len(self._names), 1))()
+        for struct, (name, table) in zip(self._tables, cutting.tables.items(), strict=False):
+            struct.slots = ctypes.addressof(self._at[name])
+            struct.num_ids, struct.width = table.ids, table.width
+        self._tables_at = ctypes.addressof(self._tables)
+
+    def pool(self, message: np.ndarray) -> np.ndarray:
+        """The answer to a message (kernels/slots.h), float32: by part and bag, width + 1 numbers.
+
+        Args:
+            message: uint32 words.
+
+        Raises:
+            OtherVersion, WrongMessage: it asks for what is not here, or is none.
+        """
+        bad, at, words = (ctypes.c_int64 * 2)(), address(message), len(message)
+        numbers = self._library.embedcomp_asked(
+            self._tables_at, len(self._names), at, words, self.version, bad
+        )
+        if numbers < 0:
+            raise self._wrong(-numbers, bad)
+        found = np.empty(numbers, np.float32)
+        code = self._library.embedcomp_pool(self._tables_at, at, words, address(found), bad)
+        if code:
+            raise self._wrong(code, bad)
+        return found
+
+    def _wrong(self, code: int, bad: ctypes.Array[ctypes.c_int64]) -> WrongMessage:
+        if code == routing.OTHER_VERSION:
+            return OtherVersion(
+                f"version {bad[0]} is asked for, but this is version {self.version}"
+            )
+        if code == routing.NO_SUCH_TABLE:
+            return WrongMessage(f"table {bad[0]} is asked for, of {len(self._names)}")
+        if code == routing.NO_SUCH_ID:
+            return WrongMessage(f"table {self._names[bad[0]]} has no id {bad[1]:,}")
+        if code == routing.NOT_HERE:
+            return WrongMessage(
+                f"slot {bad[1]} is asked for, but this shard holds {in_words(self.slots)}"
+            )
+        return WrongMessage("the message is not what a front sends, or ends too early")
+
+    def _open(self, slot: int) -> None:
+        file = self.cutting.opened(slot_file(slot))
+        held, said = mapped_with_metadata(file)
+        self.bytes += file.stat().st_size
+        try:
+            for name, part in json.loads(said["tables"]).items():
+                self._at[name][slot] = self._placed(name, part, held)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadArtifact(f"{file} does not hold its slot: {error}") from error
+        self._held.append(held)
+
+    def _placed(self, name: str, part: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> int:
+        """Where the engine finds the rows of a table in one slot."""
+        if part["stored"] is None:
+            what = StoredMatrix(
+                kind=kinds.named("float32"), rows=part["ids"], width=self.cutting.tables[name].width
+            )
+            own = {"stored": held[f"{name}.weight"]}
+        else:
+            what = StoredMatrix.from_dict(part["stored"])
+            prefix = f"{name}.stored."
+            every = {**self._shared, **held}
+            own = {n.removeprefix(prefix): a for n, a in every.items() if n.startswith(prefix)}
+        like = self._like.get(name)
+        if like is None:
+            found = self._like[name] = what.kind.located(own, what.rows, what.width, -1)
+        else:
+            found = what.kind.located_like(like, own, what.rows, what.width)
+        rows = native.Stored.from_buffer_copy(found.rows)
+        rows.num_ids = part["ids"]
+        table = Table(rows=part["ids"], dim=what.width, pooling="sum", stored=True)
+        _, kept = Tensors(held, {}, {name: table}).index(name, rows)
+        self._held += [rows, found, kept]
+        return ctypes.addressof(rows)

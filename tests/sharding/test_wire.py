@@ -1,0 +1,207 @@
+"""Shards as processes of their own, and a front as the server that clients call."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import embedcomp
+from embedcomp.artifact.artifact import Artifact
+from embedcomp.errors import BadSettings
+from embedcomp.kernels import native
+from embedcomp.log.features import Features, IdFeature
+from embedcomp.log.vocabulary import Vocabulary
+from embedcomp.scorer.scorer import Scorer
+from embedcomp.serving.client import Client
+from embedcomp.serving.errors import CallFailed, Refused
+from embedcomp.serving.repository import Repository
+from embedcomp.serving.server import ScoringServer
+from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.shards.rows import Rows, ShardsDown, finds
+from tests.serving.toy_scorer import save_small
+from tests.sharding.cases import cut, inputs, model, save
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(native.library() is None, reason="the engine was not compiled"),
+]
+ITEMS = 400
+FEATURES = Features(
+    ids=tuple(
+        IdFeature(name, side, many, Vocabulary(pa.array(range(ITEMS)), np.ones(ITEMS + 2, np.int64)))
+        for name, side, many in (("user", "user", False), ("item", "item", False), ("tags", "item", True))
+    ),
+    dense=(),
+)  # fmt: skip
+Start = Callable[..., str]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a shard of some slots; its address."""
+    running: list[subprocess.Popen[str]] = []
+
+    def started(folder: Path, slots: str, port: int = 0) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "embedcomp", "shard", str(folder)]
+            + ["--slots", slots, "--port", str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        running.append(process)
+        started.processes = running  # type: ignore[attr-defined]
+        assert process.stdout is not None
+        found = re.search(r" on (127.0.0.1:\d+)$", process.stdout.readline().strip())
+        assert found is not None
+        return found[1]
+
+    yield started
+    for process in running:
+        process.terminate()
+    for process in running:
+        assert process.wait(30) in (0, -9)
+
+
+def columns(rows: int, seed: int = 0) -> dict[str, pa.Array]:
+    random = np.random.default_rng(seed)
+    tags = [random.integers(0, ITEMS + 20, n).tolist() for n in random.integers(0, 4, rows)]
+    return {
+        "user": pa.array(random.integers(0, ITEMS + 20, rows)),
+        "item": pa.array(random.integers(0, ITEMS + 20, rows)),
+        "tags": pa.array(tags, pa.list_(pa.int64())),
+    }
+
+
+def settings_of(*shards: str, down: str = "fail") -> ServerSettings:
+    return ServerSettings(
+        port=0, metrics_port=0, shards=shards, shard_down=down, shard_deadline_ms=2000, grace_s=0
+    )
+
+
+@pytest.fixture
+def clicks(tmp_path: Path) -> tuple[Artifact, Artifact]:
+    whole = Artifact.open(save_small(tmp_path / "whole", features=FEATURES, compiled=True))
+    return whole, cut(whole, tmp_path / "clicks")
+
+
+def test_a_front_scores_as_one_process_until_a_shard_is_gone(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    shards = [start(made.folder.parent, f"{shard}/2") for shard in range(2)]
+    settings, one = settings_of(*shards, down="default"), Scorer(whole)
+    opened = lambda path: Scorer.open(path, shards=finds(settings))  # noqa: E731
+    failing = Scorer(made, shards=finds(settings_of(*shards)))
+    given = pa.RecordBatch.from_pydict(columns(50))
+    np.testing.assert_allclose(failing.score(given), one.score(given), rtol=0, atol=1e-6)
+    user, rest = given.select(["user"]).slice(3, 1), given.select(["item", "tags"])
+    np.testing.assert_allclose(
+        failing.score(rest, user), one.score(rest, user), rtol=0, atol=1e-6
+    )
+    repository = Repository([made.folder.parent], settings, opened)
+    with ScoringServer(repository.models, settings, repository) as server:
+        with Client(f"127.0.0.1:{server.port}") as client:
+            found = client.predict(given)
+            np.testing.assert_allclose(found, one.score(given), rtol=0, atol=1e-6)
+            gone = start.processes[1]  # type: ignore[attr-defined]
+            gone.kill()
+            gone.wait(30)
+            found = client.predict(given)
+        lost = range(1, ITEMS, 2)  # rows are two further on, or none, so they are odd likewise
+        without = {
+            name: pa.array(
+                [
+                    [ITEMS + 1 if i in lost else i for i in v] if name == "tags"
+                    else ITEMS + 1 if v in lost else v
+                    for v in column.to_pylist()
+                ],
+                column.type,
+            )
+            for name, column in columns(50).items()
+        }  # fmt: skip
+        wanted = one.score(pa.RecordBatch.from_pydict(without))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        assert np.abs(found - one.score(given)).max() > 1e-3
+        of_columns = columns(50)
+        several = sum(sum(i in lost for i in of) for of in of_columns["tags"].to_pylist())
+        number = several + sum(
+            v in lost for name in ("user", "item") for v in of_columns[name].to_pylist()
+        )
+        with urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as told:
+            line = f'embedcomp_defaulted_ids_total{{model="clicks",version="1"}} {number}.0'
+            assert line in told.read().decode()
+    with pytest.raises(ShardsDown, match=r"slots 1/2 cannot be read: shard 127.0.0.1:\d+ is down"):
+        failing.score(given)
+    again = start(made.folder.parent, "1/2", int(shards[1].rpartition(":")[2]))
+    assert again == shards[1]
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            back = failing.score(given)
+            break
+        except Refused:
+            time.sleep(0.05)
+    np.testing.assert_allclose(back, one.score(given), rtol=0, atol=1e-6)
+
+
+def test_a_replica_answers_where_a_shard_is_gone(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    shards = [start(made.folder, "0-255") for _ in range(2)]
+    front = Scorer(made, shards=finds(settings_of(*shards)))
+    start.processes[0].kill()  # type: ignore[attr-defined]
+    given = pa.RecordBatch.from_pydict(columns(20))
+    for _ in range(4):
+        np.testing.assert_allclose(
+            front.score(given), Scorer(whole).score(given), rtol=0, atol=1e-6
+        )
+
+
+def test_a_new_version_is_loaded_by_shards_before_it_is_served(
+    clicks: tuple[Artifact, Artifact], start: Start, tmp_path: Path
+) -> None:
+    _, made = clicks
+    shard = start(made.folder.parent, "0-255")
+    settings = settings_of(shard)
+    opened = lambda path: Scorer.open(path, shards=finds(settings))  # noqa: E731
+    repository = Repository([made.folder.parent], settings, opened)
+    second = Artifact.open(save_small(tmp_path / "new", 2, FEATURES, compiled=True))
+    cut(second, made.folder.parent)
+    repository.load("clicks")
+    given = pa.RecordBatch.from_pydict(columns(20))
+    for version, whole in ((1, clicks[0]), (2, second)):
+        found = repository.models.find("clicks", version).scorer.score(given)
+        np.testing.assert_allclose(found, Scorer(whole).score(given), rtol=0, atol=1e-6)
+
+
+def test_what_shards_do_not_have_is_told_at_the_start(
+    clicks: tuple[Artifact, Artifact], start: Start, tmp_path: Path
+) -> None:
+    _, made = clicks
+    half = start(made.folder, "0-127")
+    with pytest.raises(BadSettings, match="slots 128-255 are of no shard that answers"):
+        Scorer(made, shards=finds(settings_of(half)))
+    with pytest.raises(BadSettings, match=r"of no shard that answers.*shard 127.0.0.1:1: "):
+        Scorer(made, shards=finds(settings_of(half, "127.0.0.1:1")))
+    more = start(made.folder, "100-255")
+    with pytest.raises(BadSettings, match="slot 100 is of .* replicas hold the same slots"):
+        Scorer(made, shards=finds(settings_of(half, more)))
+    other = Artifact.open(save_small(tmp_path / "new", 2, FEATURES, compiled=True))
+    elsewhere = cut(other, tmp_path / "elsewhere" / "clicks")
+    with pytest.raises(BadSettings, match="but not as it was cut for this front"):
+        Scorer(elsewhere, shards=finds(settings_of(half)))
