@@ -20,6 +20,7 @@ from embedcomp.support.files import replacing
 # In these every number is measured or said to be given; in others, what a comment stands above.
 PAGES = (
     *("README.md", "docs/results.md", "docs/choosing.md", "docs/worth.md", "docs/training.md"),
+    "docs/long_logs.md",
     "docs/scoring.md",
 )
 OTHERS = (

@@ -8,11 +8,12 @@ from benchmarks.figures.record import Record
 MIB = 2**20
 
 
-def steps(record: Record) -> list[str]:
-    """Time and memory of each step, by rows of the log."""
+def steps(*records: Record) -> list[str]:
+    """Time and memory of each step, by rows of the log, over the logs of all records."""
     head = ["rows", "distinct users", "step", "seconds", "rows a second", "peak memory"]
     lines = []
-    for rows, made in record["results"].items():
+    logs = [log for record in records for log in record["results"].items()]
+    for rows, made in logs:
         users = made["count"]["distinct"]["user"]
         for kind, taken in made.items():
             first = kind == "count"
