@@ -113,7 +113,7 @@ def test_a_record_and_a_manifest_come_last_and_a_cut_copy_is_made_whole(
     runs: list[str] = []
     steps(url, tmp_path / "work", 0, runs)
     upload, write = Published._upload, published.write_whole
-    for allowed in range(5):
+    for allowed in range(6):  # three files, their record, the plan; and then its record
         left = [allowed]
 
         def limited(call: Callable[..., None], left: list[int] = left) -> Callable[..., None]:
@@ -134,6 +134,9 @@ def test_a_record_and_a_manifest_come_last_and_a_cut_copy_is_made_whole(
         for name in [name for name in found if name.startswith(".steps/")]:
             output = json.loads(found[name])["output"]
             assert output in found or f"{output}/{MANIFEST}" in found
+        plan = b"plan %d" % (allowed + (allowed == 5))
+        assert found["plan.json"] == plan
+        assert (".steps/second.json" in found) == (allowed < 4)  # none of what is replaced
         for name in [name for name in found if name.endswith(MANIFEST)]:
             folder = name.removesuffix(MANIFEST)
             assert {folder + "tensors", folder + "z/more"} <= found.keys()
