@@ -128,6 +128,15 @@ RUNS = (
         tiny="--ratios 5 --epochs 1 --methods hashed --set epochs=1",
     ),
     _on(
+        CLICKS,
+        "forms",
+        "--model deepfm --min-count 10 --set epochs=12 --set schedule=linear --ways model "
+        "--ratios 100 1000 --methods untrained trellis_coded compositional drop_rare --epochs 2 "
+        "--train-set distil=0.5 --train-set probes=false --train-set embedding_l2=2000",
+        minutes=150,
+        tiny="--ratios 5 --epochs 1 --methods trellis_coded --set epochs=1",
+    ),
+    _on(
         MOVIES,
         "shapes",
         minutes=400,

@@ -9,7 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.figures.markdown import plus_minus, table
-from benchmarks.figures.record import Record
+from benchmarks.figures.record import Record, claim
 from benchmarks.forms import PLANS, WAYS
 from benchmarks.result import over_seeds
 
@@ -46,7 +46,7 @@ class Forms:
 def methods(*records: Record) -> list[str]:
     """AUC and log loss of every form, the bytes of those that cannot be so small, and speeds.
 
-    Records of one log that differ in what forms begin from.
+    Records of one log that differ in what forms begin from, or in their ratios.
     """
     forms = Forms(records[0])
     ratios = sorted({ratio for record in records for ratio in Forms(record).ratios})
@@ -56,14 +56,33 @@ def methods(*records: Record) -> list[str]:
         for name in ("original", "control")
         if (made := forms.beside(name))
     ]
-    for forms, way in product(map(Forms, records), WAYS):
-        for name in forms.methods:
-            made = [forms.seeds(name, ratio, way) for ratio in ratios]
-            if any(made):
-                every = [one for seeds in made for one in seeds]
-                cells = [_cell(seeds) for seeds in made]
-                rows.append([f"`{name}`", way, *cells, _trained(every), _scored(every)])
+    every = [Forms(record) for record in records]
+    names = list(dict.fromkeys(name for forms in every for name in forms.methods))
+    for way, name in product(WAYS, names):
+        made = [[one for f in every for one in f.seeds(name, ratio, way)] for ratio in ratios]
+        if any(made):
+            seeds = [one for of_ratio in made for one in of_ratio]
+            cells = [_cell(of_ratio) for of_ratio in made]
+            rows.append([f"`{name}`", way, *cells, _trained(seeds), _scored(seeds)])
     return table([*head, "trained rows/s", "scored rows/s"], rows, text=(0, 1))
+
+
+def far_and_farther(record: Record, farther: Record) -> Iterator[float]:
+    """What is lost to the control by trellis codes and by shared rows at the first record's ratio,
+    and by shared rows at the second's."""
+
+    def lost(record: Record, method: str) -> float:
+        forms = Forms(record)
+        (ratio,) = forms.ratios
+        (made,), (control,) = forms.seeds(method, ratio, "model"), forms.beside("control")
+        return control["auc"] - made["auc"]
+
+    (original,), (control,) = (Forms(record).beside(name) for name in ("original", "control"))
+    claim(lost(record, "trellis_coded") < control["auc"] - original["auc"], "better than before")
+    others = [lost(farther, name) for name in Forms(farther).methods]
+    claim(min(others) == lost(farther, "compositional"), "shared rows are the best")
+    yield from (lost(record, "trellis_coded"), lost(record, "compositional"))
+    yield lost(farther, "compositional")
 
 
 def written(record: Record) -> list[str]:
