@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,6 +24,8 @@ from embedcomp.log.features import Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
+from embedcomp.serving.convert import to_request
+from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.server import ScoringServer
@@ -137,6 +140,10 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
             gone.kill()
             gone.wait(30)
             found = client.predict(given)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            message = to_request(given).SerializeToString()
+            _, done = channel.unary_unary(f"/{SERVICE}/Predict").with_call(message)
+            told_ids = int(dict(done.trailing_metadata())["x-defaulted-ids"])
         lost = range(1, ITEMS, 2)  # rows are two further on, or none, so they are odd likewise
         without = {
             name: pa.array(
@@ -157,8 +164,9 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
         number = several + sum(
             v in lost for name in ("user", "item") for v in of_columns[name].to_pylist()
         )
+        assert told_ids == number
         with urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as told:
-            line = f'embedcomp_defaulted_ids_total{{model="clicks",version="1"}} {number}.0'
+            line = f'embedcomp_defaulted_ids_total{{model="clicks",version="1"}} {2 * number}.0'
             assert line in told.read().decode()
     with pytest.raises(ShardsDown, match=r"slots 1/2 cannot be read: shard 127.0.0.1:\d+ is down"):
         failing.score(given)
