@@ -134,15 +134,16 @@ class Replica:
         except FAILURES as error:
             raise self.failed(error) from error
 
-    def send(self, message: pa.Buffer) -> Stream:
-        """Send a message; its answer comes by the stream, to `receive`.
+    def send(self, message: pa.Buffer, due: float) -> Stream:
+        """Send a message until then (time.monotonic); its answer comes by the stream, to `receive`.
 
         Raises:
             ShardFailed: the shard is down.
         """
         stream = self.stream()
         try:
-            stream.send(message)
+            with self._alarms.at(due, stream.cancel):
+                stream.send(message)
         except FAILURES as error:
             raise self.failed(error) from error
         return stream

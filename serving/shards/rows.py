@@ -57,9 +57,7 @@ class Rows:
         BadSettings: a slot is of no shard that answers, or of two that are no replicas.
     """
 
-    def __init__(
-        self, cutting: Cutting, model: str, version: int, settings: ServerSettings
-    ):
+    def __init__(self, cutting: Cutting, model: str, version: int, settings: ServerSettings):
         alarms = of_process()
         asked = Asked(model, version, cutting.digest)
         self._deadline_s = settings.shard_deadline_ms / 1000
@@ -147,7 +145,7 @@ class _Question:
         while self._left:
             replica = self._left.pop(0)
             try:
-                self._sent = replica, replica.send(self._message)
+                self._sent = replica, replica.send(self._message, self._due)
                 return
             except ShardFailed as error:
                 self.failed = str(error)

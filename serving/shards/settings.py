@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
-from embedcomp.serving.security import is_loopback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,8 @@ class ShardSettings:
 
     def refuse_open_door(self) -> None:
         """Raises BadSettings where rows would be open to other machines without a word."""
+        from embedcomp.serving.security import is_loopback  # grpc is not there for all commands
+
         if not self.insecure and not is_loopback(self.host):
             raise BadSettings(
                 f"host is {self.host}, which other machines reach, and a shard answers everyone in "

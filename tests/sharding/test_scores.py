@@ -130,6 +130,9 @@ def test_an_id_out_of_range_is_told_as_by_one_process(id: int, tmp_path: Path) -
             scorer.score((dense, wrong))
         said.append(str(raised.value))
     assert said[0] == said[1]
+    good = dense, sparse
+    found, wanted = scorer.score(good), embedcomp.Scorer(whole).score(good)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)  # nothing is left of the bad call
 
 
 def test_bags_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
 
-import embedcomp
 from embedcomp.artifact.artifact import Artifact
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native
@@ -24,13 +24,15 @@ from embedcomp.log.features import Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving.client import Client
-from embedcomp.serving.errors import CallFailed, Refused
+from embedcomp.serving.convert import to_request
+from embedcomp.serving.doors.typed import SERVICE
+from embedcomp.serving.errors import Refused
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.server import ScoringServer
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.serving.shards.rows import Rows, ShardsDown, finds
+from embedcomp.serving.shards.rows import ShardsDown, finds
 from tests.serving.toy_scorer import save_small
-from tests.sharding.cases import cut, inputs, model, save
+from tests.sharding.cases import cut
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -38,13 +40,19 @@ pytestmark = [
     pytest.mark.skipif(native.library() is None, reason="the engine was not compiled"),
 ]
 ITEMS = 400
+SIDES = {"user": "user", "item": "item", "tags": "item"}
 FEATURES = Features(
     ids=tuple(
-        IdFeature(name, side, many, Vocabulary(pa.array(range(ITEMS)), np.ones(ITEMS + 2, np.int64)))
-        for name, side, many in (("user", "user", False), ("item", "item", False), ("tags", "item", True))
+        IdFeature(
+            name,
+            side,
+            name == "tags",
+            Vocabulary(pa.array(range(ITEMS)), np.ones(ITEMS + 2, np.int64)),
+        )
+        for name, side in SIDES.items()
     ),
     dense=(),
-)  # fmt: skip
+)
 Start = Callable[..., str]
 
 
@@ -55,8 +63,10 @@ def start() -> Iterator[Start]:
 
     def started(folder: Path, slots: str, port: int = 0) -> str:
         process = subprocess.Popen(
-            [sys.executable, "-m", "embedcomp", "shard", str(folder)]
-            + ["--slots", slots, "--port", str(port)],
+            [
+                *(sys.executable, "-m", "embedcomp", "shard", str(folder)),
+                *("--slots", slots, "--port", str(port)),
+            ],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -86,6 +96,17 @@ def columns(rows: int, seed: int = 0) -> dict[str, pa.Array]:
     }
 
 
+def eventually(score: Callable[[], np.ndarray]) -> np.ndarray:
+    """Scores, as soon as shards that were away are back."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return score()
+        except Refused:
+            assert time.monotonic() < until, "the shard is not found again"
+            time.sleep(0.05)
+
+
 def settings_of(*shards: str, down: str = "fail") -> ServerSettings:
     return ServerSettings(
         port=0, metrics_port=0, shards=shards, shard_down=down, shard_deadline_ms=2000, grace_s=0
@@ -109,9 +130,7 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
     given = pa.RecordBatch.from_pydict(columns(50))
     np.testing.assert_allclose(failing.score(given), one.score(given), rtol=0, atol=1e-6)
     user, rest = given.select(["user"]).slice(3, 1), given.select(["item", "tags"])
-    np.testing.assert_allclose(
-        failing.score(rest, user), one.score(rest, user), rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(failing.score(rest, user), one.score(rest, user), rtol=0, atol=1e-6)
     repository = Repository([made.folder.parent], settings, opened)
     with ScoringServer(repository.models, settings, repository) as server:
         with Client(f"127.0.0.1:{server.port}") as client:
@@ -121,6 +140,10 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
             gone.kill()
             gone.wait(30)
             found = client.predict(given)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            message = to_request(given).SerializeToString()
+            _, done = channel.unary_unary(f"/{SERVICE}/Predict").with_call(message)
+            told_ids = int(dict(done.trailing_metadata())["x-defaulted-ids"])
         lost = range(1, ITEMS, 2)  # rows are two further on, or none, so they are odd likewise
         without = {
             name: pa.array(
@@ -135,26 +158,21 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
         }  # fmt: skip
         wanted = one.score(pa.RecordBatch.from_pydict(without))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
-        assert np.abs(found - one.score(given)).max() > 1e-3
+        assert np.abs(found - one.score(given)).max() > 1e-5
         of_columns = columns(50)
         several = sum(sum(i in lost for i in of) for of in of_columns["tags"].to_pylist())
         number = several + sum(
             v in lost for name in ("user", "item") for v in of_columns[name].to_pylist()
         )
+        assert told_ids == number
         with urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as told:
-            line = f'embedcomp_defaulted_ids_total{{model="clicks",version="1"}} {number}.0'
+            line = f'embedcomp_defaulted_ids_total{{model="clicks",version="1"}} {2 * number}.0'
             assert line in told.read().decode()
     with pytest.raises(ShardsDown, match=r"slots 1/2 cannot be read: shard 127.0.0.1:\d+ is down"):
         failing.score(given)
     again = start(made.folder.parent, "1/2", int(shards[1].rpartition(":")[2]))
     assert again == shards[1]
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            back = failing.score(given)
-            break
-        except Refused:
-            time.sleep(0.05)
+    back = eventually(lambda: failing.score(given))
     np.testing.assert_allclose(back, one.score(given), rtol=0, atol=1e-6)
 
 
@@ -170,6 +188,23 @@ def test_a_replica_answers_where_a_shard_is_gone(
         np.testing.assert_allclose(
             front.score(given), Scorer(whole).score(given), rtol=0, atol=1e-6
         )
+
+
+def test_a_shard_that_hangs_is_given_up_and_found_again(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    shard = start(made.folder, "0-255")
+    hurried = ServerSettings(shards=(shard,), shard_deadline_ms=300)
+    front = Scorer(made, shards=finds(hurried))
+    given = pa.RecordBatch.from_pydict(columns(20))
+    process = start.processes[0]  # type: ignore[attr-defined]
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(ShardsDown, match="it did not answer in time"):
+        front.score(given)
+    process.send_signal(signal.SIGCONT)
+    found = eventually(lambda: front.score(given))
+    np.testing.assert_allclose(found, Scorer(whole).score(given), rtol=0, atol=1e-6)
 
 
 def test_a_new_version_is_loaded_by_shards_before_it_is_served(
@@ -199,7 +234,7 @@ def test_what_shards_do_not_have_is_told_at_the_start(
     with pytest.raises(BadSettings, match=r"of no shard that answers.*shard 127.0.0.1:1: "):
         Scorer(made, shards=finds(settings_of(half, "127.0.0.1:1")))
     more = start(made.folder, "100-255")
-    with pytest.raises(BadSettings, match="slot 100 is of .* replicas hold the same slots"):
+    with pytest.raises(BadSettings, match=r"slot 100 is of .* replicas hold the same slots"):
         Scorer(made, shards=finds(settings_of(half, more)))
     other = Artifact.open(save_small(tmp_path / "new", 2, FEATURES, compiled=True))
     elsewhere = cut(other, tmp_path / "elsewhere" / "clicks")
