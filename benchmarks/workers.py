@@ -20,6 +20,7 @@ from benchmarks.script import WORK, command, console, open_log, parser
 from benchmarks.steps import Steps
 from embedcomp.support.lazy import torch
 
+NO_L2 = "two, rowwise_adagrad without L2, half a batch each"  # what torchrec's kernels are like
 # by name: workers, who trains, the optimizer of tables, and of what part a worker's batch is
 Contender = tuple[int, str, str, float]
 ON_LOG: dict[str, Contender] = {
@@ -27,6 +28,7 @@ ON_LOG: dict[str, Contender] = {
     "two": (2, "embedcomp", "adam", 1.0),
     "two, half a batch each": (2, "embedcomp", "adam", 0.5),
     "two, rowwise_adagrad, half a batch each": (2, "embedcomp", "rowwise_adagrad", 0.5),
+    NO_L2: (2, "embedcomp", "rowwise_adagrad", 0.5),
     "two by torchrec, half a batch each": (2, "torchrec", "rowwise_adagrad", 0.5),
 }
 ON_LARGE: dict[str, Contender] = {
@@ -65,6 +67,7 @@ def on_log(name: str, contender: Contender, given: Namespace, log: str, steps: S
     found = []
     for seed in range(given.seeds):
         more = {"log": log, "epochs": given.epochs, "seed": seed, "model": given.model}
+        more |= {"l2": 0.0} if name == NO_L2 else {}
         asked = spec(contender, given, **more, min_count=given.min_count)
         found.append(steps.run(f"log/{name}/{seed}", lambda asked=asked: measured(asked)))
     return {figure: over_seeds([one[figure] for one in found]) for figure in ("auc", *FIGURES)}

@@ -54,6 +54,7 @@ class Spec:
     optimizer: str
     batch_rows: int
     rate: float
+    l2: float = L2
     seed: int
     log: str = ""
     model: str = ""
@@ -69,7 +70,7 @@ class Spec:
             epochs=max(1, self.epochs),
             batch_rows=self.batch_rows,
             table_learning_rate=self.rate,
-            embedding_l2=L2,
+            embedding_l2=self.l2,
             table_optimizer=self.optimizer,  # type: ignore[arg-type]
             schedule="linear",
             evaluations_per_epoch=1,
@@ -173,9 +174,9 @@ def _by_torchrec(spec: Spec, parallel: Parallel, data: Data, usage: Usage) -> fl
     for epoch in range(spec.epochs):
         for at, batch in enumerate(shuffled.batches((spec.seed, epoch))):
             if len(batch) == spec.batch_rows:  # what is left over, workers may not have alike
-                usage.end()
-                parallel.step(batch, 1 - (epoch + at / batches) / spec.epochs)
+                usage.end()  # with the making of this batch in it, as in `fit`
                 usage.begin()
+                parallel.step(batch, 1 - (epoch + at / batches) / spec.epochs)
         usage.stop()
     scored = quality(parallel.model, data.log, data.features, workers.share(valid), in_step=True)
     return workers.total(scored).auc
