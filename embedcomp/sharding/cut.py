@@ -95,7 +95,7 @@ def cut(
 
 
 def _cuttable(alone: Standalone, held: _Held) -> list[str]:
-    """Tables that a lookup of the graph reads, and whose rows no other one shares."""
+    """Tables that a lookup of the graph reads, with an id in every slot, and rows of their own."""
     assert alone.graph is not None
     names = dict.fromkeys(feature.table for feature in alone.graph.features)
     readers = Counter(held.name(f"{name}.stored.stored") for name in alone.tables)
@@ -103,7 +103,7 @@ def _cuttable(alone: Standalone, held: _Held) -> list[str]:
         name
         for name in names
         if alone.tables[name].probes is None
-        and alone.tables[name].rows <= MOST_IDS
+        and SLOTS <= alone.tables[name].rows <= MOST_IDS
         and readers[held.name(f"{name}.stored.stored")] <= 1
     ]
 

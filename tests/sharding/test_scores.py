@@ -12,6 +12,7 @@ import embedcomp
 from embedcomp.engine.engine import BadId
 from embedcomp.errors import BadArtifact, BadRequest, BadSettings
 from embedcomp.kernels import native
+from embedcomp.kernels.routing import SLOTS
 from embedcomp.sharding.cutting import Cutting
 from tests.engine.conftest import KERNELS
 from tests.sharding.cases import (
@@ -87,6 +88,21 @@ def test_rows_near_the_front_are_not_asked_for(tmp_path: Path) -> None:
         several.score((dense, sparse)), one.score((dense, sparse)), rtol=0, atol=1e-6
     )
     assert shards.asked == 1
+
+
+@pytest.mark.parametrize("ids", [SLOTS - 1, SLOTS])
+def test_a_table_of_fewer_ids_than_slots_stays_whole(
+    ids: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(IDS, "mean", ids)
+    whole = save(model("row_int8"), tmp_path / "whole", inputs(5))
+    made = cut(whole, tmp_path / "cut")
+    found = Cutting.of(made.folder)
+    assert found is not None
+    assert len(found.tables) == (2 if ids < SLOTS else 3)
+    rows = inputs(150, most=1)
+    scores = front(made, InProcess(made, 2)).score(rows)
+    assert np.array_equal(scores, embedcomp.Scorer(whole).score(rows))
 
 
 def test_the_user_of_all_rows_is_asked_for_once(tmp_path: Path) -> None:
