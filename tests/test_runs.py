@@ -11,7 +11,8 @@ from benchmarks import child, runs
 from benchmarks.result import source
 from benchmarks.runs import RUNS, Run
 
-PARTS = {"low_rank_one", "runs"}  # started by low_rank_speed, and what starts the others
+# started by low_rank_speed and workers, and what starts the others
+PARTS = {"low_rank_one", "workers_one", "runs"}
 HERE = (Path("data"), Path("work"), Path("results"))
 
 

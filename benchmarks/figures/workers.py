@@ -18,11 +18,12 @@ def large(record: Record) -> list[str]:
     return table(head, [[name, *_speed(one), *_memory(one)] for name, one in found.items()])
 
 
-def on_log(record: Record) -> list[str]:
+def on_log(*records: Record) -> list[str]:
     """Whole runs on the log, by contender."""
     head = ["workers", "validation AUC", *SPEED, "MB sent a step"]
     rows = [
         [name, plus_minus(one["auc"]), *_speed(one), _sent(one)]
+        for record in records
         for name, one in record["results"]["log"].items()
     ]
     return table(head, rows)
