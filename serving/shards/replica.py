@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +51,16 @@ class Described:
 
 
 class Stream:
-    """One stream of messages and answers; of one call at a time."""
+    """One stream of messages and answers; of one call at a time.
+
+    One that nobody holds any more is cancelled: Arrow's writer would wait for the shard to end it,
+    in whichever thread drops it, and for ever where the shard hangs.
+    """
 
     def __init__(self, client: flight.FlightClient, asked: Asked):
         descriptor = flight.FlightDescriptor.for_command(asked.body)
         self._writer, self._reader = client.do_exchange(descriptor)
+        weakref.finalize(self, self._reader.cancel)
 
     def send(self, message: pa.Buffer) -> None:
         self._writer.write_metadata(message)
