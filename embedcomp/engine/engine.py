@@ -71,10 +71,12 @@ class Ready:
     """A call that is read, and all that it reads is there: it gives click probabilities.
 
     defaulted: ids whose rows could not be had, so that the unknown one's stand for them.
+    held: what the engine reads where it lies, which must be there until then.
     """
 
     score: Callable[[], np.ndarray]
     defaulted: int = 0
+    held: object = None
 
     def __call__(self) -> np.ndarray:
         return self.score()
@@ -133,9 +135,8 @@ class Engine:
         if not items.rows:
             return Ready(lambda: np.empty(0, np.float32))
         call = self._call(items, user)
-        return Ready(
-            partial(self.run, call, items.rows, shares_user=user is not None, logits=logits)
-        )
+        score = partial(self.run, call, items.rows, shares_user=user is not None, logits=logits)
+        return Ready(score, held=(items, user))
 
     def run(self, call: Any, rows: int, *, shares_user: bool, logits: bool = False) -> np.ndarray:
         """Click probabilities float32 [rows] of a call, as `score` gives them.

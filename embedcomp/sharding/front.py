@@ -174,7 +174,7 @@ class FrontEngine(Engine):
             return Ready(lambda: np.empty(0, np.float32))
         call, defaulted = self.fetched(self._call(items, user))
         score = partial(self.run, call, items.rows, shares_user=user is not None, logits=logits)
-        return Ready(score, defaulted)
+        return Ready(score, defaulted, held=(items, user))
 
 
 class FrontRequests(Requests):
