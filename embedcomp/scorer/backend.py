@@ -35,12 +35,8 @@ class Backend(Protocol):
         """Probabilities of a model's own inputs, float32 [B]."""
         ...
 
-    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
-        """Probabilities of a model's own inputs as arrays, float32 [B]."""
-        ...
-
     def ready_parts(self, parts: Sequence[Part]) -> Ready:
-        """What gives the same, with all that comes from elsewhere already here."""
+        """What gives those of a model's own inputs as arrays: what comes from elsewhere is here."""
         ...
 
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
@@ -62,7 +58,7 @@ class Backend(Protocol):
         items: pa.RecordBatch,
         user: pa.RecordBatch | None,
     ) -> Ready:
-        """What gives the same, with all that comes from elsewhere already here."""
+        """What gives the same, likewise, of columns that `requests` does not read."""
         ...
 
     def requests(self, features: Features) -> Requests | None:

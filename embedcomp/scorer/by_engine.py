@@ -28,7 +28,12 @@ from embedcomp.log.rows import Rows
 
 
 class ByEngine:
-    """The compiled engine."""
+    """The compiled engine.
+
+    reads: raw columns and requests into it.
+    """
+
+    reads: Callable[[Any, Features], Requests] = Requests
 
     def __init__(
         self,
@@ -67,11 +72,8 @@ class ByEngine:
             refuse_several(inputs, self._alone)
         return self._engine.score(read, read if one_user else None)
 
-    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
-        return self._engine.score(from_parts(parts, self._alone.leaves))
-
     def ready_parts(self, parts: Sequence[Part]) -> Ready:
-        return Ready(partial(self.score_parts, parts))
+        return self._engine.ready(from_parts(parts, self._alone.leaves))
 
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         return self._engine.score(encoded(rows, features))
@@ -83,26 +85,17 @@ class ByEngine:
         user: pa.RecordBatch | None,
     ) -> np.ndarray:
         scores = self.requests(features).score(items, user)
-        return self.ready_slowly(features, items, user)() if scores is None else scores
-
-    def ready_columns(
-        self,
-        features: Features,
-        items: pa.RecordBatch,
-        user: pa.RecordBatch | None,
-    ) -> Ready:
-        return Ready(partial(self.score_columns, features, items, user))
+        return self.ready_columns(features, items, user)() if scores is None else scores
 
     def requests(self, features: Features) -> Requests:
         """What the engine reads raw columns by."""
         if self._read is None or self._read.features is not features:
-            self._read = Requests(self._engine, features)
+            self._read = self.reads(self._engine, features)
         return self._read
 
-    def ready_slowly(
+    def ready_columns(
         self, features: Features, items: pa.RecordBatch, user: pa.RecordBatch | None
     ) -> Ready:
-        """What the engine does not read by itself."""
         columns, theirs = columns_of(items, user)
         everything, rows = {**columns, **theirs}, items.num_rows
         separate = set(features.user.names) <= theirs.keys() and not (

@@ -179,7 +179,10 @@ class ByTorch:
             raise BadRequest("score", "a row has none: its numbers are not finite")
         return scores
 
-    def score_parts(self, parts: Sequence[Part]) -> np.ndarray:
+    def ready_parts(self, parts: Sequence[Part]) -> Ready:
+        return Ready(partial(self._score_parts, parts))
+
+    def _score_parts(self, parts: Sequence[Part]) -> np.ndarray:
         """Probabilities [B]; raises as `score_inputs` does."""
         if not rows_of(parts):
             return np.empty(0, np.float32)
@@ -207,9 +210,6 @@ class ByTorch:
         columns, theirs = columns_of(items, user)
         encoded = features.encode({**columns, **theirs}, items.num_rows)
         return self.score_encoded(encoded, features)
-
-    def ready_parts(self, parts: Sequence[Part]) -> Ready:
-        return Ready(partial(self.score_parts, parts))
 
     def ready_columns(
         self,

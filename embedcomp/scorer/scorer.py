@@ -167,10 +167,11 @@ class Scorer:
             BadId: an id is out of its table's range.
             BadRequest: bags do not fit their ids, or a number is not finite.
         """
-        return self._backend.score_parts(parts)
+        return self.ready_parts(parts)()
 
     def ready(self, items: pa.RecordBatch, user: pa.RecordBatch | None) -> Ready:
-        """What scores raw columns, once it is called: what comes from elsewhere is here by then.
+        """What scores raw columns that `read` does not read, once it is called: what comes from
+        elsewhere is here by then.
 
         Raises:
             BadRequest, BadId: as for `score`, now or when it is called.

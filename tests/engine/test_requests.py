@@ -171,7 +171,7 @@ def test_raw_columns_become_the_same_rows(scored: tuple[Features, ByEngine]) -> 
         ids, shared = ids + len(found_ids), shared + shares
         quick = requests.score(items, user)
         assert quick is not None
-        assert np.array_equal(quick, backend.ready_slowly(features, items, user)())
+        assert np.array_equal(quick, backend.ready_columns(features, items, user)())
     assert ids > 20_000 and (shared > 20) == bool(features.user.names)
 
 

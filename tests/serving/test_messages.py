@@ -52,7 +52,7 @@ class Both:
         items, user = from_request(request, FEATURES.names)
         assert request.model in ("", "toy") and request.version in (0, 7)
         assert items.num_rows <= MAX_ROWS
-        return self.backend.ready_slowly(FEATURES, items, user)()
+        return self.backend.ready_columns(FEATURES, items, user)()
 
 
 @pytest.fixture(scope="module")
