@@ -73,7 +73,7 @@ class ByEngine:
         return self._engine.score(read, read if one_user else None)
 
     def ready_parts(self, parts: Sequence[Part]) -> Ready:
-        return self._engine.ready(from_parts(parts, self._alone.leaves))
+        return self.made_ready(lambda: self._engine.ready(from_parts(parts, self._alone.leaves)))
 
     def score_encoded(self, rows: Rows, features: Features) -> np.ndarray:
         return self._engine.score(encoded(rows, features))
@@ -85,7 +85,17 @@ class ByEngine:
         user: pa.RecordBatch | None,
     ) -> np.ndarray:
         scores = self.requests(features).score(items, user)
-        return self.ready_columns(features, items, user)() if scores is None else scores
+        return self._slowly(features, items, user)() if scores is None else scores
+
+    def made_ready(self, make: Callable[[], Ready]) -> Ready:
+        """What is made once it is called, since nothing comes from elsewhere; what is wrong with a
+        request is then told where it is scored, and counted there.
+        """
+
+        def scored() -> np.ndarray:
+            return make()()
+
+        return Ready(scored)
 
     def requests(self, features: Features) -> Requests:
         """What the engine reads raw columns by."""
@@ -96,6 +106,12 @@ class ByEngine:
     def ready_columns(
         self, features: Features, items: pa.RecordBatch, user: pa.RecordBatch | None
     ) -> Ready:
+        return self.made_ready(lambda: self._slowly(features, items, user))
+
+    def _slowly(
+        self, features: Features, items: pa.RecordBatch, user: pa.RecordBatch | None
+    ) -> Ready:
+        """What the engine does not read by itself."""
         columns, theirs = columns_of(items, user)
         everything, rows = {**columns, **theirs}, items.num_rows
         separate = set(features.user.names) <= theirs.keys() and not (

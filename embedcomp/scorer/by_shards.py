@@ -5,10 +5,11 @@ A call waits for its rows while it is read, in its own thread; what is scored is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from embedcomp.engine.engine import Ready
 from embedcomp.engine.standalone import Standalone
 from embedcomp.scorer.by_engine import ByEngine
 from embedcomp.sharding.cutting import Cutting
@@ -36,3 +37,7 @@ class ByShards(ByEngine):
         self._program.rows |= {name: table.ids for name, table in cutting.tables.items()}
         front = Front(outside, self._program.tables, version, shards)
         self._engine = FrontEngine(alone, self._program, threads, outside, front)
+
+    def made_ready(self, make: Callable[[], Ready]) -> Ready:
+        """What is made now, with its rows."""
+        return make()
