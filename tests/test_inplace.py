@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,11 +95,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    even_machine: None,
 ):
-    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
-    monkeypatch.setattr("embedcomp.recipes.in_time.SECONDS", 0.1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     case = dlrm()
     before = copy.deepcopy(case.model.state_dict())
     common = {"score": case.score, "methods": ("low_rank", "row_int8", "half")}

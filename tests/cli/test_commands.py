@@ -199,11 +199,12 @@ def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
 
 
 def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
-    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    even_machine: None,
 ) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("embedcomp.engine.calibrate.ROUNDS", 1)
-    monkeypatch.setattr("embedcomp.recipes.in_time.SECONDS", 0.1)
     assert run(monkeypatch, "calibrate", "--out", "machine.json") == 0
     assert "machine.json: the cost of" in capsys.readouterr().out
     given = ["compress", "model", "--log", "log", "--methods", "half,svd"]
