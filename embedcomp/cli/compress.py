@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "solver",
     "train.epochs",
     "plans_tried",
+    "trial_epochs",
     "from_log",
     "student",
     "tune.epochs",

@@ -15,6 +15,7 @@ from embedcomp.recipes.settings import CompressSettings
 
 MIX, POST_TRAINING = "mix", "post-training"  # names of plans: by all methods, and by those that
 # need no training
+TRIED = 6  # plans, where nobody says how many
 ROUNDS = 2  # of finding out which layers a method has a use for
 
 Make = Callable[[CompressSettings, Collection[str]], Plan | None]  # the best plan, where some
@@ -24,13 +25,14 @@ Make = Callable[[CompressSettings, Collection[str]], Plan | None]  # the best pl
 def others(settings: CompressSettings, best: Plan, make: Make) -> tuple[Plan, ...]:
     """The plans to try beside the best mix: that without training, then those of least loss."""
     families = _families(settings)
-    if settings.plans_tried == 1 or len(families) < 2:
+    most = settings.plans_tried or (len(families) + 1 if settings.from_log else TRIED)
+    if most == 1 or len(families) < 2:
         return ()
     made = {name: make(how, ()) for name, how in families.items()}
     found = {name: plan for name, plan in made.items() if plan is not None and _has(plan, name)}
     plans = [best]
     for name in sorted(found, key=lambda name: (name != POST_TRAINING, found[name].loss)):
-        if len(plans) < settings.plans_tried:
+        if len(plans) < most:
             plan = _with_rest(found[name], name, families[name], make)
             if all(plan.layers != one.layers for one in plans):
                 plans.append(replace(plan, name=name))

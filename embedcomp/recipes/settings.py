@@ -53,9 +53,12 @@ class CompressSettings:
     solver: str = "exact"  # of the plan: exact, highs, greedy, or the baselines welore and farms
     train: FormTrainSettings = field(default_factory=FormTrainSettings)  # of the compressed form,
     # all of its numbers together; with epochs, methods that need it may be used
-    plans_tried: int = 6  # at most, where the form is trained and offered methods are of several
-    # kinds: short runs, as long as that training together, choose among the best mix, the methods
-    # that need no training, and plans by one method that trains each; 1: the best mix alone
+    plans_tried: int | None = None  # at most, where the form is trained and offered methods are of
+    # several kinds: short runs, as long as that training together, choose among the best mix, the
+    # methods that need no training, and plans by one method that trains each; 1: the best mix
+    # alone; None: 6, or from the log, where predicted losses tell nothing of them, all
+    trial_epochs: float | None = None  # of all those short runs together; None: as many as the
+    # training has
     from_log: bool = False  # train the compressed form from the log alone: it begins with drawn
     # numbers and learns from labels, not from the model
     student: str = ""  # a smaller network in the original's place, trained on labels and the
@@ -66,7 +69,7 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         goal = self.goal  # refuses what cannot be read
-        refuse_below(self, plans_tried=1)
+        refuse_below(self, plans_tried=1, trial_epochs=0)
         read_student(self.student)
         if self.student and (goal.bytes is None or self.budget_of != "served"):
             raise BadSettings("a student is compressed to a budget of what is served; give that")

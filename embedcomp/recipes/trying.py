@@ -5,7 +5,7 @@ makes of them. So the plan with the least of them is tried beside plans that giv
 their turn (planned.py): each is carried out and trained for a while, the better half for longer,
 and so on until one is left, which is then trained in full. This is successive halving (Jamieson
 and Talwalkar 2016, arXiv:1502.07943): every round takes as long, and all of them as long as the
-training that follows.
+training that follows, unless more is asked for.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def best(forming: Forming, plan: Plan, folder: Path, watch: Watch) -> Plan:
     Returns:
         The plan without others, with what was tried.
     """
-    left, epochs = [plan, *plan.others], forming.settings.train.epochs
-    if len(left) == 1 or not epochs:
+    left, settings = [plan, *plan.others], forming.settings
+    if len(left) == 1 or not settings.train.epochs:
         return replace(plan, others=())
+    asked = settings.trial_epochs
+    epochs = settings.train.epochs if asked is None else asked
     run, trials = _Trials(forming, folder, watch), list[Trial]()
     rounds = int(math.log2(len(left)))
     for _ in range(rounds):

@@ -23,7 +23,7 @@ from embedcomp.log.click_log import ClickLog
 from embedcomp.log.features import Features
 from embedcomp.modules.sizes import model_bytes
 from embedcomp.planning.plan import Plan, Trial, _caption
-from embedcomp.recipes import trying
+from embedcomp.recipes import families, trying
 from embedcomp.recipes.forming import Forming
 from embedcomp.recipes.settings import CompressSettings
 from embedcomp.storage.kind import CannotStore
@@ -92,6 +92,16 @@ def test_each_family_of_methods_has_a_plan(planning: recipes.Planning, original:
         assert fewer.others == plan.others[: number - 1]
 
 
+def test_from_the_log_every_family_has_its_turn(
+    planning: recipes.Planning, original: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "TRIED", 2)
+    assert len(planning.plan(asked(original, FAMILIES)).others) == 1
+    drawn = asked(original, FAMILIES, from_log=True, train=replace(ONCE, distil=None))
+    assert {one.name for one in planning.plan(drawn).others} >= {"hashed", "optembed"}
+    assert len(planning.plan(replace(drawn, plans_tried=2)).others) == 1
+
+
 def test_nothing_is_tried_where_one_family_is_offered(
     planning: recipes.Planning, original: Artifact
 ) -> None:
@@ -111,7 +121,11 @@ AUCS = {"a": 0.70, "b": 0.72, "c": 0.74, "d": 0.71, "e": math.nan, "f": 0.73}
 
 
 def halved(
-    monkeypatch: pytest.MonkeyPatch, aucs: dict[str, float], epochs: int, **later: float
+    monkeypatch: pytest.MonkeyPatch,
+    aucs: dict[str, float],
+    epochs: int,
+    of_trials: float | None = None,
+    **later: float,
 ) -> tuple[Plan, list[tuple[str, float]]]:
     """The plan that is chosen where runs have these AUCs, later ones others; and all the runs."""
     ran: list[tuple[str, float]] = []
@@ -128,7 +142,8 @@ def halved(
         budget_bytes=1, bytes_before=1, bytes_after=1, layers=(), untouched={}, single_valued=()
     )
     plans = [replace(empty, name=name) for name in aucs]
-    settings = CompressSettings(budget="5x", train=replace(ONCE, epochs=epochs))
+    train = replace(ONCE, epochs=epochs)
+    settings = CompressSettings(budget="5x", train=train, trial_epochs=of_trials)
     given: Any = type("Given", (), {"settings": settings})
     plan = replace(plans[0], others=tuple(plans[1:]))
     return trying.best(given, plan, Path(), recipes.quiet), ran
@@ -149,6 +164,8 @@ def test_trials_take_as_long_as_the_training_that_follows(
     chosen, ran = halved(monkeypatch, some, 8)
     assert chosen.name == max(some, key=lambda name: some[name] if some[name] > 0 else 0)
     assert sum(epochs for _, epochs in ran) == pytest.approx(8)
+    _, ran = halved(monkeypatch, some, 8, 3.0)
+    assert sum(epochs for _, epochs in ran) == pytest.approx(3)
 
 
 def test_of_equal_plans_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
