@@ -211,7 +211,9 @@ def traffic(plan: Plan, calls: int, seed: int) -> dict[str, Any]:
         "late": float((told.max(1) > deadline).mean()),
         "asked_again": float(late.any(1).mean()),
         "front_ms": front * 1e3,
-        "fronts": math.ceil(plan.calls_s * front / (0.5 * plan.cores)),
+        "fronts": math.ceil(  # with their cores and their networks half busy
+            plan.calls_s * max(front / (0.5 * plan.cores), got / (0.5 * plan.network_bytes_s))
+        ),
         "front_network": float(got * plan.calls_s),
     }
 
