@@ -7,11 +7,14 @@ float16 and rows of 8, 4 and 2 bits. The operator has a row's scale and offset a
 stored rows have them at their end, so for rows of bits it is given a copy in its own layout; floats
 are read where they lie. The engine runs as a shard does, which pools rows of slots for a message;
 the operator runs so too (`--lookups fbgemm`), and alone on whole tables with its inputs prepared.
+Then a model on one machine is scored with rows by either.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 from typing import Any
 
@@ -19,8 +22,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
+import embedcomp
 from benchmarks import result
 from benchmarks.script import command, console, parser
+from benchmarks.sharded import Clicks, inputs
 from embedcomp.engine.arrays import as_array
 from embedcomp.kernels import native, routing
 from embedcomp.kernels.routing import SLOTS
@@ -36,6 +41,7 @@ STORAGES = {
     "row_int2": 4,
 }  # fbgemm's types
 HOST = 3  # where fbgemm is told that rows are
+TIMES = ("engine_us", "fbgemm_shard_us", "fbgemm_us", "scored_engine_us", "scored_fbgemm_us")
 CODES_AT = 4  # bytes of scale and offset
 
 
@@ -91,9 +97,30 @@ def measured(storage: str, given: Any) -> dict[str, Any]:
         "in_place": storage.startswith("float"),
         "largest_difference": max(float(np.abs(one - other).max()) for other in others),
         "equal": all(np.array_equal(one, other) for other in others),
+        **whole(storage, given),
         **{f"{name}_us": median(of) / 1e3 for name, of in times.items()},
         **{f"{name}_p99_us": float(np.percentile(of, 99)) / 1e3 for name, of in times.items()},
     }
+
+
+def whole(storage: str, given: Any) -> dict[str, float]:
+    """Microseconds of a call of a model on one machine, in turns: tables, two layers and all."""
+    model = Clicks(given.tables, given.ids, given.width).eval()
+    if storage != "float32":
+        embedcomp.swap_(model, {"tables.*": "half" if storage == "float16" else storage})
+    batches = [inputs(given, seed) for seed in range(20)]
+    with TemporaryDirectory() as folder:
+        saved = embedcomp.save(
+            model, Path(folder) / "model", score=lambda m, x: m(*x), example=batches[0]
+        )
+        scorers = {by: embedcomp.Scorer(saved, lookups=by) for by in ("engine", "fbgemm")}
+        times: dict[str, list[int]] = {by: [] for by in scorers}
+        for call in range(given.calls):
+            for by, scorer in scorers.items():
+                began = perf_counter_ns()
+                scorer.score(batches[call % len(batches)])
+                times[by].append(perf_counter_ns() - began)
+    return {f"scored_{by}_us": median(of) / 1e3 for by, of in times.items()}
 
 
 class Shard:
@@ -176,9 +203,10 @@ class Operator:
 
 
 def _render(found: list[dict[str, Any]]) -> Table:
-    table = Table("rows", "engine us", "fbgemm in a shard us", "fbgemm us", "difference")
+    head = ("rows", "engine us", "fbgemm in a shard us", "fbgemm us", "scored, engine", "fbgemm")
+    table = Table(*head, "difference")
     for one in found:
-        times = [one[n] for n in ("engine_us", "fbgemm_shard_us", "fbgemm_us")]
+        times = [one[n] for n in TIMES]
         difference = f"{one['largest_difference']:.1e}"
         table.add_row(one["storage"], *(f"{time:.1f}" for time in times), difference)
     return table

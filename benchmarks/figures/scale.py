@@ -86,15 +86,59 @@ def words(record: Record) -> list[float]:
 
 def lookups(record: Record) -> list[str]:
     """Microseconds of looking up by the engine and by fbgemm (`benchmarks.lookups`)."""
-    head = ["rows", "engine, in a shard", "fbgemm, in a shard", "its operator alone", "equal"]
-    return table(
-        head,
-        [
-            [
-                one["storage"],
-                *(f"{one[f'{way}_us']:.0f} us" for way in ("engine", "fbgemm_shard", "fbgemm")),
-                "to the bit" if one["equal"] else f"{one['largest_difference']:.0e}",
-            ]
-            for one in record["results"]
-        ],
+    ways = {
+        "engine_us": "engine, in a shard",
+        "fbgemm_shard_us": "fbgemm, in a shard",
+        "fbgemm_us": "its operator alone",
+        "scored_engine_us": "a model scored, engine",
+        "scored_fbgemm_us": "fbgemm",
+    }
+    there = {way: said for way, said in ways.items() if way in record["results"][0]}
+    lines = []
+    for one in record["results"]:
+        equal = "to the bit" if one["equal"] else f"{one['largest_difference']:.0e}"
+        lines.append([one["storage"], *(f"{one[way]:.0f}" for way in there), equal])
+    return table(["rows", *there.values(), "equal"], lines)
+
+
+LOG_ROWS = 1e11
+CORES = 1_600  # of a hundred machines
+
+
+def steps(counted: Record, logs: Record, workers: Record, known: Record) -> list[str]:
+    """Rates on record, and what they make of a large log if cores add up."""
+    cores = counted["machine"]["cores"]
+    count = counted["results"]["30000000"]["count"]
+    made = logs["results"]["10000000"]
+    trained = workers["results"]["large"]["two, rowwise_adagrad"]
+    rate = trained["rows_per_second"]["mean"]
+    sent = trained["sent_bytes_a_step"]["mean"] / workers["settings"]["batch_rows"]
+    ids = next(
+        one for one in known["results"] if one["ids"] == "int64" and one["table"] == "embedcomp"
     )
+
+    def hours(rows_s: float) -> str:
+        return f"{LOG_ROWS / rows_s * cores / CORES / 3600:,.1f} h"
+
+    measured, evaluated = made["measure"], made["evaluate"]["rows_per_second"]
+    per_second, bytes_known = count["rows_per_second"], ids["bytes"] * 10e12 / 256
+    sampled = f"{measured['rows']:,} rows, {measured['seconds']:,.0f} s"
+    lines = [
+        ["count", "long_logs", f"{per_second:,.0f} rows/s", hours(per_second)],
+        ["train, an epoch", "workers", f"{rate:,.0f} rows/s", hours(rate)],
+        [
+            "its exchange",
+            "workers",
+            f"{sent:,.0f} bytes a row",
+            f"{sent * LOG_ROWS / 1e12:,.0f} TB",
+        ],
+        ["measure", "long_logs", sampled, "the same rows"],
+        ["evaluate", "long_logs", f"{evaluated:,.0f} rows/s", "a bounded sample"],
+        [
+            "known ids",
+            "known_ids",
+            f"{ids['bytes']:.1f} bytes an id",
+            f"{bytes_known / GB:,.0f} GB",
+        ],
+    ]
+    return table(["step", "record", "two cores, shared", "10^11 rows, 10 TB"], lines, text=(0, 1))
