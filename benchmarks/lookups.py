@@ -5,12 +5,16 @@
 Made-up tables are looked up, an id a row and table, by both in turns: what fbgemm reads, float32,
 float16 and rows of 8, 4 and 2 bits. The operator has a row's scale and offset at its front, and
 stored rows have them at their end, so for rows of bits it is given a copy in its own layout; floats
-are read where they lie. The engine runs as a shard does, which pools rows of slots for a message.
+are read where they lie. The engine runs as a shard does, which pools rows of slots for a message;
+the operator runs so too (`--lookups fbgemm`), and alone on whole tables with its inputs prepared.
+Then a model on one machine is scored with rows by either.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,12 +22,14 @@ import numpy as np
 import torch
 from rich.table import Table
 
+import embedcomp
 from benchmarks import result
 from benchmarks.script import command, console, parser
+from benchmarks.sharded import Clicks, inputs
 from embedcomp.engine.arrays import as_array
 from embedcomp.kernels import native, routing
-from embedcomp.kernels.native import address
 from embedcomp.kernels.routing import SLOTS
+from embedcomp.sharding.by_fbgemm import Fbgemm, Pooled, Rows
 from embedcomp.storage.kind import RowByRow
 from embedcomp.storage.kinds import named
 
@@ -35,6 +41,7 @@ STORAGES = {
     "row_int2": 4,
 }  # fbgemm's types
 HOST = 3  # where fbgemm is told that rows are
+TIMES = ("engine_us", "fbgemm_shard_us", "fbgemm_us", "scored_engine_us", "scored_fbgemm_us")
 CODES_AT = 4  # bytes of scale and offset
 
 
@@ -71,13 +78,16 @@ def measured(storage: str, given: Any) -> dict[str, Any]:
     ]
     random = np.random.default_rng(0)
     drawn = (given.ids * random.random((200, given.tables, given.rows)) ** 3).astype(np.int64)
-    by_engine = Engine(kind, stored, given)
-    by_fbgemm = Fbgemm(storage, stored, given)
-    one, other = by_engine.rows(drawn[0]), by_fbgemm.rows(drawn[0])
-    times: dict[str, list[int]] = {"engine": [], "fbgemm": []}
+    ways: dict[str, Any] = {
+        "engine": Shard(kind, stored, given, by_fbgemm=False),
+        "fbgemm_shard": Shard(kind, stored, given, by_fbgemm=True),
+        "fbgemm": Operator(storage, stored, given),
+    }
+    one, *others = (way.rows(drawn[0]) for way in ways.values())
+    times: dict[str, list[int]] = {name: [] for name in ways}
     for call in range(given.calls):
         ids = drawn[call % len(drawn)]
-        for name, runs in (("engine", by_engine), ("fbgemm", by_fbgemm)):
+        for name, runs in ways.items():
             prepared = runs.prepared(ids)
             began = perf_counter_ns()
             runs.run(prepared)
@@ -85,32 +95,56 @@ def measured(storage: str, given: Any) -> dict[str, Any]:
     return {
         "storage": storage,
         "in_place": storage.startswith("float"),
-        "largest_difference": float(np.abs(one - other).max()),
-        "equal": bool(np.array_equal(one, other)),
+        "largest_difference": max(float(np.abs(one - other).max()) for other in others),
+        "equal": all(np.array_equal(one, other) for other in others),
+        **whole(storage, given),
         **{f"{name}_us": median(of) / 1e3 for name, of in times.items()},
         **{f"{name}_p99_us": float(np.percentile(of, 99)) / 1e3 for name, of in times.items()},
     }
 
 
-class Engine:
-    """Rows of slots, pooled for a message."""
+def whole(storage: str, given: Any) -> dict[str, float]:
+    """Microseconds of a call of a model on one machine, in turns: tables, two layers and all."""
+    model = Clicks(given.tables, given.ids, given.width).eval()
+    if storage != "float32":
+        embedcomp.swap_(model, {"tables.*": "half" if storage == "float16" else storage})
+    batches = [inputs(given, seed) for seed in range(20)]
+    with TemporaryDirectory() as folder:
+        saved = embedcomp.save(
+            model, Path(folder) / "model", score=lambda m, x: m(*x), example=batches[0]
+        )
+        scorers = {by: embedcomp.Scorer(saved, lookups=by) for by in ("engine", "fbgemm")}
+        times: dict[str, list[int]] = {by: [] for by in scorers}
+        for call in range(given.calls):
+            for by, scorer in scorers.items():
+                began = perf_counter_ns()
+                scorer.score(batches[call % len(batches)])
+                times[by].append(perf_counter_ns() - began)
+    return {f"scored_{by}_us": median(of) / 1e3 for by, of in times.items()}
 
-    def __init__(self, kind: RowByRow, stored: list[torch.Tensor], given: Any):
-        self._given, self._library = given, routing.library()
+
+class Shard:
+    """Rows of slots, pooled for a message as a shard does, by the engine or by fbgemm."""
+
+    def __init__(self, kind: RowByRow, stored: list[torch.Tensor], given: Any, by_fbgemm: bool):
         self._held: list[Any] = []
         self._tables = (routing.Slotted * given.tables)()
-        for struct, rows in zip(self._tables, stored, strict=True):
+        by_slot: dict[int, Rows] = {}
+        for number, (struct, rows) in enumerate(zip(self._tables, stored, strict=True)):
+            slots = [as_array(rows[slot::SLOTS].contiguous()) for slot in range(SLOTS)]
+            by_slot[number] = Rows(kind, given.width, slots)
             places = (native.c_void_p * SLOTS)()
-            for slot in range(SLOTS):
-                own = as_array(rows[slot::SLOTS].contiguous())
+            for slot, own in enumerate(slots):
                 found = kind.located({"stored": own}, len(own), given.width, -1)
                 places[slot] = native.ctypes.addressof(found.rows)
                 self._held.append((own, found))
             self._held.append(places)
             struct.slots = native.ctypes.addressof(places)
-            struct.num_ids, struct.width = given.ids, given.width
-        shape = given.tables, given.rows, given.width + 1
-        self._out, self._bad = np.empty(shape, np.float32), (native.c_int64 * 2)()
+            struct.num_ids, struct.width, struct.number = given.ids, given.width, SLOTS
+        self._shape = given.tables, given.rows, given.width + 1
+        self._pooled = Pooled(self._tables, given.tables, 1, _wrong)
+        if by_fbgemm:
+            self._pooled.have(Fbgemm(by_slot), range(SLOTS))
 
     def prepared(self, ids: np.ndarray) -> np.ndarray:
         """A message for ids [tables, rows]."""
@@ -119,18 +153,19 @@ class Engine:
             words += [table, len(own), len(own), 0, *[1] * len(own), *own.tolist()]
         return np.array(words, np.uint32)
 
-    def run(self, message: np.ndarray) -> None:
-        at = address(message), len(message)
-        self._library.embedcomp_asked(self._tables, len(self._tables), *at, 1, self._bad)
-        self._library.embedcomp_pool(self._tables, *at, address(self._out), self._bad)
+    def run(self, message: np.ndarray) -> np.ndarray:
+        return self._pooled.pool(message)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Float32 [tables, rows, width]."""
-        self.run(self.prepared(ids))
-        return self._out[:, :, :-1].copy()
+        return self.run(self.prepared(ids)).reshape(self._shape)[:, :, :-1]
 
 
-class Fbgemm:
+def _wrong(code: int, bad: Any) -> Exception:
+    return AssertionError((code, list(bad)))
+
+
+class Operator:
     """The operator of fbgemm's inference module, on host memory."""
 
     def __init__(self, storage: str, stored: list[torch.Tensor], given: Any):
@@ -168,9 +203,10 @@ class Fbgemm:
 
 
 def _render(found: list[dict[str, Any]]) -> Table:
-    table = Table("rows", "engine us", "fbgemm us", "engine p99", "fbgemm p99", "difference")
+    head = ("rows", "engine us", "fbgemm in a shard us", "fbgemm us", "scored, engine", "fbgemm")
+    table = Table(*head, "difference")
     for one in found:
-        times = [one[n] for n in ("engine_us", "fbgemm_us", "engine_p99_us", "fbgemm_p99_us")]
+        times = [one[n] for n in TIMES]
         difference = f"{one['largest_difference']:.1e}"
         table.add_row(one["storage"], *(f"{time:.1f}" for time in times), difference)
     return table

@@ -81,7 +81,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch, ExitStack() as running:
         model = Clicks(given.tables, given.ids, given.width).eval()
         quantized = _quantized(model)
-        batches = [_inputs(given, seed) for seed in range(BATCHES)]
+        batches = [inputs(given, seed) for seed in range(BATCHES)]
         whole = _saved(model, Path(scratch) / "whole", batches[0])
         made = cut(whole, Path(scratch) / "cut", near_bytes=0)
         runs: dict[str, Callable[[Any], np.ndarray]] = {
@@ -148,7 +148,7 @@ def _quantized(model: Clicks) -> Callable[[Any], np.ndarray]:
     return scored
 
 
-def _inputs(given: Any, seed: int) -> tuple[Tensor, KeyedJaggedTensor]:
+def inputs(given: Any, seed: int) -> tuple[Tensor, KeyedJaggedTensor]:
     random = np.random.default_rng(seed)
     number = given.tables * given.rows
     ids = torch.from_numpy((given.ids * random.random(number) ** 3).astype(np.int64))

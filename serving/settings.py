@@ -18,7 +18,14 @@ MOST_RATE = 100_000  # calls a second, far more than one process sends
 # Where prometheus_client adds up several processes; it has to be told before it is imported.
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SHARD_DOWN = ("fail", "default")
+LOOKUPS = ("auto", "engine", "fbgemm")  # who looks up rows; docs/sharding.md says what auto is
 OPEN = ("health", "reflection", "metrics")  # what may be open to calls without a token
+
+
+def refuse_lookups(lookups: str) -> None:
+    """Raises BadSettings where nobody of that name looks up rows."""
+    if lookups not in LOOKUPS:
+        raise BadSettings(f"lookups is {lookups!r}, but must be {', '.join(LOOKUPS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,8 @@ class ServerSettings:
     shard_deadline_ms: float = 30.0  # in which a call has its rows from shards, replicas included
     shard_down: str = "fail"  # what becomes of a call without some rows: "fail", or "default", by
     # which unknown ids stand for those that cannot be read
+    lookups: str = "auto"  # who looks up rows that are in fbgemm's layouts: "engine", "fbgemm" (its
+    # operator, of a copy in memory where rows are integers), or "auto", which is the engine
     trace: bool = False  # spans of calls over gRPC for OpenTelemetry, as OTEL_* variables say
 
     def __post_init__(self) -> None:
@@ -76,6 +85,12 @@ class ServerSettings:
         if self.shard_down not in SHARD_DOWN:
             raise BadSettings(
                 f"shard_down is {self.shard_down!r}, but must be {' or '.join(SHARD_DOWN)}"
+            )
+        refuse_lookups(self.lookups)
+        if self.lookups == "fbgemm" and self.shards:
+            raise BadSettings(
+                "lookups are by fbgemm, but the large tables' rows are with shards; give --lookups "
+                "to `embedcomp shard` instead"
             )
         refuse_below(
             self,

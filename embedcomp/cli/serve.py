@@ -28,7 +28,7 @@ def serve(
 
     from embedcomp.scorer.scorer import Scorer
 
-    opened = partial(Scorer.open, precision=precision, budget=budget)
+    opened = partial(Scorer.open, precision=precision, budget=budget, lookups=settings.lookups)
     if settings.shards:
         from embedcomp.serving.shards.rows import finds
 

@@ -18,6 +18,7 @@ class Description:
     precision: of products.
     reason: why it is not the compiled engine; empty where it is.
     saved_for: the precision that the artifact was saved for, where products have another.
+    lookups: who looks up rows, where it is not the same; empty where it is.
     """
 
     name: str
@@ -25,10 +26,12 @@ class Description:
     precision: str = "float32"
     reason: str = ""
     saved_for: str = ""
+    lookups: str = ""
 
     def __str__(self) -> str:
         if not self.reason:
-            return f"{self.name}, {self.precision}"
+            rows = f", rows by {self.lookups}" if self.lookups else ""
+            return f"{self.name}, {self.precision}{rows}"
         return f"{self.name}, since {self.reason}{self.lost}"
 
     @property

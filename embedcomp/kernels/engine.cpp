@@ -694,10 +694,17 @@ int64_t embedcomp_asked(const Slotted* tables, int64_t count, const uint32_t* me
   return asked_numbers(tables, count, message, words, version, bad);
 }
 
-// The answer to a message that embedcomp_asked took. Returns a Wrong.
-int32_t embedcomp_pool(const Slotted* tables, const uint32_t* message, int64_t words, float* out,
-                       int64_t* bad) {
-  return pool(tables, message, words, out, bad);
+// Find out what of a message that embedcomp_asked took is looked up by somebody else. Returns a Wrong.
+int32_t embedcomp_number(const Slotted* tables, const uint32_t* message, int64_t words,
+                         Numbered* out, int64_t* bad) {
+  return numbering.number(tables, message, words, *out, bad);
+}
+
+// The answer to a message that embedcomp_asked took. given: float32 [bags, given_width], what was
+// found of what embedcomp_number told, if it told anything. Returns a Wrong.
+int32_t embedcomp_pool(const Slotted* tables, const uint32_t* message, int64_t words,
+                       const float* given, int64_t given_width, float* out, int64_t* bad) {
+  return pool(tables, message, words, given, given_width, out, bad);
 }
 
 // Stored rows [first, last) as floats [last - first, width], codes of columns as they are.

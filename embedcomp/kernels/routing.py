@@ -13,7 +13,26 @@ MALFORMED, OTHER_VERSION, NO_SUCH_TABLE, NO_SUCH_ID, NOT_HERE = range(1, 6)
 
 
 class Slotted(ctypes.Structure):
-    _fields_ = (("slots", c_void_p), ("num_ids", c_int64), ("width", c_int64))
+    _fields_ = (
+        ("slots", c_void_p),
+        ("num_ids", c_int64),
+        ("width", c_int64),
+        ("number", c_int64),
+        ("firsts", c_void_p),
+        ("given", c_int64),
+    )
+
+
+class Numbered(ctypes.Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("offsets", c_void_p),
+        ("weights", c_void_p),
+        ("tables", c_void_p),
+        ("parts", c_int64),
+        ("bags", c_int64),
+        ("count", c_int64),
+    )
 
 
 class Outside(ctypes.Structure):
@@ -68,6 +87,8 @@ def library() -> ctypes.CDLL:
     found.embedcomp_settle.argtypes = [c_void_p]
     found.embedcomp_asked.restype = c_int64
     found.embedcomp_asked.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int64, bad]
-    found.embedcomp_pool.restype = c_int32
-    found.embedcomp_pool.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, bad]
+    found.embedcomp_number.restype = found.embedcomp_pool.restype = c_int32
+    message = [c_void_p, c_void_p, c_int64]
+    found.embedcomp_number.argtypes = [*message, c_void_p, bad]
+    found.embedcomp_pool.argtypes = [*message, c_void_p, c_int64, c_void_p, bad]
     return found

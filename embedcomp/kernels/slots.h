@@ -30,11 +30,25 @@ enum Wrong : int32_t {
   kNotHere = 5,        // table, slot
 };
 
-// A table that is cut into slots, as a shard holds it.
+// A table that is cut into slots, as a shard holds it; or one that is whole, in one slot.
 struct Slotted {
-  const Stored* const* slots;  // [kSlots]; null: of another shard
+  const Stored* const* slots;  // [number]; null: of another shard
   int64_t num_ids;
-  int64_t width;  // numbers that an id reads
+  int64_t width;   // numbers that an id reads
+  int64_t number;  // of slots: kSlots or 1
+  const int64_t* firsts;  // [number], of each slot's first row among those that are looked up by
+                          // their numbers (Numbered); null: the engine looks them up
+  int64_t given;          // numbers that are given of such a row, at least `width`
+};
+
+// What of a message is looked up by somebody else: rows by their numbers, in bags of parts, of which
+// each has as many as the one with the most. It is there until its thread has another message.
+struct Numbered {
+  const int64_t* rows;
+  const int64_t* offsets;  // [parts * bags + 1]
+  const float* weights;    // as rows; null: there are none
+  const int32_t* tables;   // [parts]
+  int64_t parts, bags, count;
 };
 
 // A feature of a graph whose rows are looked up elsewhere, but for those of a table's first ids.

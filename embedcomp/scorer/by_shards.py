@@ -32,7 +32,7 @@ class ByShards(ByEngine):
         version: int,
         shards: Shards,
     ):
-        outside = Outside(alone, cutting)
+        outside = Outside(alone, cutting.tables)
         super().__init__(alone, held, threads, precision, outside.inputs)
         self._program.rows |= {name: table.ids for name, table in cutting.tables.items()}
         front = Front(outside, self._program.tables, version, shards)

@@ -23,6 +23,7 @@ from embedcomp.kernels import native
 from embedcomp.log.features import Features
 from embedcomp.scorer.backend import Backend
 from embedcomp.scorer.by_engine import ByEngine
+from embedcomp.scorer.by_fbgemm import ByFbgemm
 from embedcomp.scorer.by_shards import ByShards
 from embedcomp.sharding.cutting import Cutting
 from embedcomp.sharding.front import Shards
@@ -41,9 +42,11 @@ class Scorer:
         threads: that share the rows of a large call; None: one a core.
         precision: of products, "float32", "bfloat16" or "int8"; None: as the artifact says.
         shards: finds who holds the slots of an artifact that is cut; None: it is whole.
+        lookups: "fbgemm": its operator looks up rows that are in its layouts; else the engine does.
 
     Raises:
-        BadSettings: there is no such precision, or torch has to score and knows no other.
+        BadSettings: there is no such precision, or torch has to score and knows no other; or
+            fbgemm is to look up rows and cannot.
     """
 
     def __init__(
@@ -53,13 +56,14 @@ class Scorer:
         threads: int | None = 1,
         precision: str | None = None,
         shards: FindShards | None = None,
+        lookups: str = "auto",
     ):
         self.name, self.version, self.folder = artifact.name, artifact.version, artifact.folder
         if precision not in (None, *PRECISIONS):
             raise BadSettings(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
         self._features = artifact.features if artifact.has_features else None
         self.alone, self.proof = artifact.standalone, artifact.proof
-        self._backend = _opened(artifact, threads, precision, shards)
+        self._backend = _opened(artifact, threads, precision, shards, lookups)
         if self.description.saved_for:
             logging.getLogger(__name__).warning("%s is scored by %s", artifact.folder, self.engine)
 
@@ -72,6 +76,7 @@ class Scorer:
         precision: str | None = None,
         budget: str | None = None,
         shards: FindShards | None = None,
+        lookups: str = "auto",
     ) -> Scorer:
         """Load NAME (its newest version) or NAME/VERSION.
 
@@ -85,7 +90,7 @@ class Scorer:
         """
         opened = Artifact.open(path)
         within = opened if budget is None else opened.within(budget)
-        return cls(within, threads=threads, precision=precision, shards=shards)
+        return cls(within, threads=threads, precision=precision, shards=shards, lookups=lookups)
 
     @property
     def features(self) -> Features:
@@ -241,7 +246,11 @@ class Scorer:
 
 
 def _opened(
-    artifact: Artifact, threads: int | None, precision: str | None, shards: FindShards | None
+    artifact: Artifact,
+    threads: int | None,
+    precision: str | None,
+    shards: FindShards | None,
+    lookups: str,
 ) -> Backend:
     alone, cutting = artifact.standalone, Cutting.of(artifact.folder)
     if shards is not None and cutting is None:
@@ -253,7 +262,13 @@ def _opened(
         assert alone is not None, "it was cut"
         return _of_shards(artifact, alone, cutting, threads, precision, shards)
     if alone is not None and alone.graph is not None and native.library() is not None:
-        return ByEngine(alone, artifact.arrays(), threads, precision)
+        opens = ByFbgemm if lookups == "fbgemm" else ByEngine
+        return opens(alone, artifact.arrays(), threads, precision)
+    if lookups == "fbgemm":
+        raise BadSettings(
+            f"lookups are by fbgemm, but torch scores {artifact.folder} and looks up its rows; "
+            "leave --lookups at auto"
+        )
     from embedcomp.scorer import by_torch
 
     backend = by_torch.opened(artifact, threads, precision)

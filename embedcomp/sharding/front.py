@@ -24,7 +24,7 @@ from embedcomp.errors import EmbedcompError
 from embedcomp.kernels import native, routing
 from embedcomp.kernels.native import address
 from embedcomp.log.features import Features
-from embedcomp.sharding.cutting import Cutting
+from embedcomp.sharding.cutting import CutTable
 
 
 class Shards(Protocol):
@@ -59,11 +59,11 @@ class Outside:
     inputs: the dense input that has the pooled rows of each, by the feature's number.
     """
 
-    def __init__(self, alone: Standalone, cutting: Cutting):
+    def __init__(self, alone: Standalone, cut: Mapping[str, CutTable]):
         assert alone.graph is not None
-        self._graph, self._cutting, self._alone = alone.graph, cutting, alone
+        self._graph, self._cut, self._alone = alone.graph, cut, alone
         self.dense = sum(leaf.kind == "dense" for leaf in alone.leaves)
-        far = [f for f, one in enumerate(alone.graph.features) if one.table in cutting.tables]
+        far = [f for f, one in enumerate(alone.graph.features) if one.table in cut]
         self.inputs = {feature: self.dense + place for place, feature in enumerate(far)}
 
     def told(self, tables: Mapping[str, TableRows]) -> ctypes.Array[routing.Outside]:
@@ -73,10 +73,10 @@ class Outside:
             tables: the rows that are here.
         """
         found = (routing.Outside * max(len(self.inputs), 1))()
-        numbers = {name: number for number, name in enumerate(self._cutting.tables)}
+        numbers = {name: number for number, name in enumerate(self._cut)}
         for struct, which in zip(found, self.inputs, strict=False):
             feature = self._graph.features[which]
-            table, cut = self._alone.tables[feature.table], self._cutting.tables[feature.table]
+            table, cut = self._alone.tables[feature.table], self._cut[feature.table]
             struct.near = ctypes.pointer(tables[feature.table].stored)
             struct.near_ids, struct.unknown, struct.num_ids = cut.near, cut.unknown, cut.ids
             struct.padding = -1 if table.padding_idx is None else table.padding_idx

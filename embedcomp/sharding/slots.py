@@ -12,8 +12,8 @@ import numpy as np
 from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadArtifact, EmbedcompError
 from embedcomp.kernels import native, routing
-from embedcomp.kernels.native import address
 from embedcomp.kernels.routing import SLOTS
+from embedcomp.sharding.by_fbgemm import Fbgemm, Pooled, Rows, reads
 from embedcomp.sharding.cutting import SHARED, Cutting, in_words, slot_file
 from embedcomp.storage import kinds
 from embedcomp.storage.kind import Located
@@ -31,27 +31,36 @@ class OtherVersion(WrongMessage):
 class HeldSlots:
     """Some slots of one version, where they lie in their files; safe to use from several threads.
 
+    Args:
+        lookups: "engine", or "fbgemm" where it has the rows, of which it makes a copy in memory.
+
     Raises:
+        BadSettings: fbgemm is asked for and missing.
         BadArtifact: a file is missing, or not the one that was written.
         NotBuilt: the compiled engine is missing.
     """
 
-    def __init__(self, cutting: Cutting, version: int, slots: Iterable[int]):
+    def __init__(
+        self, cutting: Cutting, version: int, slots: Iterable[int], lookups: str = "engine"
+    ):
         self.cutting, self.version, self.slots = cutting, version, tuple(slots)
-        self._library = routing.library()
         self._names = list(cutting.tables)
         self._shared = mapped(cutting.opened(SHARED))
         self._at = {name: (ctypes.c_void_p * SLOTS)() for name in self._names}
         self._held: list[Any] = [self._shared]
         self._like: dict[str, Located] = {}
+        self._by_fbgemm: dict[str, Rows] = {}  # tables that it could look up, by slot
         self.bytes = 0  # of the files
         for slot in self.slots:
             self._open(slot)
         self._tables = (routing.Slotted * max(len(self._names), 1))()
         for struct, (name, table) in zip(self._tables, cutting.tables.items(), strict=False):
-            struct.slots = ctypes.addressof(self._at[name])
+            struct.slots, struct.number = ctypes.addressof(self._at[name]), SLOTS
             struct.num_ids, struct.width = table.ids, table.width
-        self._tables_at = ctypes.addressof(self._tables)
+        self._pooled = Pooled(self._tables, len(self._names), version, self._wrong)
+        if lookups == "fbgemm":
+            rows = {self._names.index(name): rows for name, rows in self._by_fbgemm.items()}
+            self._pooled.have(Fbgemm(rows), self.slots)
 
     def pool(self, message: np.ndarray) -> np.ndarray:
         """The answer to a message (kernels/slots.h), float32: by part and bag, width + 1 numbers.
@@ -62,17 +71,7 @@ class HeldSlots:
         Raises:
             OtherVersion, WrongMessage: it asks for what is not here, or is none.
         """
-        bad, at, words = (ctypes.c_int64 * 2)(), address(message), len(message)
-        numbers = self._library.embedcomp_asked(
-            self._tables_at, len(self._names), at, words, self.version, bad
-        )
-        if numbers < 0:
-            raise self._wrong(-numbers, bad)
-        found = np.empty(numbers, np.float32)
-        code = self._library.embedcomp_pool(self._tables_at, at, words, address(found), bad)
-        if code:
-            raise self._wrong(code, bad)
-        return found
+        return self._pooled.pool(message)
 
     def _wrong(self, code: int, bad: ctypes.Array[ctypes.c_int64]) -> WrongMessage:
         if code == routing.OTHER_VERSION:
@@ -112,6 +111,10 @@ class HeldSlots:
             prefix = f"{name}.stored."
             every = {**self._shared, **held}
             own = {n.removeprefix(prefix): a for n, a in every.items() if n.startswith(prefix)}
+        if reads(what.kind):
+            before = self._by_fbgemm.get(name)
+            arrays = (*(before.arrays if before else ()), own["stored"])
+            self._by_fbgemm[name] = Rows(what.kind, what.width, arrays)
         like = self._like.get(name)
         if like is None:
             found = self._like[name] = what.kind.located(own, what.rows, what.width, -1)

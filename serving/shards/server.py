@@ -42,10 +42,12 @@ class Versions:
     """The slots of one model's versions on disk, opened when somebody asks for them.
 
     Args:
+        lookups: "fbgemm": its operator looks up rows that are in its layouts.
         path: NAME, or NAME/VERSION, which is opened first.
     """
 
-    def __init__(self, path: Path, slots: Sequence[int]):
+    def __init__(self, path: Path, slots: Sequence[int], lookups: str = "auto"):
+        self._lookups = lookups
         first = version_folder(path)
         self.model, self._folder, self.slots = first.parent.name, first.parent, tuple(slots)
         self._held: dict[int, HeldSlots] = {}
@@ -75,7 +77,7 @@ class Versions:
                 raise BadArtifact(
                     f"{folder} is not cut into slots; name what `embedcomp cut` wrote"
                 )
-            found = HeldSlots(cutting, version, self.slots)
+            found = HeldSlots(cutting, version, self.slots, self._lookups)
             with self._lock:
                 self._held = {**self._held, version: found}
             logger.info("version %s of %s is here", version, self.model)
@@ -232,7 +234,7 @@ def serve_shard(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.put(number))
     settings.refuse_open_door()
-    held = Versions(path, slots)
+    held = Versions(path, slots, settings.lookups)
     server = ShardServer(held, settings)
     if settings.metrics_port is not None:
         try:

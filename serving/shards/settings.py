@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
+from embedcomp.serving.settings import refuse_lookups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +16,12 @@ class ShardSettings:
     host: str = "127.0.0.1"  # address to listen on
     port: int = 50061  # to listen on; 0 takes a free one
     metrics_port: int | None = None  # for HTTP: /metrics; 0 takes a free one, None: none
+    lookups: str = "auto"  # who looks up rows that are in fbgemm's layouts: "engine", "fbgemm" (its
+    # operator, of a copy in memory), or "auto", which is the engine
     insecure: bool = False  # listen on an address that other machines reach, in plain text
 
     def __post_init__(self) -> None:
+        refuse_lookups(self.lookups)
         for name in ("port", "metrics_port"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 16:
                 raise BadSettings(f"{name} is {getattr(self, name)}, but ports are 0 to 65,535")

@@ -31,7 +31,7 @@ from tests.engine.conftest import KERNELS
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
 # the last is what bags of one id have a path of their own for, with 16 columns
-STORAGES = ("float32", "row_int4", "column_mixed3", "product4x8", "column_int8")
+STORAGES = ("float32", "row_int4", "row_int2", "column_mixed3", "product4x8", "column_int8")
 WIDTHS = (7, 16)
 
 

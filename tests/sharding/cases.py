@@ -157,13 +157,21 @@ def cut(artifact: Artifact, out: Path, near_bytes: int = 0) -> Artifact:
 class InProcess:
     """Shards that are asked without a wire; number of them by `number`."""
 
-    def __init__(self, artifact: Artifact, number: int, down: Sequence[int] = ()):
+    def __init__(
+        self,
+        artifact: Artifact,
+        number: int,
+        down: Sequence[int] = (),
+        lookups: str = "engine",
+    ):
         found = Cutting.of(artifact.folder)
         assert found is not None
         self.number, self._down = number, down
         self.owner = (np.arange(SLOTS) % number).astype(np.int32)
         self.held = [
-            HeldSlots(found, artifact.version, np.flatnonzero(self.owner == shard).tolist())
+            HeldSlots(
+                found, artifact.version, np.flatnonzero(self.owner == shard).tolist(), lookups
+            )
             for shard in range(number)
         ]
         self.asked = 0
