@@ -88,7 +88,6 @@ def library() -> ctypes.CDLL:
     found.embedcomp_asked.restype = c_int64
     found.embedcomp_asked.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int64, bad]
     found.embedcomp_number.restype = found.embedcomp_pool.restype = c_int32
-    message = [c_void_p, c_void_p, c_int64]
-    found.embedcomp_number.argtypes = [*message, c_void_p, bad]
-    found.embedcomp_pool.argtypes = [*message, c_void_p, c_int64, c_void_p, bad]
+    found.embedcomp_number.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, bad]
+    found.embedcomp_pool.argtypes = [c_void_p] * 2 + [c_int64, c_void_p, c_int64, c_void_p, bad]
     return found
