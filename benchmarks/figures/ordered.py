@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
@@ -25,6 +26,17 @@ def budgets(record: Record) -> list[str]:
         claim(same, f"codes of {budget} are those of the file, to the byte")
         rows.append([budget, *(cell for seeds in made for cell in _cells(seeds))])
     return table(head, rows)
+
+
+def nested(record: Record) -> Iterator[float]:
+    """What one artifact loses to models of their own, at most down to 10x, and at 30x."""
+
+    def auc(step: str) -> float:
+        return mean(one["auc"] for one in _seeds(record, step))
+
+    lost = {b: auc(f"apart-{b}") - auc(f"served-{b}") for b in record["settings"]["budgets"]}
+    claim(auc("planned-30x-tuned-0") > auc("apart-30x") > auc("served-30x"), "plans are better")
+    yield from (max(lost["5x"], lost["10x"]), lost["30x"])
 
 
 def _seeds(record: Record, name: str) -> list[dict[str, Any]]:
