@@ -201,6 +201,7 @@ RUNS = (
     Run(script="slim", record="slim", minutes=5, tiny="--ids 1000 --rounds 1 --calls 1"),
     Run(script="lookups", record="lookups", minutes=2, tiny="--ids 1000 --calls 5"),
     Run(script="sharded", record="sharded", minutes=3, tiny="--ids 1000 --calls 5"),
+    Run(script="hosts", record="hosts", minutes=3),
     Run(
         script="serving",
         record="serving-kuairand",

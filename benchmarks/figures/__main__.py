@@ -25,6 +25,7 @@ PAGES = (
 )
 OTHERS = (
     *("docs/methods.md", "docs/architecture.md", "docs/serving.md", "docs/deploying.md"),
+    "docs/sharding.md",
     "benchmarks/README.md",
 )
 

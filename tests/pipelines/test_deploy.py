@@ -21,6 +21,7 @@ from embedcomp.cli.main import app
 from embedcomp.client import Client
 from embedcomp.errors import EmbedcompError
 from embedcomp.kernels import native
+from embedcomp.pipelines.deploying import deployment
 from embedcomp.scorer.scorer import Scorer
 from tests.serving.toy_scorer import save_small
 from tests.sharding.cases import cut
@@ -59,7 +60,7 @@ def command(*words: object) -> str:
 
 
 def servers() -> list[dict[str, Any]]:
-    return json.loads(command("status", "--json", "-"))["servers"]
+    return deployment.status(None)["servers"]
 
 
 def shards() -> list[dict[str, Any]]:
@@ -139,6 +140,8 @@ def test_a_deployed_model_scores_as_one_process_whatever_becomes_of_its_shards(
     assert f"front 0 serves clicks version 1 on {front()}" in told
     assert [one["slots"] for one in shards()] == ["0/2", "1/2"]
     assert all(one["alive"] and one["versions"] == [1] for one in servers())
+    command("status", "clicks", "--json", tmp_path / "status.json")
+    assert json.loads((tmp_path / "status.json").read_text())["servers"] == servers()
     with Client(front()) as client:
         np.testing.assert_array_equal(client.predict(given), wanted[1])
 
@@ -173,9 +176,7 @@ def test_a_deployed_model_scores_as_one_process_whatever_becomes_of_its_shards(
         assert all(one["versions"][0] == 2 for one in shards())
     addresses = [one["address"] for one in servers()]
     assert "clicks is down: 4 shards and fronts have ended" in command("down")
-    from embedcomp.pipelines.deploying.deployment import _answers
-
-    assert not any(_answers(address) for address in addresses)
+    assert not any(deployment._answers(address) for address in addresses)
     with pytest.raises(EmbedcompError, match="nothing is deployed on this cluster"):
         command("status")
 
