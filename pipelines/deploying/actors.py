@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray.util import get_node_ip_address
 
@@ -20,6 +21,11 @@ from embedcomp.pipelines.deploying.names import FrontName, ShardName, chosen, ge
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.server import ShardServer, Versions
 from embedcomp.serving.shards.settings import ShardSettings
+
+if TYPE_CHECKING:  # a shard does without
+    from embedcomp.scorer.scorer import Scorer
+    from embedcomp.serving.repository import Repository
+    from embedcomp.serving.server import ScoringServer
 
 AGAIN_S = 1.0  # from one look at what is to be done to the next
 
@@ -103,9 +109,6 @@ class Front(Kept):
         settings: ServerSettings,
         precision: str | None,
     ):
-        from embedcomp.serving.repository import Repository
-        from embedcomp.serving.server import ScoringServer
-
         self._name, self._given, self._precision = name, settings, precision
         self._generation: int | None = None
         self._shards: list[ShardName] = []
@@ -124,7 +127,7 @@ class Front(Kept):
             path=str(self._path),
             versions=self._versions(),
             generation=self._generation,
-            metrics=metrics and f"{self._host}:{metrics}",
+            metrics=None if metrics is None else f"{self._host}:{metrics}",
             settings=self._given,
         )
 
@@ -150,8 +153,12 @@ class Front(Kept):
         if list(by_generation) == [self._generation]:
             return
         told = asked(name for names in by_generation.values() for name in names)
-        ready = [n for n, one in told.items() if isinstance(one, Told) and one.address is not None]
-        to = chosen(by_generation, ready, self._generation)  # type: ignore[arg-type]
+        ready = [
+            name
+            for name, one in told.items()
+            if isinstance(name, ShardName) and isinstance(one, Told) and one.address is not None
+        ]
+        to = chosen(by_generation, ready, self._generation)
         if to is None:
             raise EmbedcompError("it waits for shards that have all slots")
         if to == self._generation:
@@ -177,7 +184,7 @@ class Front(Kept):
         repository.keep_polling()
         self._repository = repository
 
-    def _opened(self, settings: ServerSettings, path: Path) -> object:
+    def _opened(self, settings: ServerSettings, path: Path) -> Scorer:
         """A version, with rows from the shards that are asked now."""
         from embedcomp.scorer.scorer import Scorer
         from embedcomp.serving.shards.rows import finds

@@ -84,7 +84,7 @@ def deploy(
                 given = (name, str(path), settings.host, server, precision)
                 _start(name, Front, *given, cpus=settings.cpus)
         told = _wait(fronts, until, lambda told: told.generation == number)
-    except EmbedcompError:
+    except BaseException:  # an interrupt too
         if not before:
             _remove(deployed(model), model)
         elif not _all_up(shards):  # else fronts may ask them already
@@ -277,12 +277,16 @@ def _drain(shards: Sequence[ShardName]) -> None:
 
 
 def _remove(names: Iterable[Name], groups: str) -> None:
-    """End actors for good, and the placement groups whose names begin so."""
-    for name in names:
+    """End actors for good, and the placement groups whose names begin so; free their names."""
+    ended = set(names)
+    for name in ended:
         with suppress(ValueError):  # it has ended by itself
             ray.kill(ray.get_actor(str(name), namespace=NAMESPACE), no_restart=True)
     for group in _groups(groups):
         remove_placement_group(group)
+    until = time.monotonic() + CLOSED_S
+    while ended & set(deployed()) and time.monotonic() < until:
+        time.sleep(LOOK_S)
 
 
 def _groups(begin: str) -> list[PlacementGroup]:
