@@ -202,6 +202,7 @@ RUNS = (
     Run(script="lookups", record="lookups", minutes=2, tiny="--ids 1000 --calls 5"),
     Run(script="sharded", record="sharded", minutes=3, tiny="--ids 1000 --calls 5"),
     Run(script="scale", record="scale", minutes=2, tiny="--calls 50 --years 1"),
+    Run(script="hosts", record="hosts", minutes=3),
     Run(
         script="serving",
         record="serving-kuairand",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcomp import models
+from embedcomp.pipelines.deploying.settings import DeploySettings
 from embedcomp.recipes.settings import CompareSettings, CompressSettings, JobSettings
 from embedcomp.serving.settings import AccessSettings, LoadSettings, ServerSettings
 from embedcomp.serving.shards.settings import ShardSettings
@@ -22,7 +23,9 @@ first table, with the others as sub-tables. `--set name=value` of `embedcomp tra
 `[train]`, of `embedcomp compress` those of `[compress]` (`--set tune.learning_rate=0.001`), of
 `embedcomp submit` all of them with dots, of `embedcomp compare` those of its own table, likewise
 with dots; `--model-set` of `embedcomp train` takes the model's. `embedcomp serve` has a flag for
-each of its settings, such as `--max-rows`, and so have `embedcomp shard` and `embedcomp load`.
+each of its settings, such as `--max-rows`, and so have `embedcomp shard` and `embedcomp load`;
+`embedcomp deploy` has those of its own table, and of `embedcomp serve` all but `host`, `shards` and
+`workers`.
 """
 
 
@@ -37,6 +40,7 @@ def page() -> str:
         ("`embedcomp compare`", CompareSettings),
         ("`embedcomp serve`", ServerSettings),
         ("`embedcomp shard`", ShardSettings),
+        ("`embedcomp deploy`", DeploySettings),
         ("`embedcomp load`", LoadSettings),
         ("`embedcomp predict` and `load`, to get in", AccessSettings),
         *((f"`[model_settings]` of {name}", models.get(name).Settings) for name in models.names()),

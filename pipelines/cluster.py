@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,7 @@ import ray
 from embedcomp.errors import BadSettings, EmbedcompError
 from embedcomp.recipes.settings import JobSettings
 
+CONNECT_S = 5.0  # in which the head's port has to answer
 ADDRESS, AUTH_MODE = "RAY_ADDRESS", "RAY_AUTH_MODE"
 # Ray Train's workers log every library's chatter otherwise; a driver hands the variable on to them
 QUIET = {"RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0"}
@@ -35,6 +38,40 @@ def connected() -> Iterator[None]:
             f"no Ray cluster answers at {ADDRESS}={os.environ.get(ADDRESS)}; "
             "start it, or unset the variable to run on this machine alone"
         ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def joined(address: str, namespace: str) -> Iterator[None]:
+    """Within the block, the cluster whose head is at HOST:PORT, as `ray start` says it.
+
+    Raises:
+        EmbedcompError: no Ray answers there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    absent = EmbedcompError(
+        f"no Ray cluster answers at {address}; give HOST:PORT of its head as `ray start` takes it "
+        "(6379 is the usual port), on a machine that is one of its nodes"
+    )
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise absent
+    try:  # Ray itself would wait for minutes
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+        os.environ.setdefault(AUTH_MODE, "disabled")  # as in _start
+        ray.init(
+            address=address,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, OverflowError) as error:
+        raise absent from error
     try:
         yield
     finally:

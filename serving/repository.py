@@ -132,6 +132,28 @@ class Repository:
         else:
             self._load(name, version)
 
+    def reopen(self) -> None:
+        """Open anew what is served, as where its shards have moved.
+
+        Calls in flight end on what they have. A version that was served before the current one, and
+        cannot be opened any more, is dropped.
+
+        Raises:
+            EmbedcompError: a current version cannot be opened, and is served on as it was.
+        """
+        with self._changing:
+            for one in self.models.loaded():
+                current = self.models.current(one.name) is one
+                try:
+                    found = self._ready(one.scorer.folder)
+                except EmbedcompError as error:
+                    if current:
+                        self.models.tell(State(one.name, one.version, READY))
+                        raise
+                    self.models.drop(one.name, one.version, str(error))
+                else:
+                    self.models.put(found, current=current)
+
     def _load(self, name: str, version: int) -> int:
         """Load a version; which one it was."""
         with self._changing:

@@ -17,6 +17,7 @@ from embedcomp.cli import (
     calibrate,
     compare,
     compress,
+    deploy,
     evaluate,
     frontier,
     load,
@@ -75,6 +76,7 @@ app.command()(shard.shard)
 app.command()(serve.serve)
 app.command()(serve.predict)
 app.command()(load.load)
+app.add_typer(deploy.app, name="deploy", help="Serve an artifact by shards and fronts on Ray.")
 app.command()(submit.submit)
 
 

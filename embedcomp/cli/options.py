@@ -52,7 +52,7 @@ NOT_SHOWN = (dataclasses.MISSING, None, "", ())  # defaults whose meaning the he
 
 
 def from_fields(
-    settings: type[Any], *names: str, into: str = "given"
+    settings: type[Any], *names: str, into: str = "given", without: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each field of a dataclass, or for those that are named.
 
@@ -62,8 +62,9 @@ def from_fields(
 
     Args:
         into: argument of the command that takes what was given, as `validated` takes it.
+        without: fields that the command itself sets, which are no options.
     """
-    every_name = [field.name for field in dataclasses.fields(settings)]
+    every_name = [f.name for f in dataclasses.fields(settings) if f.name not in without]
     fields = {name.replace(".", "_"): _field(settings, name) for name in names or every_name}
     options = [
         inspect.Parameter(

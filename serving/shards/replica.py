@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ AGAIN_S = (0.05, 2.0)  # from one try to reach a shard to the next, at first and
 FAILURES = (pa.ArrowException, OSError, StopIteration)
 
 logger = logging.getLogger(__name__)
+
+
+Where = Callable[[], str]  # HOST:PORT where a shard is now, or ShardFailed if nobody knows
 
 
 class ShardFailed(EmbedcompError):
@@ -74,14 +78,16 @@ class Stream:
 
 
 class Replica:
-    """A shard at an address, for one version of a model; safe to use from several threads.
+    """A shard, for one version of a model; safe to use from several threads.
 
     Streams that no call uses wait for the next one. One that fails takes all of them with it, and a
-    thread tries to reach the shard again and again, which has to open the version first.
+    thread tries to reach the shard again and again, which has to open the version first. Where it
+    is, is asked anew each time: one that was started again may be elsewhere.
     """
 
-    def __init__(self, address: str, asked: Asked, alarms: Alarms):
-        self.address, self._asked, self._alarms = address, asked, alarms
+    def __init__(self, where: Where, asked: Asked, alarms: Alarms):
+        self.address = "that was never found"  # where it was when it was last asked for
+        self._where, self._asked, self._alarms = where, asked, alarms
         self.live = False
         self.described: Described | None = None  # None: it has never answered
         self._client: flight.FlightClient | None = None
@@ -98,6 +104,7 @@ class Replica:
             ShardFailed: it does not answer, or does not have the version.
         """
         client = None
+        self.address = self._where()
         try:
             client = flight.connect(f"grpc://{self.address}")
             said = _act(client, "describe", b"", CALL_S)
@@ -179,9 +186,7 @@ class Replica:
             self.why = _reason(error)
             self._idle.clear()
             if self._trying is None and not self._closed.is_set():
-                self._trying = threading.Thread(
-                    target=self._try, name=f"shard {self.address}", daemon=True
-                )
+                self._trying = threading.Thread(target=self._try, name="shard again", daemon=True)
                 self._trying.start()
         if was_live:
             logger.warning("shard %s is down: %s", self.address, self.why)

@@ -18,7 +18,7 @@ from embedcomp.kernels.routing import SLOTS
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.alarms import of_process
-from embedcomp.serving.shards.replica import Asked, Replica, ShardFailed, Stream
+from embedcomp.serving.shards.replica import Asked, Replica, ShardFailed, Stream, Where
 from embedcomp.sharding.cutting import Cutting, in_words, refuse_uncovered
 
 LEAST_TRY_S = 0.001  # that a replica has to answer
@@ -53,16 +53,26 @@ class Rows:
 
     Shards that hold the same slots are replicas of each other.
 
+    Args:
+        places: where the shards are.
+
     Raises:
         BadSettings: a slot is of no shard that answers, or of two that are no replicas.
     """
 
-    def __init__(self, cutting: Cutting, model: str, version: int, settings: ServerSettings):
+    def __init__(
+        self,
+        cutting: Cutting,
+        model: str,
+        version: int,
+        settings: ServerSettings,
+        places: Sequence[Where],
+    ):
         alarms = of_process()
         asked = Asked(model, version, cutting.digest)
         self._deadline_s = settings.shard_deadline_ms / 1000
         self._does_without = settings.shard_down == "default"
-        every = [Replica(address, asked, alarms) for address in settings.shards]
+        every = [Replica(where, asked, alarms) for where in places]
         failed: list[str] = []
         groups: dict[tuple[int, ...], list[Replica]] = {}
         try:
@@ -173,6 +183,12 @@ def _close(replicas: Sequence[Replica]) -> None:
         replica.close()
 
 
-def finds(settings: ServerSettings) -> partial[Rows]:
-    """What finds the shards of a version, for Scorer.open."""
-    return partial(Rows, settings=settings)
+def finds(settings: ServerSettings, places: Sequence[Where] | None = None) -> partial[Rows]:
+    """What finds the shards of a version, for Scorer.open.
+
+    Args:
+        places: where they are; None: as the settings say.
+    """
+    if places is None:
+        places = [partial(str, address) for address in settings.shards]
+    return partial(Rows, settings=settings, places=places)

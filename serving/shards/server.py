@@ -43,7 +43,11 @@ class Versions:
 
     Args:
         lookups: "fbgemm": its operator looks up rows that are in its layouts.
-        path: NAME, or NAME/VERSION, which is opened first.
+        path: NAME/VERSION, which is opened first, or NAME, whose newest version that can be opened
+            is: a damaged one must not keep a shard from coming back with what is served.
+
+    Raises:
+        BadArtifact: there is no version that can be opened.
     """
 
     def __init__(self, path: Path, slots: Sequence[int], lookups: str = "auto"):
@@ -53,11 +57,27 @@ class Versions:
         self._held: dict[int, HeldSlots] = {}
         self._streams: dict[int, int] = {}  # by version
         self._lock, self._loading = threading.Lock(), threading.Lock()
-        self.load(int(first.name))
+        self._load_first(int(first.name), older=first != path.resolve())
+
+    def _load_first(self, newest: int, older: bool) -> None:
+        try:
+            self.load(newest)
+        except BadArtifact as error:
+            before = [v for v in versions(self._folder) if older and v < newest]
+            if not before:
+                raise
+            logger.warning("version %s of %s is left out: %s", newest, self.model, error)
+            self._load_first(before[-1], older)
 
     @property
     def loaded(self) -> dict[int, HeldSlots]:
         return dict(self._held)
+
+    @property
+    def streams(self) -> int:
+        """How many are open, of all versions."""
+        with self._lock:
+            return sum(self._streams.values())
 
     def load(self, version: int) -> HeldSlots:
         """Open a version, unless it is open.

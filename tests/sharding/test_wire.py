@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from embedcomp.artifact.artifact import Artifact
-from embedcomp.errors import BadSettings
+from embedcomp.errors import BadArtifact, BadSettings
 from embedcomp.kernels import native
 from embedcomp.log.features import Features, IdFeature
 from embedcomp.log.vocabulary import Vocabulary
@@ -27,10 +28,12 @@ from embedcomp.serving.client import Client
 from embedcomp.serving.convert import to_request
 from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.errors import Refused
+from embedcomp.serving.models import READY
 from embedcomp.serving.repository import Repository
 from embedcomp.serving.server import ScoringServer
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.rows import ShardsDown, finds
+from embedcomp.serving.shards.server import Versions
 from tests.serving.toy_scorer import save_small
 from tests.sharding.cases import cut
 
@@ -240,3 +243,59 @@ def test_what_shards_do_not_have_is_told_at_the_start(
     elsewhere = cut(other, tmp_path / "elsewhere" / "clicks")
     with pytest.raises(BadSettings, match="but not as it was cut for this front"):
         Scorer(elsewhere, shards=finds(settings_of(half)))
+
+
+def test_a_shard_that_was_started_elsewhere_is_found(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    address = start(made.folder, "0-255")
+    front = Scorer(made, shards=finds(settings_of(), [lambda: address]))
+    given = pa.RecordBatch.from_pydict(columns(20))
+    wanted = Scorer(whole).score(given)
+    np.testing.assert_array_equal(front.score(given), wanted)
+    start.processes[0].kill()  # type: ignore[attr-defined]
+    with pytest.raises(ShardsDown):
+        front.score(given)
+    before, address = address, start(made.folder, "0-255")
+    assert before != address
+    np.testing.assert_array_equal(eventually(lambda: front.score(given)), wanted)
+
+
+def test_a_front_goes_over_to_other_shards_while_it_serves(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    places = [start(made.folder.parent, "0-255")]
+    settings = settings_of()
+
+    def opened(path: Path) -> Scorer:
+        return Scorer.open(path, shards=finds(settings, [partial(str, one) for one in places]))
+
+    repository = Repository([made.folder.parent], settings, opened)
+    before = repository.models.find("clicks")
+    given = pa.RecordBatch.from_pydict(columns(20))
+    places[:] = [start(made.folder.parent, f"{shard}/2") for shard in range(2)]
+    repository.reopen()
+    start.processes[0].kill()  # type: ignore[attr-defined]
+    after = repository.models.find("clicks")
+    assert after is not before and repository.models.loaded() == [after]
+    np.testing.assert_array_equal(after.scorer.score(given), Scorer(whole).score(given))
+    places[:] = ["127.0.0.1:1"]
+    with pytest.raises(BadSettings, match="of no shard that answers"):
+        repository.reopen()
+    assert repository.models.find("clicks") is after
+    assert repository.models.states()[0].state == READY
+
+
+def test_a_damaged_version_does_not_keep_a_shard_from_coming_back(
+    clicks: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    _, made = clicks
+    second = Artifact.open(save_small(tmp_path / "new", 2, FEATURES, compiled=True))
+    slots = cut(second, made.folder.parent).folder / "slots" / "000.safetensors"
+    assert list(Versions(made.folder.parent, [0]).loaded) == [2]
+    slots.write_bytes(b"?")
+    assert list(Versions(made.folder.parent, [0]).loaded) == [1]
+    with pytest.raises(BadArtifact, match="its checksum differs"):
+        Versions(slots.parents[1], [0])
