@@ -75,8 +75,8 @@ class Kept(ABC):
 class Shard(Kept):
     """A shard's slots, as `embedcomp shard` serves them, on a free port."""
 
-    def __init__(self, name: ShardName, path: str, host: str | None):
-        self._name = name
+    def __init__(self, name: ShardName, path: str, host: str | None, lookups: str):
+        self._name, self._lookups = name, lookups
         self._server: ShardServer | None = None
         super().__init__(path, host)
 
@@ -94,8 +94,9 @@ class Shard(Kept):
 
     def _look(self) -> None:
         if self._server is None:
-            held = Versions(self._path, self._name.slots)
-            self._server = ShardServer(held, ShardSettings(host=self._host, port=0, insecure=True))
+            settings = ShardSettings(host=self._host, port=0, lookups=self._lookups, insecure=True)
+            held = Versions(self._path, self._name.slots, settings.lookups)
+            self._server = ShardServer(held, settings)
 
 
 class Front(Kept):

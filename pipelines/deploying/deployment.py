@@ -28,6 +28,9 @@ from embedcomp.sharding.cutting import Cutting, in_words
 
 PLACED_S = 30.0  # in which Ray has a place for what fits its hosts
 DRAINED_S = 30.0  # that old shards wait for calls to end, which have milliseconds themselves
+LASTING_S = (
+    4.0  # after which what keeps something from serving is taken to stay; it tries each second
+)
 CLOSED_S = 30.0  # in which ports are closed once their processes have ended
 LOOK_S = 0.2
 
@@ -75,14 +78,15 @@ def deploy(
         for group in dict.fromkeys(name.group for name in shards):
             _place(group, settings.replicas, settings.cpus, hosts)
         for name in shards:
-            _start(name, Shard, name, str(path), settings.host, cpus=settings.cpus)
+            of_shard = name, str(path), settings.host, server.lookups
+            _start(name, Shard, *of_shard, cpus=settings.cpus)
         _wait(shards, until, lambda told: told.address is not None)
         tell(f"{len(shards)} shards are up")
         if not before:
             _place(fronts[0].group, len(fronts), settings.cpus, hosts)
-            for name in fronts:
-                given = (name, str(path), settings.host, server, precision)
-                _start(name, Front, *given, cpus=settings.cpus)
+            for front in fronts:
+                of_front = front, str(path), settings.host, server, precision
+                _start(front, Front, *of_front, cpus=settings.cpus)
         told = _wait(fronts, until, lambda told: told.generation == number)
     except BaseException:  # an interrupt too
         if not before:
@@ -94,10 +98,10 @@ def deploy(
     _drain(old)
     for one in before:
         _remove(before[one], f"{model}/{one}")
-    for name, front in told.items():
-        versions = ", ".join(map(str, front.versions))
-        metrics = f"; metrics and JSON on {front.metrics}" if front.metrics else ""
-        tell(f"{name.what} serves {model} version {versions} on {front.address}{metrics}")
+    for serving, here in told.items():
+        versions = ", ".join(map(str, here.versions))
+        metrics = f"; metrics and JSON on {here.metrics}" if here.metrics else ""
+        tell(f"{serving.what} serves {model} version {versions} on {here.address}{metrics}")
 
 
 def status(model: str | None) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def down(model: str | None, tell: Tell) -> None:
     names = deployed(model)
     told = asked(names)
     open_ports = [one.address for one in told.values() if isinstance(one, Told) and one.address]
-    stops = [
+    stops: list[Any] = [
         ray.get_actor(str(name), namespace=NAMESPACE).stop.remote()
         for name, one in told.items()
         if isinstance(name, FrontName) and isinstance(one, Told)
@@ -240,6 +244,7 @@ def _start(name: Name, actor: type[Any], *given: Any, cpus: float) -> None:
 
 def _wait(names: Sequence[Name], until: float, ready: Callable[[Told], bool]) -> dict[Name, Told]:
     """What all tell, once they are ready."""
+    since: dict[tuple[Name, str], float] = {}
     while True:
         told = asked(names)
         found = {name: one for name, one in told.items() if isinstance(one, Told) and ready(one)}
@@ -251,7 +256,8 @@ def _wait(names: Sequence[Name], until: float, ready: Callable[[Told], bool]) ->
                 continue
             if isinstance(one, Silent) and one.dead:
                 raise NotDeployed(f"{name.what} of {name.model} cannot start: {one.why}")
-            if isinstance(one, Told) and one.why:
+            begun = since.setdefault((name, one.why), time.monotonic())
+            if isinstance(one, Told) and one.why and time.monotonic() - begun > LASTING_S:
                 raise NotDeployed(f"{name.what} of {name.model}, host {one.host}: {one.why}")
             if late:
                 raise NotDeployed(

@@ -202,9 +202,15 @@ def test_what_cannot_be_deployed_is_told_and_leaves_nothing(
         command("status")
 
 
-def test_more_replicas_than_hosts_are_told(made: tuple[Artifact, Artifact], ended: None) -> None:
-    told = command(made[1].folder, "--shards", 1, "--replicas", 2, *FLAGS)
+def test_replicas_share_a_host_where_there_is_one_and_look_up_as_they_are_told(
+    made: tuple[Artifact, Artifact], ended: None
+) -> None:
+    lookups = ["--lookups", "fbgemm"]
+    told = command(made[1].folder, "--shards", 1, "--replicas", 2, *FLAGS, *lookups)
     assert "Ray has 1 hosts" in told and "several of the 2 replicas" in told
     assert [one["what"] for one in shards()] == [
         f"shard 0/1, replica {replica}" for replica in range(2)
     ]
+    given = pa.RecordBatch.from_pydict(columns(50))
+    with Client(front()) as client:
+        np.testing.assert_allclose(client.predict(given), Scorer(made[0]).score(given), 1e-5)

@@ -16,9 +16,10 @@ from embedcomp.errors import BadSettings
 from embedcomp.scorer.scorer import Scorer
 from embedcomp.serving import repository as serving_repository
 from embedcomp.serving import server, workers
-from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.settings import LOOKUPS, ServerSettings
 
 OTHERS = ServerSettings(
+    lookups="engine",
     host="::1",
     port=7,
     metrics_port=8,
@@ -54,8 +55,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
 
     def opened(
-        artifact: Path, precision: str | None, budget: str | None, shards: Any = None
+        artifact: Path,
+        precision: str | None,
+        budget: str | None,
+        lookups: str,
+        shards: Any = None,
     ) -> Any:
+        assert lookups in LOOKUPS
         return SimpleNamespace(name=str(artifact), precision=precision, budget=budget)
 
     def repository(paths: list[Path], settings: ServerSettings, opened: Any) -> Any:
