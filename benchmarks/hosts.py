@@ -67,7 +67,9 @@ class Hosts:
     """Two hosts of a Ray cluster; the first is its head."""
 
     def __init__(self, folder: Path):
-        self._home, self._stack = folder, ExitStack()
+        self._watching, self._stack = ExitStack(), ExitStack()
+        # Paths of sockets have at most 107 letters, which folders of tests use up.
+        self._sockets = self._stack.enter_context(TemporaryDirectory(prefix="ray"))
         self._watch: Connection | None = None
         self._environment = {
             **os.environ,
@@ -95,9 +97,10 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._watching.close()
         for name in NAMES:
             self.kill(name)
+        self._stack.close()
         for name in (SWITCH, *NAMES):
             _ip("netns", "del", name)
 
@@ -119,7 +122,7 @@ class Hosts:
     def start(self, name: str) -> None:
         """Start Ray."""
         number = NAMES.index(name) + 1
-        which = ["--head", f"--port={PORT}", f"--temp-dir={self._home}/ray", "--system-config"]
+        which = ["--head", f"--port={PORT}", f"--temp-dir={self._sockets}", "--system-config"]
         first = [*which, HEALTH, "--include-dashboard=false"]
         ray = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"),
@@ -157,7 +160,7 @@ class Hosts:
     def status(self) -> list[dict[str, Any]]:
         """What `embedcomp deploy status` tells, from a process that is there already."""
         if self._watch is None:
-            self._watch = self._stack.enter_context(_inside(_watch, NAMES[0], self._environment))
+            self._watch = self._watching.enter_context(_inside(_watch, NAMES[0], self._environment))
         self._watch.send("status")
         found: list[dict[str, Any]] = self._watch.recv()
         return found
