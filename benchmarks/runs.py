@@ -54,6 +54,7 @@ QUALITY = "--seeds 0 --set epochs=1 --model-set hidden=[32]"
 COMPARED = "--budgets 5x --seeds 1 --alone svd --models dlrm"
 BOUNDS = "--bounds 0.01"
 STUDENTS = "--budgets 5x --weights 0.7 --seeds 1 --set epochs=1"
+FORMED = "--train-set embedding_l2=6000 --train-set probes=false"  # for movielens_1m's tables
 BORN_AGAIN = "--models nfm dlrm --ratios 3 --seeds 1 --set epochs=1"
 DEFAULTS = "--epochs 1 --seeds 1"
 RUNS = (
@@ -139,14 +140,15 @@ RUNS = (
     _on(
         MOVIES,
         "shapes",
-        minutes=400,
+        f"--seeds 1 --epochs 8 --ratios 4 --train-set batch_rows=1024 {FORMED}",
+        minutes=60,
         tiny="--shares 0.5 --ratios 4 --epochs 1 --seeds 1 --set epochs=1",
     ),
     _on(
         MOVIES,
         "ordered",
-        "--tune-set batch_rows=1024",
-        minutes=90,
+        f"--tune-set batch_rows=1024 --epochs 6 --train-set distil=0.7 {FORMED}",
+        minutes=40,
         tiny="--budgets 3x 6x --epochs 1 --set epochs=1",
     ),
     _on(MOVIES, "students", "--tune-set batch_rows=1024", minutes=120, tiny=STUDENTS),
@@ -154,9 +156,9 @@ RUNS = (
     _on(
         CLICKS,
         "students",
-        "--model deepfm --min-count 10 --set epochs=3 --student hidden=64,32 --seeds 1 "
-        "--budgets 10x 30x",
-        minutes=250,
+        "--model deepfm --min-count 10 --set epochs=2 --set schedule=linear --seeds 1 "
+        "--student hidden=64,32 --budgets 10x 30x --weights 0 0.7 1 --tune-epochs 0",
+        minutes=40,
         tiny=STUDENTS,
     ),
     _on(MOVIES, "rate_bound", minutes=15, tiny="--budgets 10x --set epochs=1"),

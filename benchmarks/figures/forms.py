@@ -96,6 +96,23 @@ def written(record: Record) -> list[str]:
     return table(["form", "bytes of tables", "AUC", "log loss"], rows)
 
 
+def published(record: Record) -> Iterator[float]:
+    """What one pool wins over hashing at a half, a tenth and all of the rows; OptEmbed's share of
+    the bytes of its full tables, and what it loses to them."""
+
+    def auc(name: str) -> float:
+        return mean(record["results"][f"{name} {seed}"]["auc"] for seed in record["seeds"])
+
+    for share in ("0.5", "0.1", "1"):
+        yield auc(f"unified {share}") - auc(f"hashed {share}")
+    (small, *_), (full, *_) = (
+        [record["results"][f"{name} {seed}"]["tables"] for seed in record["seeds"]]
+        for name in ("optembed 4x", "full tables")
+    )
+    yield 100 * small / full
+    yield auc("full tables") - auc("optembed 4x")
+
+
 def _apart(name: str, one: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A step's forms by name: the original and the control are one step."""
     if "auc" in one:
