@@ -82,8 +82,8 @@ def _start() -> None:
     local = ADDRESS not in os.environ
     for name, value in (QUIET | LOCAL if local else QUIET).items():
         os.environ.setdefault(name, value)
-    if local:
-        ray.init(include_dashboard=True, _node_ip_address="127.0.0.1")
+    if local:  # also where another cluster runs on this machine, or ran there and left its address
+        ray.init("local", include_dashboard=True, _node_ip_address="127.0.0.1")
         return
     # without it, a token that lies about on this machine would turn authentication on in the
     # driver alone; a cluster that uses tokens sets the mode for its drivers

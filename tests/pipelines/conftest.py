@@ -53,7 +53,9 @@ def cluster() -> Iterator[str]:
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for drivers that Ray starts
         patch.setenv("OMP_NUM_THREADS", "1")  # so that sums have one order everywhere
-        started = ray.init(num_cpus=2, include_dashboard=True, _node_ip_address="127.0.0.1")
+        started = ray.init(
+            "local", num_cpus=2, include_dashboard=True, _node_ip_address="127.0.0.1"
+        )
         yield f"http://{started.dashboard_url}"
         ray.shutdown()
 

@@ -354,6 +354,25 @@ def test_going_back_is_one_call(home: Path) -> None:
     assert current(repository) == 2
 
 
+def test_what_is_opened_anew_answers_as_before(home: Path) -> None:
+    repository = opened(home)
+    save(home / "clicks", 2)
+    repository.poll()
+    before = {(one.name, one.version): one for one in repository.models.loaded()}
+    assert sorted(before) == [("clicks", 1), ("clicks", 2), ("other", 1)]
+    repository.reopen()
+    after = {(one.name, one.version): one for one in repository.models.loaded()}
+    assert after.keys() == before.keys() and current(repository) == 2
+    assert not any(after[name] is one for name, one in before.items())
+    shutil.rmtree(home / "clicks" / "1")
+    repository.reopen()
+    assert current(repository) == 2
+    assert [(one.name, one.version) for one in repository.models.loaded()] == [
+        ("clicks", 2),
+        ("other", 1),
+    ]
+
+
 def test_a_model_that_is_unloaded_is_gone_until_it_is_loaded(home: Path) -> None:
     repository = opened(home)
     repository.unload("clicks")
