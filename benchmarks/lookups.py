@@ -29,7 +29,8 @@ from benchmarks.sharded import Clicks, inputs
 from embedcomp.engine.arrays import as_array
 from embedcomp.kernels import native, routing
 from embedcomp.kernels.routing import SLOTS
-from embedcomp.sharding.by_fbgemm import Fbgemm, Pooled, Rows
+from embedcomp.sharding.by_fbgemm import Fbgemm, Rows
+from embedcomp.sharding.pooled import Pooled
 from embedcomp.storage.kind import RowByRow
 from embedcomp.storage.kinds import named
 
@@ -142,7 +143,7 @@ class Shard:
             struct.slots = native.ctypes.addressof(places)
             struct.num_ids, struct.width, struct.number = given.ids, given.width, SLOTS
         self._shape = given.tables, given.rows, given.width + 1
-        self._pooled = Pooled(self._tables, given.tables, 1, _wrong)
+        self._pooled = Pooled(self._tables, given.tables, 1)
         if by_fbgemm:
             self._pooled.have(Fbgemm(by_slot), range(SLOTS))
 
@@ -159,10 +160,6 @@ class Shard:
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Float32 [tables, rows, width]."""
         return self.run(self.prepared(ids)).reshape(self._shape)[:, :, :-1]
-
-
-def _wrong(code: int, bad: Any) -> Exception:
-    return AssertionError((code, list(bad)))
 
 
 class Operator:

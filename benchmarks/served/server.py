@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -188,18 +188,18 @@ def once(target: str, method: str, message: bytes, seconds: float = 10.0) -> tup
         OSError: nobody listens there, or nobody answers in time.
     """
     line = Connection(target, method)
-    try:
+    with selectors.DefaultSelector() as selector, closing(line):
+        selector.register(line.socket, selectors.EVENT_READ)
         line.send(message, None)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            writing = [line.socket] if line.wants_to_write else []
-            select.select([line.socket], writing, [], 0.1)
+            writing = selectors.EVENT_WRITE if line.wants_to_write else 0
+            selector.modify(line.socket, selectors.EVENT_READ | writing)
+            selector.select(0.1)
             line.flush()
             if found := line.read():
                 return found[0].status, found[0].message
         raise TimeoutError(f"{target} does not answer")
-    finally:
-        line.close()
 
 
 def ended_by_sigterm() -> None:

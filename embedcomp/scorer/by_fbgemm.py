@@ -14,8 +14,8 @@ import numpy as np
 from embedcomp.engine.engine import Ready
 from embedcomp.engine.standalone import Standalone
 from embedcomp.scorer.by_engine import ByEngine
-from embedcomp.sharding.by_fbgemm import WholeTables
 from embedcomp.sharding.front import Front, FrontEngine, FrontRequests, Outside
+from embedcomp.sharding.whole import WholeTables
 
 
 class ByFbgemm(ByEngine):

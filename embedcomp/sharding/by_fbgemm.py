@@ -16,16 +16,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from embedcomp.engine.standalone import Standalone
-from embedcomp.engine.tensors import TableRows
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import routing
 from embedcomp.kernels.native import address
-from embedcomp.kernels.routing import SLOTS
-from embedcomp.sharding.cutting import CutTable
-from embedcomp.storage import kinds
 from embedcomp.storage.kind import Kind
 from embedcomp.support.lazy import torch
 
@@ -218,127 +212,3 @@ def _tensor(at: int, count: int, type: str) -> Tensor:
     size = count * np.dtype(type).itemsize
     raw = (ctypes.c_uint8 * size).from_address(at)
     return torch.frombuffer(raw, dtype=getattr(torch, type))
-
-
-class Pooled:
-    """Answers messages (kernels/slots.h): by fbgemm where it has the rows, else by the engine.
-
-    Args:
-        wrong: makes the error of a code and what is bad.
-    """
-
-    def __init__(self, tables: ctypes.Array[routing.Slotted], count: int, version: int, wrong: Any):
-        self._library, self._version, self._wrong = routing.library(), version, wrong
-        self._tables, self._count = tables, count
-        self._at = ctypes.addressof(tables)
-        self.fbgemm: Fbgemm | None = None
-        self._firsts: list[np.ndarray] = []
-
-    def have(self, fbgemm: Fbgemm, slots: Sequence[int] = (0,)) -> None:
-        """Have fbgemm look up its tables, whose arrays are of these slots."""
-        for number, table in fbgemm.tables.items():
-            struct = self._tables[number]
-            firsts = np.zeros(struct.number, np.int64)
-            firsts[list(slots)] = table.firsts
-            struct.firsts, struct.given = address(firsts), table.given
-            self._firsts.append(firsts)
-        self.fbgemm = fbgemm
-
-    def pool(self, message: np.ndarray) -> np.ndarray:
-        """The answer to a message, float32: by part and bag, width + 1 numbers."""
-        bad, at, words = (ctypes.c_int64 * 2)(), address(message), len(message)
-        numbers = self._library.embedcomp_asked(
-            self._at, self._count, at, words, self._version, bad
-        )
-        if numbers < 0:
-            raise self._wrong(-numbers, bad)
-        given, given_at, width = None, None, 0
-        if self.fbgemm is not None:
-            asked = routing.Numbered()
-            code = self._library.embedcomp_number(self._at, at, words, ctypes.addressof(asked), bad)
-            if code:
-                raise self._wrong(code, bad)
-            if asked.parts and asked.bags:
-                given = self.fbgemm.look_up(asked)
-                given_at, width = given.data_ptr(), given.shape[1]
-        found = np.empty(numbers, np.float32)
-        code = self._library.embedcomp_pool(
-            self._at, at, words, given_at, width, address(found), bad
-        )
-        if code:
-            raise self._wrong(code, bad)
-        return found
-
-
-class WholeTables:
-    """Tables of an artifact that is not cut, asked by the way that shards are (sharding/front.py).
-
-    cut: them as a front knows them.
-    """
-
-    number = 1
-
-    def __init__(self, alone: Standalone, held: Mapping[str, np.ndarray]):
-        assert alone.graph is not None
-        self.owner = np.zeros(SLOTS, np.int32)
-        names = dict.fromkeys(feature.table for feature in alone.graph.features)
-        self._rows = {name: rows for name in names if (rows := _whole(name, alone, held))}
-        self.cut = {
-            name: CutTable(
-                ids=alone.tables[name].rows, width=rows.width, near=0, unknown=-1, bytes=rows.nbytes
-            )
-            for name, rows in self._rows.items()
-        }
-
-    def open(self, located: Mapping[str, TableRows]) -> None:
-        """Have fbgemm look them up.
-
-        Args:
-            located: them as the engine finds them, with the maps from ids to rows.
-
-        Raises:
-            BadSettings: torch or fbgemm is missing.
-        """
-        tables = (routing.Slotted * max(len(self._rows), 1))()
-        self._held: list[Any] = [located]
-        for struct, name in zip(tables, self._rows, strict=False):
-            slot = (ctypes.c_void_p * 1)(ctypes.addressof(located[name].stored))
-            struct.slots, struct.number = ctypes.addressof(slot), 1
-            struct.num_ids, struct.width = self.cut[name].ids, self.cut[name].width
-            self._held.append(slot)
-        self._pooled = Pooled(tables, len(self._rows), 0, _wrong)
-        self._pooled.have(Fbgemm(dict(enumerate(self._rows.values()))))
-
-    @property
-    def resident(self) -> dict[str, int]:
-        """Bytes that are read of each table."""
-        return {name: rows.nbytes for name, rows in self._rows.items()}
-
-    @property
-    def copied_bytes(self) -> int:
-        """Of rows in memory beside those in the file."""
-        assert self._pooled.fbgemm is not None
-        return self._pooled.fbgemm.copied_bytes
-
-    def ask(self, messages: Sequence[pa.Buffer | None]) -> Sequence[pa.Buffer | None]:
-        return [
-            None if one is None else pa.py_buffer(self._pooled.pool(np.frombuffer(one, "<u4")))
-            for one in messages
-        ]
-
-
-def _wrong(code: int, bad: Any) -> Exception:
-    return AssertionError(f"the front asked for what it has not: {code}, {list(bad)}")
-
-
-def _whole(name: str, alone: Standalone, held: Mapping[str, np.ndarray]) -> Rows | None:
-    """The rows of a table, where fbgemm reads them; None: the engine does."""
-    table, stored = alone.tables[name], alone.stored.get(f"{name}.stored")
-    if table.probes is not None or table.rows > MOST_IDS:
-        return None
-    if not table.stored:
-        return Rows(kinds.named("float32"), table.dim, (held[f"{name}.weight"],), in_place=True)
-    assert stored is not None
-    if not reads(stored.kind):
-        return None
-    return Rows(stored.kind, stored.width, (held[f"{name}.stored.stored"],), in_place=True)

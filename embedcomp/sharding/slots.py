@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from embedcomp.engine.tensors import StoredMatrix, Table, Tensors
 from embedcomp.errors import BadArtifact, EmbedcompError
 from embedcomp.kernels import native, routing
 from embedcomp.kernels.routing import SLOTS
-from embedcomp.sharding.by_fbgemm import Fbgemm, Pooled, Rows, reads
+from embedcomp.sharding.by_fbgemm import Fbgemm, Rows, reads
 from embedcomp.sharding.cutting import SHARED, Cutting, in_words, slot_file
+from embedcomp.sharding.pooled import NotPooled, Pooled
 from embedcomp.storage import kinds
 from embedcomp.storage.kind import Located
 from embedcomp.support.mapped import mapped, mapped_with_metadata
@@ -57,7 +58,7 @@ class HeldSlots:
         for struct, (name, table) in zip(self._tables, cutting.tables.items(), strict=False):
             struct.slots, struct.number = ctypes.addressof(self._at[name]), SLOTS
             struct.num_ids, struct.width = table.ids, table.width
-        self._pooled = Pooled(self._tables, len(self._names), version, self._wrong)
+        self._pooled = Pooled(self._tables, len(self._names), version)
         if lookups == "fbgemm":
             rows = {self._names.index(name): rows for name, rows in self._by_fbgemm.items()}
             self._pooled.have(Fbgemm(rows), self.slots)
@@ -71,9 +72,12 @@ class HeldSlots:
         Raises:
             OtherVersion, WrongMessage: it asks for what is not here, or is none.
         """
-        return self._pooled.pool(message)
+        try:
+            return self._pooled.pool(message)
+        except NotPooled as error:
+            raise self._wrong(error.code, error.bad) from None
 
-    def _wrong(self, code: int, bad: ctypes.Array[ctypes.c_int64]) -> WrongMessage:
+    def _wrong(self, code: int, bad: Sequence[int]) -> WrongMessage:
         if code == routing.OTHER_VERSION:
             return OtherVersion(
                 f"version {bad[0]} is asked for, but this is version {self.version}"

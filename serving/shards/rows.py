@@ -17,8 +17,8 @@ from embedcomp.errors import BadSettings
 from embedcomp.kernels.routing import SLOTS
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.serving.shards.alarms import of_process
-from embedcomp.serving.shards.replica import Asked, Replica, ShardFailed, Stream, Where
+from embedcomp.serving.shards.connection import Connection
+from embedcomp.serving.shards.replica import Asked, Replica, ShardFailed, Where
 from embedcomp.sharding.cutting import Cutting, in_words, refuse_uncovered
 
 LEAST_TRY_S = 0.001  # that a replica has to answer
@@ -68,11 +68,10 @@ class Rows:
         settings: ServerSettings,
         places: Sequence[Where],
     ):
-        alarms = of_process()
         asked = Asked(model, version, cutting.digest)
         self._deadline_s = settings.shard_deadline_ms / 1000
         self._does_without = settings.shard_down == "default"
-        every = [Replica(where, asked, alarms) for where in places]
+        every = [Replica(where, asked) for where in places]
         failed: list[str] = []
         groups: dict[tuple[int, ...], list[Replica]] = {}
         try:
@@ -147,7 +146,7 @@ class _Question:
         self.group, self._message, self._due = group, message, due
         self.failed: str | None = None
         self._left = group.in_turn()
-        self._sent: tuple[Replica, Stream] | None = None
+        self._sent: tuple[Replica, Connection] | None = None
         self._send()
 
     def _send(self) -> None:

@@ -1,8 +1,8 @@
 """A shard: a process that holds slots of a model's versions and answers with pooled rows.
 
-It speaks Arrow Flight. A stream of `do_exchange` is of one version; each of its messages is a body
-of bytes (kernels/slots.h) and has one answer. `do_action` tells what is here, and loads versions. A
-version is kept as long as a stream of it is open, and the latest one always.
+Who connects asks what is here, has versions loaded, and begins a stream, which is of one version;
+each of its messages (kernels/slots.h) has one answer. A version is kept as long as a stream of it
+is open, and the latest one always.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,20 +24,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from pyarrow import flight
 
 from embedcomp.artifact.artifact import version_folder, versions
 from embedcomp.errors import BadArtifact, EmbedcompError
 from embedcomp.serving.errors import CannotListen
+from embedcomp.serving.shards.connection import Closed, Connection, Kind
 from embedcomp.serving.shards.settings import ShardSettings
 from embedcomp.sharding.cutting import Cutting, in_words
 from embedcomp.sharding.slots import HeldSlots, OtherVersion, WrongMessage
 
 SECONDS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
-
+MOST_CONNECTIONS = 4_096  # each has a thread; more are closed at once
 FINISH_S = 1.0  # that messages have for their answers when the shard stops
 
 logger = logging.getLogger(__name__)
+
+
+class NotThis(EmbedcompError):
+    """Something is asked for that this shard does not have, or that is no question."""
 
 
 class Versions:
@@ -51,6 +57,7 @@ class Versions:
     """
 
     def __init__(self, path: Path, slots: Sequence[int], lookups: str = "auto"):
+        _allow_files()
         self._lookups = lookups
         first = version_folder(path)
         self.model, self._folder, self.slots = first.parent.name, first.parent, tuple(slots)
@@ -108,15 +115,15 @@ class Versions:
         """A version, for as long as a stream of it is open.
 
         Raises:
-            KeyError: it is not here, or was cut anew under the same number.
+            NotThis: it is not here, or was cut anew under the same number.
         """
         with self._lock:
             found = self._held.get(version)
             if found is None:
                 here = ", ".join(map(str, sorted(self._held)))
-                raise KeyError(f"version {version} of {self.model!r} is not here, only {here}")
+                raise NotThis(f"version {version} of {self.model!r} is not here, only {here}")
             if found.cutting.digest != digest:
-                raise KeyError(
+                raise NotThis(
                     f"version {version} of {self.model!r} is here, but not as the front has it"
                 )
             self._streams[version] = self._streams.get(version, 0) + 1
@@ -153,76 +160,141 @@ class ShardMetrics:
         )
 
 
-class ShardServer(flight.FlightServerBase):
-    """Serves slots at an address from the moment it is made, in threads of Arrow's own.
-
-    `serve` is not called: it would take signals for itself, and wait for open streams.
+class ShardServer:
+    """Serves slots at an address from the moment it is made, a thread a connection.
 
     Raises:
         CannotListen: the address is taken.
     """
 
     def __init__(self, held: Versions, settings: ShardSettings):
-        location = f"grpc://{settings.host}:{settings.port}"
         try:
-            super().__init__(location)
-        except (pa.ArrowException, OSError) as error:
+            self._listening = _listening(settings.host, settings.port)
+        except OSError as error:
             raise CannotListen(settings.host, settings.port) from error
+        self.port: int = self._listening.getsockname()[1]
         self.held, self.metrics = held, ShardMetrics(held)
-        self._answering: set[int] = set()  # streams with a message that has no answer yet
+        self._answering: set[int] = set()  # connections with a message that has no answer yet
+        self._closed = False
+        self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
 
-    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        asked = json.loads(descriptor.command)
-        if asked["model"] != self.held.model:
-            raise KeyError(f"model {asked['model']!r} is not here, only {self.held.model!r}")
-        with self.held.stream(asked["version"], asked["digest"]) as slots:
-            while True:
-                try:
-                    body = reader.read_chunk().app_metadata
-                except StopIteration:
+    def _accept(self) -> None:
+        while True:
+            try:
+                taken, _ = self._listening.accept()
+            except ConnectionError:
+                continue  # who came is gone
+            except OSError as error:
+                if self._closed:
                     return
-                self._answering.add(id(writer))
-                try:
-                    writer.write_metadata(pa.py_buffer(self._answer(slots, body)))
-                finally:
-                    self._answering.discard(id(writer))
+                logger.warning("no connection can be taken: %s", error)
+                time.sleep(0.1)  # there are too many open files, say, and some may be closed
+                continue
+            if not self._places.acquire(blocking=False):
+                logger.warning("a connection is closed, since %s are open", f"{MOST_CONNECTIONS:,}")
+                taken.close()
+                continue
+            try:
+                threading.Thread(target=self._talk, args=(taken,), daemon=True).start()
+            except RuntimeError as error:  # there are as many threads as the machine allows
+                logger.warning("a connection is closed: %s", error)
+                self._places.release()
+                taken.close()
 
-    def _answer(self, slots: HeldSlots, body: pa.Buffer) -> np.ndarray:
+    def _talk(self, taken: socket.socket) -> None:
+        """Answer what is asked over one connection, until it ends."""
+        connection = Connection(taken)
+        try:
+            with ExitStack() as stream:
+                self._answer_all(connection, stream)
+        except Closed:
+            pass  # as fronts end it
+        except OSError as error:
+            logger.info("a connection ended: %s", error)
+        finally:
+            self._answering.discard(id(connection))
+            connection.close()
+            self._places.release()
+
+    def _answer_all(self, connection: Connection, stream: ExitStack) -> None:
+        """
+        Args:
+            stream: has the version that is asked for of its own, for as long as it is open.
+        """
+        slots = None
+        while True:
+            kind, body = connection.receive()
+            self._answering.add(id(connection))
+            try:
+                if kind == Kind.POOL:
+                    if slots is None:
+                        raise NotThis("no stream was begun")
+                    connection.send(Kind.ANSWER, self._pooled(slots, body))
+                elif kind == Kind.STREAM:
+                    asked = self._asked(body, version=int, digest=str)
+                    stream.close()
+                    slots = stream.enter_context(
+                        self.held.stream(asked["version"], asked["digest"])
+                    )
+                    connection.send(Kind.ANSWER)
+                elif kind in (Kind.DESCRIBE, Kind.LOAD):
+                    if kind == Kind.LOAD:
+                        self.held.load(self._asked(body, version=int)["version"])
+                    connection.send(Kind.ANSWER, json.dumps(self._described()).encode())
+                else:
+                    raise NotThis(f"{kind.name} is no question")
+            except EmbedcompError as error:
+                connection.send(Kind.REFUSED, str(error).encode())
+                return
+            self._answering.discard(id(connection))
+
+    def _pooled(self, slots: HeldSlots, body: pa.Buffer) -> np.ndarray:
         began = time.perf_counter()
         try:
+            if body.size % 4:
+                raise WrongMessage("the message is not what a front sends, or ends too early")
             found = slots.pool(np.frombuffer(body, "<u4"))
-        except OtherVersion as error:
-            self.metrics.requests.labels("other_version").inc()
-            raise KeyError(str(error)) from error
-        except (WrongMessage, ValueError) as error:
-            self.metrics.requests.labels("wrong").inc()
-            raise pa.ArrowInvalid(str(error)) from error
+        except WrongMessage as error:
+            code = "other_version" if isinstance(error, OtherVersion) else "wrong"
+            self.metrics.requests.labels(code).inc()
+            raise
         self.metrics.seconds.observe(time.perf_counter() - began)
         self.metrics.requests.labels("ok").inc()
         self.metrics.numbers.inc(found.size)
         return found
 
-    def do_action(self, context: Any, action: Any) -> Iterable[bytes]:
-        if action.type == "load":
-            asked = json.loads(action.body.to_pybytes())
-            if asked["model"] != self.held.model:
-                raise KeyError(f"model {asked['model']!r} is not here, only {self.held.model!r}")
-            try:
-                self.held.load(asked["version"])
-            except EmbedcompError as error:
-                raise KeyError(str(error)) from error
-        elif action.type != "describe":
-            raise KeyError(f"there is no action {action.type!r}, but describe and load")
+    def _asked(self, body: pa.Buffer, **fields: type) -> dict[str, Any]:
+        """What a question in JSON is about.
+
+        Raises:
+            NotThis: it is none, or about another model.
+        """
+        try:
+            asked = json.loads(body.to_pybytes())
+            if not all(isinstance(asked[name], what) for name, what in fields.items()):
+                raise ValueError
+            model = asked["model"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise NotThis("what is asked for is not told as fronts do") from error
+        if model != self.held.model:
+            raise NotThis(f"model {model!r} is not here, only {self.held.model!r}")
+        return dict(asked)
+
+    def _described(self) -> dict[str, Any]:
         loaded = self.held.loaded
-        return [
-            json.dumps(
-                {
-                    "model": self.held.model,
-                    "slots": self.held.slots,
-                    "versions": {str(v): one.cutting.digest for v, one in loaded.items()},
-                }
-            ).encode()
-        ]
+        return {
+            "model": self.held.model,
+            "slots": self.held.slots,
+            "versions": {str(v): one.cutting.digest for v, one in loaded.items()},
+        }
+
+    def close(self) -> None:
+        """Take no more connections; those that there are stay."""
+        self._closed = True
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for one
+        self._listening.close()
 
     def finish(self) -> None:
         """Wait until no message is without its answer, for a second at most."""
@@ -230,11 +302,17 @@ class ShardServer(flight.FlightServerBase):
         while self._answering and time.monotonic() < until:
             time.sleep(0.001)
 
-    def list_actions(self, context: Any) -> list[tuple[str, str]]:
-        return [
-            ("describe", "The model, its slots and its versions that are here."),
-            ("load", "Open a version: {model, version}; then as describe."),
-        ]
+
+def _allow_files() -> None:
+    """Have as many open files as the system allows: a version is a file a slot, and many systems
+    begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128)
 
 
 def serve_shard(
@@ -269,5 +347,6 @@ def serve_shard(
         f"{settings.host}:{server.port}"
     )
     stop.get()
+    server.close()
     server.finish()
     os._exit(0)  # streams that fronts keep open would keep the process

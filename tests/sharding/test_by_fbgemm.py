@@ -18,7 +18,8 @@ from embedcomp.errors import BadSettings
 from embedcomp.kernels import native, routing
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.settings import ShardSettings
-from embedcomp.sharding.by_fbgemm import TYPES, Fbgemm, Pooled, Rows
+from embedcomp.sharding.by_fbgemm import TYPES, Fbgemm, Rows
+from embedcomp.sharding.pooled import Pooled
 from embedcomp.storage.kind import RowByRow
 from embedcomp.storage.kinds import named
 from tests.sharding.cases import IDS, INDICES, InProcess, cut, front, inputs, model, save
@@ -137,10 +138,7 @@ def test_pooled_rows_are_plain_sums(seed: int) -> None:
         if number != 2:  # which the engine looks up in the same message
             tables[number] = Rows(kind, width, (array,), in_place=bool(number % 2))
 
-    def wrong(code: int, bad: Any) -> Exception:
-        return AssertionError((code, list(bad)))
-
-    pooled = Pooled(structs, 6, 1, wrong)
+    pooled = Pooled(structs, 6, 1)
     pooled.have(Fbgemm(tables))
     for _ in range(20):
         message = Message(random, [struct.num_ids for struct in structs])

@@ -203,6 +203,8 @@ def test_a_shard_that_hangs_is_given_up_and_found_again(
     given = pa.RecordBatch.from_pydict(columns(20))
     process = start.processes[0]  # type: ignore[attr-defined]
     process.send_signal(signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] != "T":
+        time.sleep(0.001)  # its threads stop one after another
     with pytest.raises(ShardsDown, match="it did not answer in time"):
         front.score(given)
     process.send_signal(signal.SIGCONT)
