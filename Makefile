@@ -27,12 +27,13 @@ demo: $(STAMP)
 
 # Ray takes all cores itself, and gives up on workers that start slowly.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not ray"
-	$(BIN)/python -m pytest tests/pipelines -m ray
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not matrix and not slow and not ray"
+	$(BIN)/python -m pytest tests/pipelines -m "ray and not slow"
 
-# What differs from tests of `make test` in sizes, or in the combination of parts they have.
+# What takes longer than tests of `make test`, or differs from them in sizes or combinations of parts.
 matrix: $(STAMP)
-	$(BIN)/python -m pytest -n auto -m matrix
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "(matrix or slow) and not ray"
+	$(BIN)/python -m pytest tests/pipelines -m "ray and (matrix or slow)"
 
 # All tests, and what scores once more under AddressSanitizer and UBSan.
 test-all: test matrix

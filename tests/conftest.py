@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +66,17 @@ torch.set_num_threads(1)  # the models here are small; a second thread costs mor
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers take whole files, whose tests share what they train; long ones first.
 
-    Files may have a group of several; those with Ray, which takes longest to start, are one.
+    Files may have a group of several; those with Ray, which takes longest to start, are one. Of
+    tests that are sampled, all but every so many are slow.
     """
+    seen: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None and item.get_closest_marker("matrix") is None:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
     ray = {item for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: (item not in ray, not str(item.path).endswith(LONG)))
     for item in items:

@@ -81,7 +81,8 @@ def run(change: Change, tree: Path) -> int:
 
 
 def _pytest(tests: Sequence[str], tree: Path) -> int:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider"]
+    command += tests
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     found = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False)
     return found.returncode

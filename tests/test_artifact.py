@@ -66,6 +66,7 @@ def test_statistics_are_the_same_on_any_number_of_cores(
     assert_same_sums(found, measured)
 
 
+@pytest.mark.slow
 def test_as_many_rows_are_measured_and_held_out_as_is_said(
     original: Artifact, synth_log: ClickLog
 ) -> None:
@@ -92,6 +93,7 @@ def requests(log: ClickLog) -> Iterator[pa.RecordBatch]:
         yield from log.read(piece)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "methods"),
     [("3x", FEW), ("10x", FEW), *(pytest.param(b, (), marks=matrix) for b in ("3x", "10x"))],
@@ -119,6 +121,7 @@ def test_the_artifact_scores_as_the_compressed_model_in_memory(
             assert torch.equal(found(batch.dense, batch.sparse), wanted(batch.dense, batch.sparse))
 
 
+@pytest.mark.slow
 def test_a_tuned_model_is_served_as_it_was_tuned(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
@@ -271,6 +274,7 @@ def test_artifacts_of_every_format_load_for_ever(folder: Path) -> None:
     assert FORMATS[-1].name == f"format_{artifact.FORMAT}"
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_disk_is_for_all_files(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:

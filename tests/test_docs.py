@@ -100,6 +100,7 @@ def test_the_settings_page_is_that_of_the_settings() -> None:
     assert (DOCS / "settings.md").read_text() == page(), "run python docs/build_settings.py"
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run_and_print_what_it_says(

@@ -94,6 +94,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     even_machine: None,
 ):
@@ -173,6 +174,7 @@ def test_a_plan_keeps_to_its_budget_and_the_model_still_trains(
     assert torch.equal(scores(case), before)
 
 
+@pytest.mark.slow
 def test_a_loss_of_auc_is_kept_to_instead_of_a_budget():
     torch.manual_seed(0)
     made = dlrm()
@@ -258,6 +260,7 @@ def test_an_untouched_collection_can_still_be_quantized():
     assert case.score(quantized, case.inputs(0)).shape == (B,)
 
 
+@pytest.mark.slow
 def test_tables_in_any_order_are_offered_tiers_by_what_is_looked_up():
     """Ids that are drawn more often have better rows, wherever they are in the table."""
     generator = torch.manual_seed(0)
@@ -398,6 +401,7 @@ def test_a_wrong_plan_is_one_sentence_and_changes_nothing(written: Any, message:
         embedcomp.restore_(model)
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_model_is_refused():
     case = dlrm()
     plan = embedcomp.plan(case.model, batches(case), budget="50%", score=case.score)

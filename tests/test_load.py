@@ -54,12 +54,14 @@ def test_each_call_gets_its_own_answer_however_large():
     assert all(one.status == OK and one.message == one.call for one in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.NOT_FOUND])
 def test_a_status_is_told(code):
     with serving(lambda data, context: context.abort(code, "no")) as target:
         assert once(target, METHOD, b"a") == (code.name, b"")
 
 
+@pytest.mark.slow
 def test_connections_that_the_server_ends_lose_no_call():
     with serving(echo, max_connection_age_ms=100) as target:
         calls = load.opened(target, METHOD, [b"a"], [Phase("all", 200, 1.0)], connections=2)
@@ -67,6 +69,7 @@ def test_connections_that_the_server_ends_lose_no_call():
     assert {one.status for one in calls} == {OK}
 
 
+@pytest.mark.slow
 def test_an_open_load_waits_for_no_answer():
     def slow(data, context):
         time.sleep(0.1)

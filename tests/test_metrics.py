@@ -76,6 +76,7 @@ def test_quality_of_shards_adds_up_to_the_last_bit() -> None:
     assert first.to_dict() == whole.to_dict()
 
 
+@pytest.mark.slow
 def test_ties_count_half_and_zeros_of_both_signs_are_tied() -> None:
     found = Quality()
     found.add(np.array([0.0, -0.0, 1.0, -1.0]), np.array([1, 0, 1, 0]))
@@ -116,6 +117,7 @@ def test_pairs_closer_than_their_errors_count_either_way(
     assert between(logits, [1, 1, 0, 0], 1e-6) == (low, high)
 
 
+@pytest.mark.slow
 def test_an_auc_range_ends_where_errors_could_bring_the_auc() -> None:
     rng = np.random.default_rng(4)
     for _ in range(20):

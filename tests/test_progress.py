@@ -138,6 +138,7 @@ def _size(asked: aside.Asked) -> int:
     return sum(map(len, asked[1].values()))
 
 
+@pytest.mark.slow
 def test_planning_says_the_layer_and_how_many_of_its_candidates_are_made():
     told: list[State] = []
     asked = _layers(["keep", "low_rank"])
@@ -152,6 +153,7 @@ def test_planning_says_the_layer_and_how_many_of_its_candidates_are_made():
     assert told[-1].done == told[-1].total == sum(map(_size, asked))
 
 
+@pytest.mark.slow
 def test_processes_tell_how_many_candidates_of_the_layers_they_are_at_are_made(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -205,6 +207,7 @@ def test_a_library_user_sees_nothing_unless_asked(capfd: pytest.CaptureFixture[s
     assert encoded[-1].done == encoded[-1].total == sum(p.method != "keep" for p in asked.layers)
 
 
+@pytest.mark.slow
 def test_every_step_of_a_compression_says_how_far_it_is(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ):

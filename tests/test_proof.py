@@ -95,6 +95,7 @@ def test_a_trained_model_records_its_quality_and_its_seed(
     assert (found.original, found.control, found.seeds) == (None, None, {"train": 3})
 
 
+@pytest.mark.slow
 def test_a_tuned_model_records_itself_its_original_its_control_and_all_seeds(
     original: Artifact, small: Artifact, synth_log: ClickLog
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_tuned_model_records_itself_its_original_its_control_and_all_seeds(
     assert control.proof is not None and control.proof.seeds == {"train": 3, "control": 5}
 
 
+@pytest.mark.slow
 def test_an_untuned_model_is_measured_as_well(
     original: Artifact, synth_log: ClickLog, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ def split_log(log: ClickLog, folder: Path, *, valid: bool) -> ClickLog:
     return ClickLog(str(folder))
 
 
+@pytest.mark.slow
 def test_a_log_without_a_validation_split_is_said_to_prove_nothing(
     original: Artifact, synth_log: ClickLog, tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def test_figures_of_one_kind_of_label_have_no_auc() -> None:
     assert Figures.of(found) == Figures(auc=None, logloss=np.log(2), calibration=None, rows=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["original", "small"])
 def test_a_proof_is_checked_again_by_what_serves(
     which: str, synth_log: ClickLog, request: pytest.FixtureRequest

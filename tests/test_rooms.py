@@ -31,6 +31,7 @@ def test_a_room_imports_only_what_its_line_says() -> None:
         assert other in allowed[room], f"{room} imports {other}: {arrows[room, other]}"
 
 
+@pytest.mark.slow
 def test_the_table_has_no_arrow_that_is_not_there() -> None:
     arrows = _arrows()
     for room, others in _allowed().items():
@@ -66,6 +67,7 @@ def test_a_room_does_without_these_libraries(room: str) -> None:
                 assert not wrong, f"{path}: {imported}"
 
 
+@pytest.mark.slow
 def test_only_the_command_line_knows_of_comparisons() -> None:
     assert {room for room, other in _arrows() if other == "compare"} == {"cli"}
 

@@ -83,6 +83,7 @@ def test_availability_is_that_of_independent_replicas(replicas: int) -> None:
     assert 1 - found["available"] == pytest.approx(down**replicas, rel=0.08)
 
 
+@pytest.mark.slow
 def test_any_group_without_a_machine_is_an_outage() -> None:
     plan = replace(ALONE, memory_bytes=SLOTS * 1e9 / 8, load_bytes_s=SLOTS * 1e9 / 8 / 9e4)
     assert plan.groups == 8

@@ -87,6 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_form_is_trained_from_the_model_and_from_the_log(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_form_is_trained_from_the_model_and_from_the_log(
     assert not (made / "never").exists()
 
 
+@pytest.mark.slow
 def test_json_on_standard_output_is_alone_there(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +143,7 @@ def test_json_on_standard_output_is_alone_there(
             assert predicted == counted or layer["method"] == "frequency_tiers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["model", "small"])
 def test_a_student_is_like_its_teacher_but_for_what_is_changed(
     made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, teacher: str
@@ -163,6 +166,7 @@ def test_a_student_is_like_its_teacher_but_for_what_is_changed(
     assert student.proof.seeds == {"train": 7, "teacher.train": 0}
 
 
+@pytest.mark.slow
 def test_a_student_may_be_another_model(
     made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -174,6 +178,7 @@ def test_a_student_may_be_another_model(
     assert 0 <= student.origin.training["history"][0]["distil"] <= 1
 
 
+@pytest.mark.slow
 def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +203,7 @@ def test_a_loss_of_auc_is_asked_for_instead_of_a_budget(
     assert after["calibration"] == pytest.approx(before["calibration"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     made: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -235,6 +241,7 @@ def test_a_latency_is_kept_to_that_a_calibrated_machine_is_predicted_to_take(
     assert "the latency budget is 0.0 us a call of 64 rows, but the fastest plan found" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["highs", "welore"])
 def test_other_solvers_plan_on_the_command_line(
     made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], solver: str
@@ -256,6 +263,7 @@ def test_the_artifact_keeps_to_its_budget(
     assert found["small"]["bytes"]["total"] <= 0.2 * found["model"]["bytes"]["total"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +388,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     assert not Path("o").exists()
 
 
+@pytest.mark.slow
 def test_predicted_losses_are_held_against_measured_ones(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +411,7 @@ def test_predicted_losses_are_held_against_measured_ones(
     assert found["layers"] and all(one["options"] == 1 for one in found["layers"].values())
 
 
+@pytest.mark.slow
 def test_a_users_own_model_is_loaded_and_compressed(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -444,6 +454,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_fits(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,6 +485,7 @@ def test_new_weights_are_compressed_by_an_old_plan_which_says_when_it_no_longer_
     assert "is a trained model without a plan" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bench_prints_rows_and_the_share_of_the_limit(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +505,7 @@ def test_bench_prints_rows_and_the_share_of_the_limit(
     assert "precision is 'float8'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -525,6 +538,7 @@ def test_a_frontier_is_an_artifact_a_budget_with_a_table_and_pictures(
     assert left == {"2x", "3x", "control", "frontier.json", "frontier.png", "frontier.html"}
 
 
+@pytest.mark.slow
 def test_compare_goes_on_where_it_was_and_reports(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

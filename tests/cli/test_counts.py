@@ -34,6 +34,7 @@ def told(file: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_day_is_added_listed_and_forgotten(
     log: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_day_is_added_listed_and_forgotten(
     assert profile("--counts", "counts") == profile()
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_on_vocabularies_of_kept_counts(
     log: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

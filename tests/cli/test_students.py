@@ -51,6 +51,7 @@ def test_a_student_is_said_by_its_settings() -> None:
             read_student(said)
 
 
+@pytest.mark.slow
 def test_shapes_that_are_tried_have_less_of_everything(original: Artifact) -> None:
     found = students.shapes(original, "auto")
     assert found == {
@@ -61,6 +62,7 @@ def test_shapes_that_are_tried_have_less_of_everything(original: Artifact) -> No
     assert students.shapes(original, "hidden=8") == {"said": {"hidden": [8]}}
 
 
+@pytest.mark.slow
 def test_a_student_keeps_to_the_bytes_of_the_original(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_a_student_keeps_to_the_bytes_of_the_original(
     assert versions(tmp_path) == [1] and not (tmp_path / ".checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_best_of_some_students_and_the_original_is_taken(
     synth_log: ClickLog, original: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +94,7 @@ def test_the_best_of_some_students_and_the_original_is_taken(
     assert made.plan.outcome.auc_loss == least.auc_loss
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_students_to_the_same_settings_alone(
     synth_log: ClickLog, original: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +119,7 @@ def interrupted(*given: object) -> Any:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_what_no_student_can_be_is_refused(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:
@@ -130,6 +135,7 @@ def test_what_no_student_can_be_is_refused(
         students.shapes(foreign, "auto")
 
 
+@pytest.mark.slow
 def test_several_workers_make_one_student(
     synth_log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:

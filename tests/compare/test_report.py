@@ -72,6 +72,7 @@ def test_tuned_models_are_held_against_the_control():
     assert [level.name for level in picture(tuned).levels] == ["original", "control"]
 
 
+@pytest.mark.slow
 def test_trained_forms_are_held_against_the_control_that_got_the_same_epochs(tmp_path: Path):
     how = {"train_epochs": 2, "form": "a"}
     found = [record("original", 0, 0.80), record("svd", 0, 0.79, "5x")]
@@ -131,6 +132,7 @@ def test_models_are_side_by_side_where_there_are_several():
     assert "### At 5x" in text
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_not_made_and_where_everything_comes_from(tmp_path: Path):
     for one in comparison():
         results.append(tmp_path / results.NAME, one)

@@ -254,6 +254,7 @@ def machine(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_calibration_finds_what_programs_take_whatever_else_runs(machine):
     found = calibrate.timed()
     for one in found:

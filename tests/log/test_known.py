@@ -53,6 +53,7 @@ def _strings(random: np.random.Generator) -> tuple[pa.Array, pa.Array]:
     return pa.array(kept, pa.string()), pa.array(asked, mask=random.random(len(asked)) < 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [_numbers, _strings])
 def test_an_id_has_the_row_of_its_place(draw: object, monkeypatch: pytest.MonkeyPatch) -> None:
     values, asked = draw(np.random.default_rng(0))  # type: ignore[operator]
@@ -85,6 +86,7 @@ def test_row_numbers_are_their_own_rows(monkeypatch: pytest.MonkeyPatch) -> None
     assert pickle.loads(pickle.dumps(vocabulary)).encode(asked).tolist() == wanted
 
 
+@pytest.mark.slow
 def test_tables_come_back_from_their_file(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     drawn = [draw(random) for draw in (_numbers, _strings)]
@@ -106,6 +108,7 @@ def test_a_table_of_few_ids_has_room_for_an_unknown_one(number: int) -> None:
     assert table.rows_of(asked).tolist() == [first, third, 0, 9, 0]
 
 
+@pytest.mark.slow
 def test_vocabularies_are_opened_without_reading_their_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +346,7 @@ def test_tables_are_as_other_versions_read_them() -> None:
         assert codes[start:end] == sorted(codes[start:end])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [_numbers, _strings])
 @pytest.mark.parametrize("damage", ["ones", "mixed codes", "mixed starts", "starts", "texts"])
 def test_whatever_a_table_holds_nothing_is_read_beyond_it(draw: object, damage: str) -> None:

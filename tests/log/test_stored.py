@@ -210,6 +210,7 @@ def test_parts_hold_whole_buckets_and_are_read_by_themselves(
         assert found.sort_by(VALUE).equals(wanted)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None)
 def test_ranked_runs_are_merged_in_the_order_of_all(data: st.DataObject) -> None:

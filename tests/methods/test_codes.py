@@ -83,6 +83,7 @@ def test_few_different_rows_of_low_rank_are_exact():
         assert torch.allclose(method.compress(layer, settings).to_float(), layer.weight, atol=4e-3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_more_codes_and_a_higher_rank_lose_less():
     layer = table()

@@ -102,6 +102,7 @@ def test_what_a_spec_offers_is_no_larger_and_better_once_it_suits_the_layer(
     assert method.suited(table, [suited, settings]) == [suited]
 
 
+@pytest.mark.slow
 def test_choices_are_of_what_suits_the_layer() -> None:
     table = layer(1e6 / (1 + torch.arange(ROWS)) ** 2)
     wanted = trellis_coded.candidates(SPEC)
@@ -109,6 +110,7 @@ def test_choices_are_of_what_suits_the_layer() -> None:
     assert found == {*trellis_coded.suited(table, wanted)} and not found & {*wanted}
 
 
+@pytest.mark.slow
 def test_rows_in_any_order_have_a_tier_of_few_rows_where_those_are_most_of_the_look_ups() -> None:
     order = torch.randperm(ROWS, generator=torch.manual_seed(0))
     for steepness, tiers in ((3, 3), (0.3, 2)):
@@ -142,6 +144,7 @@ def test_tiers_that_nobody_looks_up_get_nothing_more() -> None:
             assert (one.row_bits if method is trellis_coded else one.row_bytes)[-1] == 0
 
 
+@pytest.mark.slow
 def test_a_plan_is_better_by_what_lies_near(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"t": 1e6 / (1 + torch.arange(ROWS)) ** 2, "u": 1e3 / (1 + torch.arange(ROWS))}
     layers = {name: layer(counts, name=name) for name, counts in tables.items()}
@@ -161,6 +164,7 @@ def test_a_plan_is_better_by_what_lies_near(monkeypatch: pytest.MonkeyPatch) -> 
     assert made == {p.layer: p.loss for p in fine.layers}
 
 
+@pytest.mark.slow
 def test_a_plan_beside_what_tables_share_is_better_by_what_lies_near_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

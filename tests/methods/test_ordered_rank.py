@@ -80,6 +80,7 @@ def of_singular_values(rows: int, columns: int) -> Tensor:
     return left @ torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.5])) @ right.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "linear"])
 def test_what_is_trained_on_least_squares_is_the_singular_value_decomposition(kind: str) -> None:
     torch.manual_seed(0)
@@ -286,6 +287,7 @@ def budgets(made: Artifact) -> list[int]:
     return [full, *(cuts[(len(cuts) - 1) * i // 3].bytes for i in (1, 2, 3))]
 
 
+@pytest.mark.slow
 def test_forms_are_nested_and_their_sizes_are_true(made: Artifact) -> None:
     cuts = made.origin.cuts
     sizes = [made.manifest.bytes["total"], *(step.bytes for step in cuts)]
@@ -317,6 +319,7 @@ def test_codes_of_a_smaller_form_are_the_same_bytes_of_the_file(made: Artifact) 
     assert read == sorted(read, reverse=True) and read[-1] < 0.9 * read[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["compiled", "torch"])
 def test_each_form_scores_as_the_cut_model(
     made: Artifact, synth_log: ClickLog, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -370,6 +373,7 @@ def test_what_has_no_ordered_ranks_cannot_be_cut(made: Artifact) -> None:
         original.within("2x")
 
 
+@pytest.mark.slow
 def test_commands_take_a_budget_and_list_the_sizes(made: Artifact, synth_log: ClickLog) -> None:
     cuts, runner = made.origin.cuts, CliRunner()
     told = runner.invoke(app, ["inspect", str(made.folder)])
@@ -422,6 +426,7 @@ def ordered_model(features: Features) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_each_step_has_a_second_pass_that_imitates_the_first(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +455,7 @@ def test_each_step_has_a_second_pass_that_imitates_the_first(
         assert torch.allclose(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_a_run_that_narrows_goes_on_as_if_it_had_never_stopped(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def in_tiers(made: Artifact) -> list[StoredRows]:
     return [rows for rows in stored if isinstance(rows.kind, Tiers)]
 
 
+@pytest.mark.slow
 def test_large_tables_are_in_tiers_and_as_large_as_planned(made: Artifact) -> None:
     assert made.plan is not None
     planned = [p for p in made.plan.tables if p.method in ("frequency_tiers", "trellis_coded")]
@@ -82,6 +83,7 @@ def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
         assert torch.equal(tiered.gather(ids), frozen[ids])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["compiled", "torch"])
 def test_scores_are_the_models(
     synth_log: ClickLog, made: Artifact, engine: str, monkeypatch: pytest.MonkeyPatch

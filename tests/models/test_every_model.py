@@ -83,12 +83,14 @@ def same_in_parts(scorer: Scorer, log: ClickLog, wanted: np.ndarray) -> None:
         np.testing.assert_allclose(found, wanted[first : first + count], rtol=0, atol=1e-6)
 
 
+@pytest.mark.sampled(4)
 def test_the_engine_scores_as_the_model_does(original: Artifact, synth_log: ClickLog) -> None:
     scorer = Scorer(original)
     assert scorer.engine.startswith("compiled engine")
     same_in_parts(scorer, synth_log, probabilities(original, synth_log))
 
 
+@pytest.mark.sampled(5)
 def test_compressed_it_is_as_small_as_asked_and_scores_as_the_model_does(
     original: Artifact,
     compressed: Artifact,
@@ -106,6 +108,7 @@ def test_compressed_it_is_as_small_as_asked_and_scores_as_the_model_does(
     same_in_parts(scorer, synth_log, wanted)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_other_products_are_close(original: Artifact, synth_log: ClickLog, precision: str) -> None:
     found = Scorer(original, precision=precision).score(rows_of(synth_log))

@@ -40,6 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Job, "trained", trained)
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_once_and_every_worker_carries_out_that_one(
     here: None,
     synth_log: ClickLog,
@@ -118,6 +119,7 @@ def test_what_a_plan_leaves_untouched_is_told(
         assert "attention" in told and "is of a kind that no method takes" in told
 
 
+@pytest.mark.slow
 def test_a_job_whose_student_was_interrupted_goes_on_from_what_was_trained(
     here: None,
     synth_log: ClickLog,

@@ -149,6 +149,7 @@ def picked(spec, choose):
     return choice_of(name, spec, choose.choice(offered(name, spec)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.matrix) for seed in range(3, 12))]
 )
@@ -182,6 +183,7 @@ def middling(name, spec):
     return choice_of(name, spec, found[len(found) // 2])
 
 
+@pytest.mark.slow
 def test_layers_are_as_resident_as_the_plan_says_whatever_their_methods_are():
     """Every layer has another method in each turn, until tables and linear layers have had all."""
     specs = [layer.spec for layer in known()[1].layers.values()]
@@ -275,6 +277,7 @@ def test_readers_are_as_narrow_as_what_is_chosen_for_the_tables():
     assert counting.inputs("first.linear", chosen) == (whole - small.DIM + 2 + 1,)
 
 
+@pytest.mark.slow
 def test_no_candidate_is_spared_where_time_counts(costing):
     """One that loses no less than a smaller one may be faster."""
     model, found, measured = known()
@@ -294,6 +297,7 @@ def test_what_is_slow_is_left_out(costing):
     assert {p.method for p in planned(slow, "1ms@64", names=("half",)).layers} == {"keep"}
 
 
+@pytest.mark.slow
 def test_one_table_may_be_slow_where_the_time_is_enough_for_it(costing):
     slow = costing({"float32 rows": 1.0})
     made = planned(slow, "70us@64", names=("row_int4",))
@@ -301,6 +305,7 @@ def test_one_table_may_be_slow_where_the_time_is_enough_for_it(costing):
     assert len(kept) == 1 and kept[0] != C and made.microseconds == pytest.approx(64)
 
 
+@pytest.mark.slow
 def test_a_latency_may_be_relative_to_the_originals(costing):
     model = costing({"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05})
     made = planned(model, "1.6x@64")
@@ -308,6 +313,7 @@ def test_a_latency_may_be_relative_to_the_originals(costing):
     assert made.loss == planned(model, f"{made.microseconds_before / 1.6}us@64").loss
 
 
+@pytest.mark.slow
 def test_both_limits_are_kept_to(costing):
     model = costing({"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05})
     alone = {}
@@ -436,6 +442,7 @@ def test_a_budget_that_is_missed_is_said_to_be(costing):
         tried(model, "20us@64", 1.0, names=("half",))
 
 
+@pytest.mark.slow
 def test_the_nearest_plan_is_taken_after_some_rounds(costing, monkeypatch):
     monkeypatch.setattr(in_time, "ROUNDS", 2)
     model, longer = costing(DEAR), iter([1.3, 1.8])
@@ -532,6 +539,7 @@ def test_every_operation_of_the_engine_is_calibrated(kinds):
         assert {f"{name} {what}" for what in ("rows", "numbers", "vectors")} <= set(kinds)
 
 
+@pytest.mark.slow
 def test_what_no_choice_changes_is_within_the_latency_too(costing, kinds):
     """A time that is enough for a plan's layers alone is not enough for the plan."""
     model = costing(dict.fromkeys(kinds, 0.001))  # so that something is left whatever is chosen

@@ -63,6 +63,7 @@ def smallest(log: ClickLog, original: Artifact, methods: tuple[str, ...], out: P
     return recipes.compress(original, log, measured, plan, settings, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["keep", "dense_int8", "row_int4", "weight_clustering"])
 def test_a_reader_of_constants_is_planned_saved_and_scored(
     log: ClickLog,

@@ -110,6 +110,7 @@ def test_every_tensor_of_a_model_is_counted():
     assert model_bytes(on_meta(small.model())) == sizes
 
 
+@pytest.mark.slow
 @every_share
 def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     found = planned(share)
@@ -283,6 +284,7 @@ def test_a_plan_uses_only_the_methods_it_may(name):
     pytest.fail("not even the whole model fits")
 
 
+@pytest.mark.slow
 def test_layers_that_no_method_takes_are_left_to_the_rest():
     model, found, measured = small.measured()
     names, given = ("drop_rare",), {"rest": ("low_rank",), "known": KNOWN}
@@ -345,6 +347,7 @@ def test_of_forms_whose_ids_meet_a_larger_one_is_expected_to_learn_more():
             assert choice.loss == pytest.approx(begun * left, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     from embedcomp.planning import search as module
 
@@ -409,6 +412,7 @@ def test_a_plan_ends_among_all_candidates_whatever_was_likely(monkeypatch):
     assert any(chosen[name].method != "keep" for name in narrowed)
 
 
+@pytest.mark.slow
 def test_choices_of_narrowed_readers_do_not_depend_on_earlier_searches():
     """What is unbeaten among a few methods is not what is among more."""
     model, found, measured = small.measured()
@@ -456,6 +460,7 @@ def test_a_method_that_cannot_take_a_layer_is_refused_by_name():
         by_name(model, find(model, {}), {"wide": "drop_rare"})
 
 
+@pytest.mark.slow
 def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
     model, found, measured = small.measured()
     known = {False: {}, True: {}}
@@ -466,6 +471,7 @@ def test_what_only_pays_when_tuned_is_offered_where_tuning_follows():
         assert tuned == any(c.settings.activation for c in offered)
 
 
+@pytest.mark.slow
 def test_processes_find_what_this_one_finds(monkeypatch):
     """With two cores' threads, and from the third layer on, as if the second had taken long."""
     _, found, measured = small.measured()
@@ -487,6 +493,7 @@ def test_processes_find_what_this_one_finds(monkeypatch):
     assert list(by_layer(layers)) == here and sent == [len(layers) - 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparing", [False, True])
 def test_a_layer_alone_is_found_in_parts_by_processes_that_run(sparing, monkeypatch):
     _, found, measured = small.measured()
@@ -543,6 +550,7 @@ def test_nothing_larger_is_made_than_what_loses_next_to_nothing():
     assert tried([5, 0, 0, 0]) == [0, 1], "a few are all made, and no larger ones either"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "known", "sparing"),
     [
@@ -564,6 +572,7 @@ def test_candidates_are_spared_where_their_losses_say_enough(solver, known, spar
     assert (tried < every_one) if sparing else (tried == every_one)
 
 
+@pytest.mark.slow
 @every_share
 def test_sparing_candidates_costs_a_plan_little(share):
     """Beside the plan of all candidates, which a search in time needs."""
@@ -576,6 +585,7 @@ def test_sparing_candidates_costs_a_plan_little(share):
     assert least[0] <= 1.15 * least[1] + 1e-8
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_not_found_is_found_here(monkeypatch, caplog):
     _, found, measured = small.measured()
     layers = [

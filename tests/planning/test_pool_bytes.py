@@ -101,6 +101,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("settings", FORMS, ids=repr)
 def test_a_pool_is_predicted_as_its_program_reads_it(settings):
     """Its bytes in memory, and the work of every look-up."""

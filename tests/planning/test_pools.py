@@ -97,12 +97,14 @@ def test_a_pool_takes_most_of_what_tables_may_take(plan: Plan) -> None:
     assert len({str(p.typed_settings.pool) for p in pooled}) == 1
 
 
+@pytest.mark.slow
 def test_the_pool_is_one_in_memory_in_bytes_and_on_disk(small: Artifact, plan: Plan) -> None:
     again = small.model()
     assert len(stored(again, plan)) == 1
     assert module_bytes(again) == plan.bytes_after == small.manifest.bytes["total"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_the_form_trains_gives_the_same_artifact(
     made: Makes, small: Artifact, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_run_that_is_killed_while_the_form_trains_gives_the_same_artifact(
         assert torch.equal(tensor, after[name]), name
 
 
+@pytest.mark.slow
 def test_from_the_log_nothing_is_taken_from_the_model(
     synth_log: ClickLog, original: Artifact, made: Makes, tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_from_the_log_nothing_is_taken_from_the_model(
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_form_learns_the_scores_of_its_model(
     synth_log: ClickLog,
     original: Artifact,

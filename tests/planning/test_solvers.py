@@ -64,6 +64,7 @@ def test_the_folder_is_the_registry():
         solvers.get("best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", solvers.names())
 def test_every_solver_keeps_to_the_budget_and_loses_no_more_with_a_larger_one(name):
     model, found, measured = small.measured()

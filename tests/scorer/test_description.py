@@ -115,6 +115,7 @@ def test_an_artifact_saved_for_int8_is_not_scored_in_float32_without_a_word(
         embedcomp.Scorer(made, precision="int8")
 
 
+@pytest.mark.slow
 def test_a_model_that_the_engine_cannot_run_says_so_when_it_is_saved_for_int8(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

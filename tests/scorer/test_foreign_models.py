@@ -106,6 +106,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return made
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("compiled", [True, False], ids=["engine", "torch"])
 def test_scores_are_the_models_for_any_rows_and_order(
     model: nn.Module, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +121,7 @@ def test_scores_are_the_models_for_any_rows_and_order(
         np.testing.assert_allclose(found, probabilities(model, x), rtol=0, atol=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False], ids=["engine", "torch"])
 def test_what_does_not_fit_the_example_is_named(
     compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +146,7 @@ def test_what_does_not_fit_the_example_is_named(
         scorer.score(x | {"seen": x["a"]})
 
 
+@pytest.mark.slow
 def test_ids_of_another_type_are_scored(tmp_path: Path) -> None:
     model, x = Deep().eval(), inputs(1)
     few = {name: v.int() if name == "seen" else v for name, v in x.items()}

@@ -18,6 +18,7 @@ from embedcomp.sensitivity.statistics import Statistics
 from embedcomp.swapping.swap import apply
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", models.names())
 def test_the_engine_scores_as_the_model_does(
     name: str, synth_log: ClickLog, synth_features: Features

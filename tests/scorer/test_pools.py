@@ -71,6 +71,7 @@ def score(model: nn.Module, x: Any) -> Tensor:
     return model(*x)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("built", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize(("storage", "combine", "decoded"), FORMS)
 def test_an_artifact_scores_as_its_model(
@@ -100,6 +101,7 @@ def test_an_artifact_scores_as_its_model(
         assert scorer.resident.get("embeddings.embedding_bags.t_b", 0) == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("storage", "combine", "decoded"), FORMS)
 def test_the_file_holds_a_pool_once_and_it_comes_back_shared(
     storage: str, combine: Combine, decoded: bool, tmp_path: Path

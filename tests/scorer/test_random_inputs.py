@@ -114,6 +114,7 @@ def is_right(case: Case, scorer: embedcomp.Scorer, inputs: Any, valid: bool, row
             scorer.score(inputs)
 
 
+@pytest.mark.slow
 @often
 @given(data=st.data())
 def test_dense_and_bags(of_dlrm: tuple[Case, embedcomp.Scorer], data: st.DataObject) -> None:
@@ -129,6 +130,7 @@ def test_dense_and_bags(of_dlrm: tuple[Case, embedcomp.Scorer], data: st.DataObj
     is_right(*of_dlrm, (dense, sparse), valid, rows)
 
 
+@pytest.mark.slow
 @often
 @given(data=st.data())
 def test_a_matrix_of_ids(of_tabular: tuple[Case, embedcomp.Scorer], data: st.DataObject) -> None:
@@ -140,6 +142,7 @@ def test_a_matrix_of_ids(of_tabular: tuple[Case, embedcomp.Scorer], data: st.Dat
     is_right(*of_tabular, {"ids": matrix, "dense": dense}, valid, rows)
 
 
+@pytest.mark.slow
 @settings(often, max_examples=300)
 @given(data=st.data())
 def test_sequences_scored_by_torch(
@@ -164,6 +167,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.slow
 @often
 @given(data=st.data())
 def test_raw_columns(

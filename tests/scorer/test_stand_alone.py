@@ -138,6 +138,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("make", "swap"), PAIRS)
 def test_scores_are_the_models(
     make: Callable[[], Case], swap: dict[str, Any], stored: Callable[..., Stored]
@@ -162,6 +163,7 @@ def scored_as_the_model(case: Case, scorer: embedcomp.Scorer, close: float = CLO
     assert len(scorer.score(rebatched(inputs, B, torch.arange(0)))) == 0
 
 
+@pytest.mark.slow
 def test_scores_are_the_models_whatever_swap_each_layer_has(tmp_path: Path) -> None:
     """Every layer has another swap in each turn, until tables and linear layers have had all."""
     taken = embedcomp.explain(dlrm().model)
@@ -199,6 +201,7 @@ def test_the_engine_runs_what_it_can(
     assert stored(make, {}).opened().engine.startswith(by)
 
 
+@pytest.mark.sampled(4)
 @every_case
 def test_torch_scores_the_same_where_the_engine_was_not_built(
     make: Callable[[], Case], stored: Callable[..., Stored], monkeypatch: pytest.MonkeyPatch
@@ -310,6 +313,7 @@ np.save(sys.argv[3], embedcomp.Scorer.open(sys.argv[1]).score((held["dense"], sp
 """
 
 
+@pytest.mark.slow
 def test_an_artifact_outlives_its_models_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +553,7 @@ print(sorted({"torch", "torchrec", "fbgemm_gpu"} & sys.modules.keys()))
 """
 
 
+@pytest.mark.slow
 def test_scoring_imports_no_torch() -> None:
     path = Path(__file__).parent.parent / "data/format_2"
     command = [sys.executable, "-c", WITHOUT_TORCH, str(path)]

@@ -24,6 +24,7 @@ def noisy(logits, labels):
     return Noisy.of(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_the_auc_falls_as_it_does_with_real_noise(noise):
     logits, labels = scored()

@@ -150,6 +150,7 @@ def as_json(columns: dict[str, Any]) -> list[dict[str, Any]]:
 COLUMNS = {"user_id": [10, 20, NUMBER], "city": [SECRET] * 3, "age": [1.0] * 3, "price": [2.0] * 3}
 
 
+@pytest.mark.slow
 def test_a_line_says_who_was_called_what_came_of_it_and_how_long_it_took(
     running: Callable[..., ScoringServer], lines: Lines, items: pa.RecordBatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_line_says_who_was_called_what_came_of_it_and_how_long_it_took(
     assert line["time"].endswith("+00:00") and 0 <= line["queue_ms"] < line["ms"] < 20_000
 
 
+@pytest.mark.slow
 def test_every_door_has_its_lines(
     running: Callable[..., ScoringServer], lines: Lines, items: pa.RecordBatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_every_door_has_its_lines(
     assert status == 200 and ID not in headers and lines.one()["request_id"] == "body"
 
 
+@pytest.mark.slow
 def test_who_asks_for_a_version_that_is_not_there_is_told_of_no_other(
     running: Callable[..., ScoringServer], lines: Lines, items: pa.RecordBatch
 ) -> None:
@@ -218,6 +221,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD)
 def test_a_refusal_keeps_a_requests_values_out_of_the_log(
     what: str, running: Callable[..., ScoringServer], lines: Lines
@@ -277,6 +281,7 @@ def test_values_are_logged_where_that_is_asked_for_and_only_the_first_ones(
     assert len(json.dumps(line)) < 2_500
 
 
+@pytest.mark.slow
 def test_all_doors_show_values_and_what_cannot_be_read_shows_none(
     running: Callable[..., ScoringServer], lines: Lines, items: pa.RecordBatch
 ) -> None:
@@ -327,6 +332,7 @@ def test_an_id_that_cannot_stand_in_a_header_is_as_none(id: object) -> None:
     assert caller.request_id != "later"
 
 
+@pytest.mark.slow
 def test_the_time_in_the_queue_is_told_also_of_a_call_that_is_given_up(
     running: Callable[..., ScoringServer], lines: Lines, items: pa.RecordBatch
 ) -> None:
@@ -346,6 +352,7 @@ def test_the_time_in_the_queue_is_told_also_of_a_call_that_is_given_up(
         first.result()
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_is_logged_with_the_id_whatever_the_share(
     running: Callable[..., ScoringServer],
     lines: Lines,
@@ -382,6 +389,7 @@ def test_a_full_server_tells_both_the_id_and_when_to_come_again(
         ).any()
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_to_stderr(tmp_path: Path, items: pa.RecordBatch) -> None:
     save_small(tmp_path / "small")
     given = ["serve", tmp_path, "--port", 0, "--log-share", 1, "--grace-s", 5]

@@ -151,6 +151,7 @@ def test_what_it_was_not_told_to_send_again_is_not(
     assert answer.calls == 1
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @both
 def test_a_busy_server_is_asked_again_when_it_says(
@@ -287,6 +288,7 @@ def test_a_batch_that_is_wrong_otherwise_is_refused_as_before(
     assert answer.calls == 1
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @both
 def test_the_deadline_is_that_of_all_parts_together(

@@ -163,6 +163,7 @@ def wire_columns(draw: st.DrawFn) -> wire.Column:
     return column
 
 
+@pytest.mark.slow
 @UNTIMED
 @given(
     st.dictionaries(st.sampled_from("abc"), wire_columns()),

@@ -90,6 +90,7 @@ def _said_by(metrics: str) -> dict[str, set[str]]:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("expression", EVERY)
 def test_a_server_counts_what_is_asked_for(expression: str, counted: dict[str, set[str]]) -> None:

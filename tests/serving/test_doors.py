@@ -321,6 +321,7 @@ def _own_arrays(inputs: Any) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_a_users_own_model_is_served_by_every_protocol(own: Any, tmp_path: Path) -> None:
     door, inputs = own
     dense, sparse = _parts(inputs)

@@ -112,6 +112,7 @@ threading.Thread(target=threading.Event().wait).start()  # it keeps the process 
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_to_an_end_is_ended() -> None:
     found = subprocess.run(
         [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False

@@ -55,6 +55,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: made[id(door.features)] for name, door in DOORS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOORS)
 def test_mutated_messages_are_answered_and_do_no_harm(
     name: str, places: dict[str, Path], tmp_path: Path
@@ -327,6 +328,7 @@ def test_names_that_are_given_twice_are_refused(
     assert answer.status in ("INVALID_ARGUMENT", "400") and said in answer.said
 
 
+@pytest.mark.slow
 def test_many_small_columns_are_answered(running: dict[str, ScoringServer]) -> None:
     column = ours.Column(ids=b"")
     request = ours.PredictRequest(items={f"{i:x}": column for i in range(60_000)})
@@ -352,6 +354,7 @@ def test_a_message_that_is_too_large_is_refused(
     assert "larger than max" in answer.said or "this server takes 1,048,576" in answer.said
 
 
+@pytest.mark.slow
 def test_a_message_that_unpacks_to_more_than_may_be_sent_is_refused(
     process: Server, places: dict[str, Path]
 ) -> None:
@@ -454,6 +457,7 @@ def test_half_open_connections_stop_nobody_and_leave_nothing(
 SOON = ("--connection-s", "0.5", "--grace-s", "1")  # a connection is too old
 
 
+@pytest.mark.slow
 def test_half_open_calls_end_once_their_connection_is_too_old(
     places: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -531,6 +535,7 @@ def test_a_body_that_ends_early_is_refused(running: dict[str, ScoringServer]) ->
     assert b" 400 " in answer.splitlines()[0] and b"ends after 12 of 1,000 bytes" in answer
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_too_slowly_is_refused(
     running: dict[str, ScoringServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,6 +606,7 @@ def test_a_tls_hello_that_never_ends_stops_nobody(tmp_path: Path) -> None:
 # ---- a disk without room ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_whose_disk_is_full_scores(places: dict[str, Path], tmp_path: Path) -> None:
     """A disk of 64 KiB for the cache of known ids, mounted for one process alone."""
     if shutil.which("unshare") is None:

@@ -126,6 +126,7 @@ def test_scores_are_those_in_process_to_the_last_bit(
         }
 
 
+@pytest.mark.slow
 def test_curl_gets_them_too(server: ScoringServer, home: Path, rows: dict[str, pa.Array]) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl here")
@@ -156,6 +157,7 @@ def test_what_a_server_and_a_model_are(server: ScoringServer) -> None:
     assert {"name": "city", "datatype": "BYTES", "shape": ["-1"]} in told["inputs"]
 
 
+@pytest.mark.slow
 def test_versions_are_loaded_and_unloaded(server: ScoringServer) -> None:
     load = "/v2/repository/models/clicks/load"
     for version in (1, "2", 1):
@@ -174,6 +176,7 @@ def test_versions_are_loaded_and_unloaded(server: ScoringServer) -> None:
     assert asked(server, load, {}) == (200, {})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -192,6 +195,7 @@ def test_requests_that_do_not_hold_together_are_bad_requests(
     assert status == 400 and said in told["error"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
@@ -272,6 +276,7 @@ def _metrics(server: ScoringServer) -> dict[tuple[str, frozenset[tuple[str, str]
     }
 
 
+@pytest.mark.slow
 def test_metrics_tell_calls_and_versions(
     server: ScoringServer, home: Path, rows: dict[str, pa.Array]
 ) -> None:
@@ -307,6 +312,7 @@ def test_metrics_tell_calls_and_versions(
     assert value("embedcomp_resident_bytes", **of) == sum(scorer.resident.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_request_that_finds_no_room_is_told_when_to_come_back(
     server: ScoringServer, rows: dict[str, pa.Array]
 ) -> None:
@@ -380,6 +386,7 @@ def test_clients_over_http_must_show_what_the_server_trusts(tmp_path: Path) -> N
                 assert not let_in
 
 
+@pytest.mark.slow
 def test_readiness_ends_before_the_server_does(server: ScoringServer) -> None:
     assert asked(server, "/v2/health/ready")[0] == 200
     server._models.draining = True
@@ -387,6 +394,7 @@ def test_readiness_ends_before_the_server_does(server: ScoringServer) -> None:
     assert asked(server, "/v2/health/live")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(server: ScoringServer) -> None:
     settings = ServerSettings(port=0, metrics_port=server.metrics_port)
     with pytest.raises(CannotListen, match=f"{HOST}:{server.metrics_port}"):

@@ -76,6 +76,7 @@ def test_known_ids_are_kept_where_anybody_may_write(monkeypatch: pytest.MonkeyPa
     assert str(cache_folder()) == "/var/cache/embedcomp"
 
 
+@pytest.mark.slow
 def test_what_is_copied_gives_the_whole_wheel(tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     copied.mkdir()

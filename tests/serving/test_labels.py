@@ -60,6 +60,7 @@ def asked(channel: grpc.Channel, request: wire.PredictRequest, key: str = "") ->
     return int(method(request, timeout=20, metadata=[(KEY, key)] if key else None).version)
 
 
+@pytest.mark.slow
 def test_the_stable_version_answers_and_newer_ones_wait_to_be_named(clicks: Path) -> None:
     label(clicks, "stable = 2")
     repository = opened(clicks)

@@ -105,6 +105,7 @@ def run_of(target: str, log: ClickLog, **given: Any) -> dict[str, Any]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_every_call_of_a_rate_is_sent_and_counted(
     serving: Callable[..., Toy], log: ClickLog
@@ -123,6 +124,7 @@ def test_every_call_of_a_rate_is_sent_and_counted(
     assert len(set(toy.requests)) > 60, "requests differ"
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("concurrency", [1, 40])
 def test_calls_that_come_while_a_server_stalls_have_waited(
@@ -144,6 +146,7 @@ def test_calls_that_come_while_a_server_stalls_have_waited(
     assert concurrency > 1 or run["late_ms"]["p90"] > 1000 * STALL_S * 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("given", [{}, {"rate": (200.0,)}])
 def test_no_more_calls_are_in_flight_than_is_said(
@@ -155,6 +158,7 @@ def test_no_more_calls_are_in_flight_than_is_said(
     assert run["scheduled"] == run["answered"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_a_closed_loop_keeps_its_calls_in_flight(
     serving: Callable[..., Toy], log: ClickLog
@@ -169,6 +173,7 @@ def test_a_closed_loop_keeps_its_calls_in_flight(
     assert run["answered"] >= 5 and run["rate"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("given", [{"concurrency": 2}, {"rate": (60.0,)}])
 def test_refused_calls_are_counted_and_timed_by_themselves(
@@ -186,6 +191,7 @@ def test_refused_calls_are_counted_and_timed_by_themselves(
     assert run["failed_ms"]["RESOURCE_EXHAUSTED"]["p50"] > 49
 
 
+@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("given", [{"concurrency": 2}, {"rate": (60.0,)}])
 def test_a_server_that_goes_away_leaves_failed_calls_and_an_end(
@@ -202,6 +208,7 @@ def test_a_server_that_goes_away_leaves_failed_calls_and_an_end(
     assert run["answered"] + failed == run["scheduled"] == run["sent"]
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_calls_that_cannot_be_sent_in_time_have_failed(
     serving: Callable[..., Toy], log: ClickLog
@@ -329,6 +336,7 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, Any], told: str) -
         settings(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_mistakes_are_told_before_the_run(target: str, tmp_path: Path) -> None:
     good, bad, empty, wrong = (tmp_path / name for name in ("good", "bad", "empty", "wrong"))
@@ -352,6 +360,7 @@ def test_mistakes_are_told_before_the_run(target: str, tmp_path: Path) -> None:
         load(target, write_log(wrong, changed), settings())
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_a_real_server_answers_what_is_sent(target: str, log: ClickLog) -> None:
     for given in ({"rows": 100}, {"rows": None, "user_candidates": 100}, {"rate": (30.0,)}):
@@ -374,6 +383,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return ended.value.code if isinstance(ended.value.code, int) else 0
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_the_command_over_tls_and_with_a_token_writes_all_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

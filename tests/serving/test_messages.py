@@ -105,6 +105,7 @@ def test_the_engine_reads_what_a_client_sends(both: Both) -> None:
         assert found is not None and np.array_equal(found, both.slowly(message))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutated", [of_bytes, of_fields])
 def test_the_engine_reads_nothing_that_python_would_refuse(
     mutated: Callable[..., bytes], both: Both

@@ -140,6 +140,7 @@ def test_spans_that_are_left_are_sent_when_the_server_stops(
     assert found[f"/{SERVICE}/Predict"].resource.attributes["service.name"] == "ads"
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_neither_fails_calls_nor_keeps_a_server_from_stopping(
     items: pa.RecordBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ def test_without_the_extra_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -
         tracing.Tracing()
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_2_without_the_extra(tmp_path: Path) -> None:
     save_small(tmp_path / "small")
     hidden = "import sys; sys.modules['opentelemetry.instrumentation.grpc'] = None; "

@@ -134,6 +134,7 @@ def message_of(items: pa.RecordBatch) -> bytes:
     return to_request(items).SerializeToString()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_what_it_counted_stays(
     running: Running, home: Path, items: pa.RecordBatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_worker_that_dies_is_replaced_and_what_it_counted_stays(
     assert f"worker {before[0]} ended (-9)" in running.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_call_that_changes_versions_changes_them_everywhere(
     running: Running, items: pa.RecordBatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_all_end_together_on_sigterm(running: Running) -> None:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(running: Running) -> None:
     workers = running.workers()
     running.process.kill()
@@ -195,6 +198,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_others_serve_on_where_a_worker_cannot_be_replaced(
     home: Path, tmp_path: Path, items: pa.RecordBatch
 ) -> None:
@@ -233,6 +237,7 @@ def test_workers_that_end_as_they_begin_are_replaced_later_and_later() -> None:
     assert [pause_s(times) for times in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_sentence(home: Path, tmp_path: Path) -> None:
     (tmp_path / "bad" / "1").mkdir(parents=True)
     (tmp_path / "bad" / "1" / "manifest.json").write_text("{")
@@ -241,17 +246,20 @@ def test_what_cannot_be_served_is_one_sentence(home: Path, tmp_path: Path) -> No
     assert "Traceback" not in found.stderr, found.stderr
 
 
+@pytest.mark.slow
 def test_a_port_of_another_server_is_not_shared_with_it(running: Running, home: Path) -> None:
     port = running.target.rpartition(":")[2]
     found = refused(home / "small", "--port", port)
     assert found.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in found.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_a_call_is_the_workers_own(running: Running, items: pa.RecordBatch) -> None:
     with Client(running.target) as client, pytest.raises(CallFailed, match="is missing"):
         client.predict(items.drop_columns(["age"]))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_replaced_loses_no_call_of_clients_without_a_pause(
     running: Running, items: pa.RecordBatch
 ) -> None:

@@ -33,6 +33,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("storage", "form", "decoded"), FORMS)
 def test_scores_are_those_of_the_engine(
     storage: str, form: str, decoded: str, tmp_path: Path

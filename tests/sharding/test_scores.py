@@ -38,6 +38,7 @@ FORMS = [
 ] + [("tiered", "none", ""), ("trellis", "ranked", ""), ("column_int8", "map", "affine")]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("storage", "form", "decoded"), FORMS)
 def test_every_form_scores_as_one_process(
     storage: str, form: str, decoded: str, tmp_path: Path
@@ -71,6 +72,7 @@ def test_every_kind_of_cpu_scores_as_one_process(storage: str, tmp_path: Path) -
         native.needed().embedcomp_kernels(0)
 
 
+@pytest.mark.slow
 def test_rows_near_the_front_are_not_asked_for(tmp_path: Path) -> None:
     whole = save(model("float16", "ranked"), tmp_path / "whole", inputs(5))
     made = cut(whole, tmp_path / "cut", near_bytes=12_000)

@@ -179,6 +179,7 @@ def test_a_front_scores_as_one_process_until_a_shard_is_gone(
     np.testing.assert_allclose(back, one.score(given), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_replica_answers_where_a_shard_is_gone(
     clicks: tuple[Artifact, Artifact], start: Start
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_replica_answers_where_a_shard_is_gone(
         )
 
 
+@pytest.mark.slow
 def test_a_shard_that_hangs_is_given_up_and_found_again(
     clicks: tuple[Artifact, Artifact], start: Start
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_shard_that_hangs_is_given_up_and_found_again(
     np.testing.assert_allclose(found, Scorer(whole).score(given), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_new_version_is_loaded_by_shards_before_it_is_served(
     clicks: tuple[Artifact, Artifact], start: Start, tmp_path: Path
 ) -> None:
@@ -229,6 +232,7 @@ def test_a_new_version_is_loaded_by_shards_before_it_is_served(
         np.testing.assert_allclose(found, Scorer(whole).score(given), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_shards_do_not_have_is_told_at_the_start(
     clicks: tuple[Artifact, Artifact], start: Start, tmp_path: Path
 ) -> None:
@@ -247,6 +251,7 @@ def test_what_shards_do_not_have_is_told_at_the_start(
         Scorer(elsewhere, shards=finds(settings_of(half)))
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_started_elsewhere_is_found(
     clicks: tuple[Artifact, Artifact], start: Start
 ) -> None:
@@ -264,6 +269,7 @@ def test_a_shard_that_was_started_elsewhere_is_found(
     np.testing.assert_array_equal(eventually(lambda: front.score(given)), wanted)
 
 
+@pytest.mark.slow
 def test_a_front_goes_over_to_other_shards_while_it_serves(
     clicks: tuple[Artifact, Artifact], start: Start
 ) -> None:

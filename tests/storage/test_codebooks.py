@@ -58,6 +58,7 @@ def test_as_many_words_as_different_values_are_exact(storage: str) -> None:
     assert torch.equal(stored(storage, weight).to_float(), weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "storages",
     [

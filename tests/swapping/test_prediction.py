@@ -75,6 +75,7 @@ def test_the_ranks_of_one_layer_are_ranked_as_they_truly_are(name):
     assert all(0.4 < c.true / c.predicted < 2.5 for c in result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [TABLE, LINEAR])
 def test_an_increase_is_that_of_the_mean_log_loss_and_the_model_is_left_as_it_was(name):
     model, found, measured = small.measured()

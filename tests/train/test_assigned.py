@@ -58,6 +58,7 @@ def coded(model: nn.Module) -> list[AssignedRows]:
     return [module for module in model.modules() if isinstance(module, AssignedRows)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_sums_and_serves_what_it_evaluated(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_killed_run_goes_on_with_its_sums_and_serves_what_it_evaluated(
     assert (found.auc, found.logloss) == (best["auc"], best["logloss"])
 
 
+@pytest.mark.slow
 def test_workers_assign_by_the_sums_over_all_of_them(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def original(log: ClickLog, tmp_path_factory: pytest.TempPathFactory) -> Artifac
     return recipes.train(log, features, source, HOW, tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_dense_layers_of_rank_1_learn_from_the_log(
     log: ClickLog, original: Artifact, tmp_path: Path, seed: int
@@ -83,6 +84,7 @@ def test_dense_layers_of_rank_1_learn_from_the_log(
     assert (made.proof.model.auc or 0) > 0.75
 
 
+@pytest.mark.slow
 def test_no_plan_from_the_log_has_an_activation_between_factors(
     log: ClickLog, original: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_layer_that_decoders_are_folded_into_is_still_drawn() -> None:
     assert not narrowed(found.layers[name], reader, codes).drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, from_log, floats",
     [("hashed", False, 1), ("low_rank", False, 0), ("hashed", True, 1), ("low_rank", True, 1)],
@@ -151,6 +154,7 @@ def test_what_begins_far_is_in_floats_for_half_a_run(
     assert at[0] is (not floats) and at[2]
 
 
+@pytest.mark.slow
 def test_rows_of_four_bits_reach_their_size_from_the_log(
     log: ClickLog, original: Artifact, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ SETTINGS = TrainSettings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("floats", [0.0, 0.5])
 def test_a_killed_run_goes_on_with_its_grids_and_stores_what_it_evaluated(
     synth_log: ClickLog,

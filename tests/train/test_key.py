@@ -108,6 +108,7 @@ def stage(
     return compressed.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bytes", "half bytes", "control"])
 def test_a_stage_goes_on_from_its_own_killed_run_and_from_no_other(
     synth_log: ClickLog,

@@ -87,6 +87,7 @@ def run(log: ClickLog, features: Features, folder: Path) -> tuple[Around, list[A
     return model, trained(model, Data(log, features), SETTINGS, folder)
 
 
+@pytest.mark.slow
 def test_every_hook_is_called_and_goes_on_after_a_kill(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ class Unsettled(Part):
         return False
 
 
+@pytest.mark.slow
 def test_probes_of_what_is_never_settled_are_judged_as_they_end(
     synth_log: ClickLog,
     synth_features: Features,
@@ -150,6 +152,7 @@ def first_of(data: Data, folder: Path, *, part_far: bool = False, **how: Any) ->
     return fit(model, data, settings, folder, teacher=small_model(data.features), far=far)[0]
 
 
+@pytest.mark.slow
 def test_what_begins_near_its_end_learns_at_small_rates(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -163,6 +166,7 @@ def test_what_begins_near_its_end_learns_at_small_rates(
     assert told(rate_factor=0.3)["rate_factor"] == 0.3
 
 
+@pytest.mark.slow
 def test_probes_of_what_is_chosen_first_have_the_rest_as_it_usually_is_or_are_not_run(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

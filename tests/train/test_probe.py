@@ -101,6 +101,7 @@ def test_a_share_is_runs_of_rows_from_all_over_the_log() -> None:
     assert probe.sample(pieces, 4000) == pieces
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_probes_and_a_weight_that_is_given_has_none(
     synth_log: ClickLog,
     synth_features: Features,
@@ -125,6 +126,7 @@ def test_a_log_that_is_too_small_to_tell_has_the_usual_weight(
     assert history[0]["embedding_l2"] == probe.USUAL_L2 and "probes" not in history[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_probes_ends_as_if_it_had_not_been(
     synth_log: ClickLog,
     synth_features: Features,

@@ -88,6 +88,7 @@ def artifacts(made: Makes, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {method: made(method, tmp_path_factory.mktemp(method)) for method in METHODS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_search_says_what_is_served_within_the_plan(
     method: str, original: Artifact, plans: dict[str, Plan], artifacts: dict[str, Artifact]
@@ -111,6 +112,7 @@ def test_the_search_says_what_is_served_within_the_plan(
     assert max(searched) == max(final) == 1 and len(searched) + len(final) == len(history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step"),
     [
@@ -143,6 +145,7 @@ def test_a_run_that_is_killed_in_either_stage_gives_the_same_artifact(
         assert torch.equal(tensor, after[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_search_that_changes_numbers_much_begins_far_from_its_end_in_both_stages(
     method: str, made: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +162,7 @@ def test_a_search_that_changes_numbers_much_begins_far_from_its_end_in_both_stag
     assert tuple(one["rate_factor"] for one in history if "rate_factor" in one) == factors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_from_the_log_a_search_takes_nothing_from_the_model(
     method: str,
@@ -173,6 +177,7 @@ def test_from_the_log_a_search_takes_nothing_from_the_model(
     assert small.plan != artifacts[method].plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["searched", "initial"])
 def test_the_form_begins_with_what_the_search_left(
     start: str,

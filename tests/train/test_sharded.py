@@ -71,6 +71,7 @@ def looked_up(rank: int) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=["a", "b", "c"], values=torch.tensor(values), lengths=lengths)
 
 
+@pytest.mark.slow
 def test_rows_and_gradients_are_those_of_tables_that_are_whole(tmp_path: Path) -> None:
     in_workers(2, _looks_up, tmp_path)
     for pooling in (PoolingType.SUM, PoolingType.MEAN):
@@ -231,6 +232,7 @@ def test_a_checkpoint_is_gone_on_from_by_any_number_of_workers(tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_written_whole_counts_for_nothing(tmp_path: Path) -> None:
     in_workers(2, _saves, 2, tmp_path, 1, 3)
     in_workers(2, _is_killed, tmp_path)
@@ -255,6 +257,7 @@ def test_a_checkpoint_whose_rows_are_gone_is_told_so(tmp_path: Path) -> None:
         _restores(0, 1, tmp_path, 1, 3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_workers(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -293,6 +296,7 @@ def _goes_on(rank: int, path: str, folder: str, kill: int | None) -> None:
         Path(folder, f"{workers.count()}.json").write_text(json.dumps(history))
 
 
+@pytest.mark.slow
 def test_no_worker_holds_all_rows_while_it_trains_and_nothing_is_pickled_for_a_step(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -337,6 +341,7 @@ def _is_watched(rank: int, path: str, folder: str) -> None:
     Path(folder, f"{rank}.json").write_text(json.dumps(told))
 
 
+@pytest.mark.slow
 def test_workers_with_fewer_batches_or_none_are_evaluated_with(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def masks(model: nn.Module) -> list[SparseRows]:
     return [m for m in model.modules() if isinstance(m, SparseRows)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_masks_and_stores_what_it_evaluated(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_killed_run_goes_on_with_its_masks_and_stores_what_it_evaluated(
     assert (served.auc, served.logloss) == (best["auc"], best["logloss"])
 
 
+@pytest.mark.slow
 def test_workers_have_the_same_masks_after_every_step(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def step_by_adagrad(table: Tensor, squares: Tensor, ids: Tensor, rate: float, pu
     table[ids] -= rate * gradient / (squares[ids].sqrt() + 1e-8)[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [0.0, 20.0])
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
 def test_a_run_takes_the_steps_of_a_plain_loop(

@@ -116,6 +116,7 @@ def test_a_score_is_off_by_a_ten_thousandth_at_most_where_its_logit_is_rounded()
     assert (logits.half().float().sigmoid() - logits.sigmoid()).abs().max() < 1.2e-4
 
 
+@pytest.mark.slow
 def test_a_teacher_scores_a_row_once_for_all_epochs_and_runs(
     pieces_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def taught_model(
     return model, [without_seconds(entry) for entry in history], teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [2, 25])
 def test_a_student_that_was_killed_goes_on_as_if_it_had_never_stopped(
     pieces_log: ClickLog, synth_features: Features, tmp_path: Path, kill_after: int
@@ -260,6 +262,7 @@ def weight_chosen(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["plateau", "linear"])
 def test_a_teachers_weight_is_large_where_the_labels_are_noise_and_none_where_it_knows_nothing(
     synth_log: ClickLog,

@@ -42,6 +42,7 @@ def trained(
     return model, killed.trained(model, Data(log, features), settings, folder, kill_after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_learns_from_its_ids(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path, name: str
@@ -91,6 +92,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_models_and_others_do_not(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_equal_seeds_give_equal_models_and_others_do_not(
     assert losses(1, "a") == losses(1, "b") != losses(2, "c")
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(
     synth_log: ClickLog, synth_features: Features, tmp_path: Path
 ) -> None:
@@ -132,6 +135,7 @@ def test_lazy_adam_is_adam_where_every_row_is_looked_up() -> None:
     torch.testing.assert_close(sparse, dense)
 
 
+@pytest.mark.slow
 def test_lazy_adam_follows_adam_with_l2_where_rows_are_rarely_looked_up() -> None:
     """Ten rows, one a step; Adam sees the zero gradients of the others, and their L2."""
     generator = torch.manual_seed(0)
@@ -218,6 +222,7 @@ def test_evaluations_are_as_many_as_take_a_tenth_of_the_time() -> None:
     assert evaluations(10**6, 10) == 8
 
 
+@pytest.mark.slow
 def test_what_was_best_within_an_epoch_is_kept_and_gone_on_from(
     synth_log: ClickLog,
     synth_features: Features,

@@ -77,6 +77,7 @@ def forming(log: ClickLog, original: Artifact, **more: Any) -> Forming:
     return Forming(original, original.model(), measured, settings, data, held)
 
 
+@pytest.mark.slow
 def test_each_family_of_methods_has_a_plan(planning: recipes.Planning, original: Artifact) -> None:
     plan = planning.plan(asked(original, FAMILIES))
     names = [one.name for one in (plan, *plan.others)]
@@ -92,6 +93,7 @@ def test_each_family_of_methods_has_a_plan(planning: recipes.Planning, original:
         assert fewer.others == plan.others[: number - 1]
 
 
+@pytest.mark.slow
 def test_from_the_log_every_family_has_its_turn(
     planning: recipes.Planning, original: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_from_the_log_every_family_has_its_turn(
     assert len(planning.plan(replace(drawn, plans_tried=2)).others) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_where_one_family_is_offered(
     planning: recipes.Planning, original: Artifact
 ) -> None:
@@ -296,6 +299,7 @@ def whole(
     return made(synth_log, original, mixed, tmp_path_factory.mktemp("whole"), watch=steps), steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "number"),
     [
@@ -328,6 +332,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
         assert torch.equal(tensor, resumed.tensors()[name]), name
 
 
+@pytest.mark.slow
 def test_what_was_tried_with_other_settings_is_tried_again(
     synth_log: ClickLog, original: Artifact, two: dict[str, Plan], tmp_path: Path
 ) -> None:
@@ -351,6 +356,7 @@ def test_what_was_tried_with_other_settings_is_tried_again(
     assert choose(train=replace(ONCE, seed=1)) == []
 
 
+@pytest.mark.slow
 def test_workers_choose_the_same_plan(
     synth_log: ClickLog, original: Artifact, two: dict[str, Plan], tmp_path: Path
 ) -> None:

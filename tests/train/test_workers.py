@@ -82,6 +82,7 @@ def trained(
     return {case: [told[case] for told in found] for case in found[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["adam", "rowwise_adagrad", "taught"])
 def test_workers_end_with_the_model_of_one_process_that_has_their_batches_together(
     synth_log: ClickLog,
