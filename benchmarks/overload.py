@@ -63,7 +63,7 @@ def main() -> None:
         settings={
             "rows": calls.rows,
             "connections": CONNECTIONS,
-            "in_flight_for_capacity": IN_FLIGHT,
+            "in_flight_for_capacity": options.in_flight,
             "shares_of_capacity": [UNLOADED, OVER, AFTER],
             "seconds": options.seconds,
             "serve": options.serve,
@@ -84,7 +84,7 @@ def _measured(
         server.target,
         PREDICT,
         messages,
-        in_flight=IN_FLIGHT,
+        in_flight=options.in_flight,
         seconds=options.capacity_seconds,
         warm_up=1.0,
         cpu=server.cpu,
@@ -167,6 +167,12 @@ def _options() -> argparse.Namespace:
         "--seconds", type=float, nargs=3, default=[10.0, 60.0, 10.0], help="before, over and after"
     )
     options.add_argument("--capacity-seconds", type=float, default=10.0, help="to find it")
+    options.add_argument(
+        "--in-flight",
+        type=int,
+        default=IN_FLIGHT,
+        help="calls at once to find it; no more than the server takes, or what it refuses counts",
+    )
     options.add_argument("--set", action="append", default=[], help="a setting of the trainer")
     options.add_argument("--serve", type=str.split, default=[], help="more for embedcomp serve")
     options.add_argument("--artifact", type=Path, help="what is served, where it is there")

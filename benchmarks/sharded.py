@@ -4,8 +4,11 @@
 
 A made-up model with large tables (row_int8) is scored, `--rows` rows a call: whole by the engine in
 one process, by fronts of 1, 2 and 4 shards, each a process of its own on this machine, and by
-torchrec's quantized EmbeddingBagCollection with the same dense part in torch. All take turns, so
-ratios of one record are of one machine in one state. Then several threads call a front at once.
+torchrec's quantized EmbeddingBagCollection with the same dense part in torch. Two shards are asked
+by Ray Serve's handles too, which carry the same messages; for that it is run by the Python that
+benchmarks.serving made for Ray Serve (`build/serving_peers/ray/bin/python -m benchmarks.sharded`),
+and left out where Ray lacks Serve. All take turns, so ratios of one record are of one machine in
+one state. Then several threads call a front at once.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +28,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from rich.table import Table
 from torch import Tensor, nn
@@ -37,13 +42,18 @@ from benchmarks import result
 from benchmarks.child import ROOT
 from benchmarks.script import command, console, parser
 from embedcomp.artifact.artifact import Artifact
+from embedcomp.kernels.routing import SLOTS
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.rows import finds
 from embedcomp.sharding.cut import cut
+from embedcomp.sharding.cutting import Cutting
+from embedcomp.sharding.slots import HeldSlots
 
 SHARDS = (1, 2, 4)
 DENSE, HIDDEN = 13, (256, 128)
 BATCHES = 50  # of different ids
+SERVE = find_spec("starlette") is not None  # what Ray Serve needs beside Ray
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 class Clicks(nn.Module):
@@ -95,6 +105,9 @@ def main() -> None:
             settings = ServerSettings(shards=tuple(addresses), shard_deadline_ms=5_000)
             runs[f"{number} shards"] = embedcomp.Scorer(made, shards=finds(settings)).score
         runs["torchrec, quantized"] = quantized
+        if SERVE:
+            ray = running.enter_context(_by_ray(made, 2))
+            runs["2 shards, Ray Serve"] = embedcomp.Scorer(made, shards=lambda *_: ray).score
         found = {
             "busy_before": os.getloadavg()[0],
             "equal": {
@@ -112,7 +125,7 @@ def main() -> None:
     file = result.write(
         "sharded",
         data={"made_up": True},
-        settings={name: getattr(given, name) for name in names},
+        settings={name: getattr(given, name) for name in names} | {"ray_serve": SERVE},
         seeds=[0],
         results=found,
         folder=given.results,
@@ -178,6 +191,69 @@ def _shard(folder: Path, slots: str) -> Iterator[str]:
     finally:
         shard.terminate()
         shard.wait()
+
+
+class ByRay:
+    """Shards that are asked by Ray Serve's handles (sharding/front.py)."""
+
+    def __init__(self, handles: list[Any]):
+        self.number, self._handles = len(handles), handles
+        self.owner = (np.arange(SLOTS) % self.number).astype(np.int32)
+
+    def ask(self, messages: Sequence[pa.Buffer | None]) -> Sequence[pa.Buffer | None]:
+        asked = [
+            None if one is None else handle.pool.remote(one.to_pybytes())
+            for handle, one in zip(self._handles, messages, strict=True)
+        ]
+        return [None if one is None else pa.py_buffer(one.result()) for one in asked]
+
+
+class Slots:
+    """A shard as a deployment of Ray Serve."""
+
+    def __init__(self, folder: Path, version: int, slots: list[int]):
+        cutting = Cutting.of(folder)
+        assert cutting is not None
+        self._held = HeldSlots(cutting, version, slots)
+
+    def pool(self, message: bytes) -> bytes:
+        return self._held.pool(np.frombuffer(message, "<u4")).tobytes()
+
+
+@contextmanager
+def _by_ray(made: Artifact, number: int) -> Iterator[ByRay]:
+    import ray
+    from ray import serve
+
+    paths = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    ray.init(
+        "local",
+        num_cpus=number + 1,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env=paths,
+    )
+    try:
+        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        deployment = serve.deployment(
+            Slots,
+            num_replicas=1,
+            max_ongoing_requests=64,
+            ray_actor_options={"num_cpus": 1},
+            logging_config=QUIET,
+        )
+        yield ByRay(
+            [
+                serve.run(
+                    deployment.bind(made.folder, made.version, list(range(shard, SLOTS, number))),
+                    name=f"shard_{shard}",
+                    route_prefix=None,
+                )
+                for shard in range(number)
+            ]
+        )
+    finally:
+        ray.shutdown()
 
 
 def _latency(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,26 @@ def credentials(
     if not (tls or ca or cert):
         return None
     return grpc.ssl_channel_credentials(*(_pem(file) for file in (ca, key, cert)))
+
+
+def context(ca: Path, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """What a socket shows and trusts.
+
+    Raises:
+        BadSettings: a file cannot be read, or does not hold what it should, as PEM.
+    """
+    try:
+        made = ssl.create_default_context(cafile=ca)
+    except (ssl.SSLError, OSError) as error:
+        raise BadSettings(f"{ca} holds no certificate, as PEM: {error}") from error
+    if cert is not None:
+        try:
+            made.load_cert_chain(cert, key)
+        except (ssl.SSLError, OSError) as error:
+            raise BadSettings(
+                f"{cert} and {key} are no certificate and its key, as PEM: {error}"
+            ) from error
+    return made
 
 
 def _pem(file: Path | None) -> bytes | None:

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from embedcomp.errors import BadSettings
-from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.settings import ServerSettings, Shown
 
 LOOK_AGAIN_S = 1.0  # from one look at the token file to the next
 HEADER, SCHEME = "authorization", "Bearer "
@@ -55,7 +55,7 @@ class Certificates:
         BadSettings: a file cannot be read, or holds no certificate or no key that fits it.
     """
 
-    def __init__(self, settings: ServerSettings):
+    def __init__(self, settings: Shown):
         assert settings.tls_cert is not None and settings.tls_key is not None
         self._cert, self._key = settings.tls_cert, settings.tls_key
         self._ca = settings.tls_client_ca

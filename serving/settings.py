@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from embedcomp.errors import BadSettings
 from embedcomp.support.fields import refuse_below
@@ -26,6 +27,25 @@ def refuse_lookups(lookups: str) -> None:
     """Raises BadSettings where nobody of that name looks up rows."""
     if lookups not in LOOKUPS:
         raise BadSettings(f"lookups is {lookups!r}, but must be {', '.join(LOOKUPS)}")
+
+
+class Shown(Protocol):
+    """What a server shows over TLS, and what it asks of clients: files of PEM."""
+
+    @property
+    def tls_cert(self) -> Path | None: ...
+    @property
+    def tls_key(self) -> Path | None: ...
+    @property
+    def tls_client_ca(self) -> Path | None: ...
+
+
+def refuse_half_tls(settings: Shown) -> None:
+    """Raises BadSettings where a file is given without those that it goes with."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise BadSettings("a certificate and its key go together; give tls_cert and tls_key")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise BadSettings("tls_client_ca is of clients over TLS; give tls_cert and tls_key too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +85,10 @@ class ServerSettings:
     shard_deadline_ms: float = 30.0  # in which a call has its rows from shards, replicas included
     shard_down: str = "fail"  # what becomes of a call without some rows: "fail", or "default", by
     # which unknown ids stand for those that cannot be read
+    shard_tls_ca: Path | None = None  # certificates, as PEM, by one of which those of shards are
+    # signed; rows come over TLS then
+    shard_tls_cert: Path | None = None  # certificate to show to shards, as PEM
+    shard_tls_key: Path | None = None  # its key
     lookups: str = "auto"  # who looks up rows that are in fbgemm's layouts: "engine", "fbgemm" (its
     # operator, of a copy in memory where rows are integers), or "auto", which is the engine
     trace: bool = False  # spans of calls over gRPC for OpenTelemetry, as OTEL_* variables say
@@ -73,10 +97,13 @@ class ServerSettings:
         for name in ("port", "metrics_port"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 16:
                 raise BadSettings(f"{name} is {getattr(self, name)}, but ports are 0 to 65,535")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise BadSettings("a certificate and its key go together; give tls_cert and tls_key")
-        if self.tls_client_ca is not None and self.tls_cert is None:
-            raise BadSettings("tls_client_ca is of clients over TLS; give tls_cert and tls_key too")
+        refuse_half_tls(self)
+        if (self.shard_tls_cert is None) != (self.shard_tls_key is None):
+            raise BadSettings(
+                "a certificate and its key go together; give shard_tls_cert and shard_tls_key"
+            )
+        if self.shard_tls_cert is not None and self.shard_tls_ca is None:
+            raise BadSettings("shard_tls_cert is shown over TLS; give shard_tls_ca too")
         if self.log_share > 1:
             raise BadSettings(f"log_share is {self.log_share:g}, but must be 1 or less")
         for name in self.without_token:

@@ -101,6 +101,20 @@ def lookups(record: Record) -> list[str]:
     return table(["rows", *there.values(), "equal"], lines)
 
 
+def sharded(record: Record) -> list[str]:
+    """Milliseconds of a call by who has its rows, and calls a second (`benchmarks.sharded`)."""
+    found, whole = record["results"], record["results"]["latency"]["one process"]
+    lines = []
+    for name, of in found["latency"].items():
+        times = [f"{of[f'p{p}_ms']:.2f}" for p in (50, 99)]
+        more = [f"{of[f'p{p}_ms'] - whole[f'p{p}_ms']:+.2f}" for p in (50, 99)]
+        if of is whole:
+            more = ["", ""]
+        lines.append([name, *times, *more, f"{found['throughput'][name]:,.0f}"])
+    names = ["scored by", "p50 ms", "p99 ms", "more, p50", "more, p99", "calls/s"]
+    return table(names, lines)
+
+
 LOG_ROWS = 1e11
 CORES = 1_600  # of a hundred machines
 

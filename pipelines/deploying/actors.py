@@ -18,9 +18,9 @@ from ray.util import get_node_ip_address
 from embedcomp.errors import BadArtifact, EmbedcompError
 from embedcomp.pipelines.deploying.asking import Told, asked, shards_of, where
 from embedcomp.pipelines.deploying.names import FrontName, ShardName, chosen, generations
+from embedcomp.pipelines.deploying.settings import of_shards
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.server import ShardServer, Versions
-from embedcomp.serving.shards.settings import ShardSettings
 
 if TYPE_CHECKING:  # a shard does without
     from embedcomp.scorer.scorer import Scorer
@@ -75,8 +75,8 @@ class Kept(ABC):
 class Shard(Kept):
     """A shard's slots, as `embedcomp shard` serves them, on a free port."""
 
-    def __init__(self, name: ShardName, path: str, host: str | None, lookups: str):
-        self._name, self._lookups = name, lookups
+    def __init__(self, name: ShardName, path: str, host: str | None, of_fronts: ServerSettings):
+        self._name, self._of_fronts = name, of_fronts
         self._server: ShardServer | None = None
         super().__init__(path, host)
 
@@ -94,7 +94,7 @@ class Shard(Kept):
 
     def _look(self) -> None:
         if self._server is None:
-            settings = ShardSettings(host=self._host, port=0, lookups=self._lookups, insecure=True)
+            settings = of_shards(self._of_fronts, self._host)
             held = Versions(self._path, self._name.slots, settings.lookups)
             self._server = ShardServer(held, settings)
 

@@ -21,9 +21,8 @@ from embedcomp.pipelines.deploying import names as naming
 from embedcomp.pipelines.deploying.actors import Front, Shard
 from embedcomp.pipelines.deploying.asking import Name, Silent, Told, asked, deployed
 from embedcomp.pipelines.deploying.names import NAMESPACE, FrontName, ShardName
-from embedcomp.pipelines.deploying.settings import DeploySettings
+from embedcomp.pipelines.deploying.settings import DeploySettings, of_shards
 from embedcomp.serving.settings import ServerSettings
-from embedcomp.serving.shards.settings import ShardSettings
 from embedcomp.sharding.cutting import Cutting, in_words
 
 PLACED_S = 30.0  # in which Ray has a place for what fits its hosts
@@ -60,7 +59,7 @@ def deploy(
     """
     path = path.absolute()
     model = _model_of(path)
-    ShardSettings(host=settings.host or "0.0.0.0", insecure=server.insecure).refuse_open_door()
+    of_shards(server, settings.host or "0.0.0.0").refuse_open_door()
     hosts = _hosts(settings.cpus)
     settings.refuse_ports(server, hosts)
     before = naming.generations(n for n in deployed(model) if isinstance(n, ShardName))
@@ -78,7 +77,7 @@ def deploy(
         for group in dict.fromkeys(name.group for name in shards):
             _place(group, settings.replicas, settings.cpus, hosts)
         for name in shards:
-            of_shard = name, str(path), settings.host, server.lookups
+            of_shard = name, str(path), settings.host, server
             _start(name, Shard, *of_shard, cpus=settings.cpus)
         _wait(shards, until, lambda told: told.address is not None)
         tell(f"{len(shards)} shards are up")

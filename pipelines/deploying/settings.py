@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from embedcomp.errors import BadSettings
 from embedcomp.serving.settings import ServerSettings
+from embedcomp.serving.shards.settings import ShardSettings
 from embedcomp.support.fields import refuse_below
 
 # of ServerSettings: what is known here, or differs from host to host
@@ -44,3 +45,26 @@ class DeploySettings:
                     f"host cannot both have {name} {port}; give {name} 0, which takes free ones, "
                     "or fewer fronts"
                 )
+
+
+def of_shards(fronts: ServerSettings, host: str) -> ShardSettings:
+    """How shards are served at an address to fronts.
+
+    Raises:
+        BadSettings: rows are to go over TLS, and there is no certificate for shards to show.
+    """
+    if fronts.shard_tls_ca is None:
+        return ShardSettings(host=host, port=0, lookups=fronts.lookups, insecure=fronts.insecure)
+    if fronts.tls_cert is None:
+        raise BadSettings(
+            "shard_tls_ca has rows travel over TLS, and shards show what fronts show to clients; "
+            "give tls_cert and tls_key too"
+        )
+    return ShardSettings(
+        host=host,
+        port=0,
+        lookups=fronts.lookups,
+        tls_cert=fronts.tls_cert,
+        tls_key=fronts.tls_key,
+        tls_client_ca=None if fronts.shard_tls_cert is None else fronts.shard_tls_ca,
+    )

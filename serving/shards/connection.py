@@ -7,6 +7,7 @@ body. The front asks, and the shard gives each question one answer, in turn.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -127,15 +128,25 @@ class Connection:
         self._socket.settimeout(left)
 
 
-def reach(address: str, due: float) -> Connection:
+def reach(address: str, due: float, tls: ssl.SSLContext | None = None) -> Connection:
     """A connection to whoever listens at HOST:PORT.
+
+    Args:
+        tls: what it goes by; None: plain text.
 
     Raises:
         OSError: nobody does, or not until then (time.monotonic).
     """
     host, _, port = address.rpartition(":")
-    left = max(due - time.monotonic(), 0.001)
-    return Connection(socket.create_connection((host.strip("[]"), int(port)), left))
+    host = host.strip("[]")
+    taken = socket.create_connection((host, int(port)), max(due - time.monotonic(), 0.001))
+    if tls is not None:
+        try:
+            taken = tls.wrap_socket(taken, server_hostname=host)  # within the same time again
+        except BaseException:
+            taken.close()
+            raise
+    return Connection(taken)
 
 
 def asked(connection: Connection, kind: Kind, body: Any, due: float) -> pa.Buffer:

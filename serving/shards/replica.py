@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 Where = Callable[[], str]  # HOST:PORT where a shard is now, or ShardFailed if nobody knows
+Tls = Callable[[], ssl.SSLContext]  # what connections go by now, or BadSettings
 
 
 class ShardFailed(EmbedcompError):
@@ -56,12 +58,17 @@ class Replica:
 
     Streams that no call uses wait for the next one. One that fails takes all of them with it, and a
     thread tries to reach the shard again and again, which has to open the version first. Where it
-    is, is asked anew each time: one that was started again may be elsewhere.
+    is, is asked anew each time: one that was started again may be elsewhere. So are certificates,
+    which may have been renewed.
+
+    Args:
+        tls: what connections go by; None: plain text.
     """
 
-    def __init__(self, where: Where, of: Asked):
+    def __init__(self, where: Where, of: Asked, tls: Tls | None = None):
         self.address = "that was never found"  # where it was when it was last asked for
-        self._where, self._of = where, of
+        self._where, self._of, self._tls = where, of, tls
+        self._context: ssl.SSLContext | None = None
         self.live = False
         self.described: Described | None = None  # None: it has never answered
         self._idle: deque[Connection] = deque()
@@ -79,7 +86,8 @@ class Replica:
         self.address = self._where()
         stream = None
         try:
-            stream = reach(self.address, time.monotonic() + CALL_S)
+            self._context = None if self._tls is None else self._tls()
+            stream = reach(self.address, time.monotonic() + CALL_S, self._context)
             said = _told(stream, Kind.DESCRIBE, b"", CALL_S)
             if str(self._of.version) not in said["versions"]:
                 said = _told(stream, Kind.LOAD, self._of.body, LOAD_S)
@@ -91,7 +99,7 @@ class Replica:
                 )
             asked(stream, Kind.STREAM, self._of.body, time.monotonic() + CALL_S)
             described = Described(said["model"], tuple(said["slots"]))
-        except (OSError, ValueError, KeyError, TypeError, ShardFailed) as error:
+        except (OSError, ValueError, KeyError, TypeError, EmbedcompError) as error:
             if stream is not None:
                 stream.close()
             if isinstance(error, ShardFailed):
@@ -115,7 +123,7 @@ class Replica:
             stream = self._idle.pop() if self._idle else None
         try:
             if stream is None:
-                stream = reach(self.address, due)
+                stream = reach(self.address, due, self._context)
                 asked(stream, Kind.STREAM, self._of.body, due)
             stream.send(Kind.POOL, message, due)
         except OSError as error:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from embedcomp.errors import BadSettings
 from embedcomp.kernels.routing import SLOTS
+from embedcomp.serving import access
 from embedcomp.serving.errors import Refused
 from embedcomp.serving.settings import ServerSettings
 from embedcomp.serving.shards.connection import Connection
@@ -68,10 +69,15 @@ class Rows:
         settings: ServerSettings,
         places: Sequence[Where],
     ):
+        tls = None
+        if settings.shard_tls_ca is not None:
+            shown = settings.shard_tls_cert, settings.shard_tls_key
+            tls = partial(access.context, settings.shard_tls_ca, *shown)
+            tls()  # so that files which cannot be read are told at once
         asked = Asked(model, version, cutting.digest)
         self._deadline_s = settings.shard_deadline_ms / 1000
         self._does_without = settings.shard_down == "default"
-        every = [Replica(where, asked) for where in places]
+        every = [Replica(where, asked, tls) for where in places]
         failed: list[str] = []
         groups: dict[tuple[int, ...], list[Replica]] = {}
         try:

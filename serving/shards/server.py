@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from embedcomp.artifact.artifact import version_folder, versions
 from embedcomp.errors import BadArtifact, EmbedcompError
 from embedcomp.serving.errors import CannotListen
+from embedcomp.serving.security import Certificates
 from embedcomp.serving.shards.connection import Closed, Connection, Kind
 from embedcomp.serving.shards.settings import ShardSettings
 from embedcomp.sharding.cutting import Cutting, in_words
@@ -164,6 +165,7 @@ class ShardServer:
     """Serves slots at an address from the moment it is made, a thread a connection.
 
     Raises:
+        BadSettings: a certificate cannot be read.
         CannotListen: the address is taken.
     """
 
@@ -173,6 +175,7 @@ class ShardServer:
         except OSError as error:
             raise CannotListen(settings.host, settings.port) from error
         self.port: int = self._listening.getsockname()[1]
+        self._tls = None if settings.tls_cert is None else Certificates(settings)
         self.held, self.metrics = held, ShardMetrics(held)
         self._answering: set[int] = set()  # connections with a message that has no answer yet
         self._closed = False
@@ -204,7 +207,7 @@ class ShardServer:
 
     def _talk(self, taken: socket.socket) -> None:
         """Answer what is asked over one connection, until it ends."""
-        connection = Connection(taken)
+        connection = Connection(taken if self._tls is None else self._tls.wrapped(taken))
         try:
             with ExitStack() as stream:
                 self._answer_all(connection, stream)
@@ -326,7 +329,7 @@ def serve_shard(
     Raises:
         BadArtifact: the model's newest version is not cut, or a file is damaged.
         CannotListen: the address is taken.
-        BadSettings: it is open to other machines in plain text.
+        BadSettings: it is open to other machines in plain text, or a certificate cannot be read.
     """
     stop: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedcomp.errors import BadSettings
-from embedcomp.serving.settings import refuse_lookups
+from embedcomp.serving.settings import refuse_half_tls, refuse_lookups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +19,14 @@ class ShardSettings:
     metrics_port: int | None = None  # for HTTP: /metrics; 0 takes a free one, None: none
     lookups: str = "auto"  # who looks up rows that are in fbgemm's layouts: "engine", "fbgemm" (its
     # operator, of a copy in memory), or "auto", which is the engine
+    tls_cert: Path | None = None  # certificate chain as PEM, read again when it is renewed
+    tls_key: Path | None = None  # its key
+    tls_client_ca: Path | None = None  # certificates that those of fronts must be signed by
     insecure: bool = False  # listen on an address that other machines reach, in plain text
 
     def __post_init__(self) -> None:
         refuse_lookups(self.lookups)
+        refuse_half_tls(self)
         for name in ("port", "metrics_port"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 16:
                 raise BadSettings(f"{name} is {getattr(self, name)}, but ports are 0 to 65,535")
@@ -30,8 +35,9 @@ class ShardSettings:
         """Raises BadSettings where rows would be open to other machines without a word."""
         from embedcomp.serving.security import is_loopback  # grpc is not there for all commands
 
-        if not self.insecure and not is_loopback(self.host):
+        if self.tls_cert is None and not self.insecure and not is_loopback(self.host):
             raise BadSettings(
                 f"host is {self.host}, which other machines reach, and a shard answers everyone in "
-                "plain text; give --insecure on a network that you trust, or listen on 127.0.0.1"
+                "plain text; give --tls-cert and --tls-key, and --tls-client-ca to answer fronts "
+                "alone, or --insecure on a network that you trust, or listen on 127.0.0.1"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
-import trustme
+from certificates import Files
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from toy_scorer import ToyScorer
@@ -28,28 +27,6 @@ from embedcomp.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.server
 HOST = "127.0.0.1"
-
-
-class Files:
-    """An authority's certificates, as files of the server and of a client."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir()
-        self.authority, self.folder = trustme.CA(), folder
-        self.ca, self.cert, self.key = (folder / name for name in ("ca", "cert", "key"))
-        self.authority.cert_pem.write_to_path(self.ca)
-        self.renew(self.authority)
-
-    def renew(self, authority: trustme.CA) -> None:
-        """Certificates that another authority has signed."""
-        made = authority.issue_cert(HOST)
-        made.private_key_pem.write_to_path(self.key)
-        self.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
-        later = time.time_ns() + 10**9
-        os.utime(self.cert, ns=(later, later))
-
-    def shown(self) -> dict[str, Any]:
-        return {"tls_cert": self.cert, "tls_key": self.key}
 
 
 @pytest.fixture
