@@ -53,6 +53,7 @@ def measured(synth_log: ClickLog, original: Artifact) -> Statistics:
     return recipes.measure(original, synth_log, CompressSettings(budget="3x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 3])
 def test_statistics_are_the_same_on_any_number_of_cores(
     cores: int,

@@ -291,6 +291,7 @@ def test_tables_in_any_order_are_offered_tiers_by_what_is_looked_up():
     torch.testing.assert_close(exported(ids), model(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wanted", [{"*": "row_int8"}, {"[ms]*": {"method": "drop_rare", "share": 0.5}}]
 )

@@ -145,6 +145,7 @@ def test_the_report_says_what_was_not_made_and_where_everything_comes_from(tmp_p
     assert f"({files[-1].name})" in text
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network(tmp_path: Path):
     for one in comparison():
         results.append(tmp_path / results.NAME, one)

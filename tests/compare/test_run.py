@@ -29,6 +29,8 @@ from embedcomp.sensitivity.layers import Found
 from embedcomp.train.fit import Report, Watch
 from embedcomp.train.settings import TrainSettings
 
+pytestmark = pytest.mark.slow  # all share models that take long to make
+
 TINY = {"width": 16, "hidden": (16,)}
 SETTINGS = CompareSettings(
     models=("deepfm",),
@@ -119,7 +121,6 @@ def one(out: Path, method: str, budget: str = "") -> Record:
     return found
 
 
-@pytest.mark.slow
 def test_every_cell_has_a_line_with_what_it_was_made_of(out: Path, log: ClickLog):
     found = one(out, "planned", "2.8x")
     assert found.data["name"] == "clicks" and found.data["rows"]["train"] == 2400
@@ -143,7 +144,6 @@ def test_the_control_is_the_original_with_the_tunings_epochs(out: Path):
     assert control.logloss != original.logloss
 
 
-@pytest.mark.slow
 def test_a_method_alone_is_only_mixed_with_keep(out: Path):
     assert set(one(out, "row_int8", "2.8x").mix) <= {"keep", "row_int8"}
     assert set(one(out, "half", "1.8x").mix) <= {"keep", "half"}
@@ -176,7 +176,6 @@ def test_a_second_run_computes_nothing(out: Path, log: ClickLog):
     assert (out / results.NAME).read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_line_that_was_cut_short_is_computed_again_to_the_same_figures(out: Path, log: ClickLog):
     file = out / results.NAME
     *_, last = results.read(file)
@@ -327,7 +326,6 @@ def trained(log: ClickLog, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, progress
 
 
-@pytest.mark.slow
 def test_a_trained_form_is_a_line_with_how_it_was_trained(trained: tuple[Path, Killed]) -> None:
     folder, _ = trained
     records = results.read(folder / results.NAME)
@@ -339,7 +337,6 @@ def test_a_trained_form_is_a_line_with_how_it_was_trained(trained: tuple[Path, K
     assert control.epochs == planned.epochs and "form_train" not in original.settings
 
 
-@pytest.mark.slow
 def test_the_control_takes_the_steps_of_the_form_and_of_its_tuning(
     trained: tuple[Path, Killed],
 ) -> None:
@@ -353,7 +350,6 @@ def test_the_control_takes_the_steps_of_the_form_and_of_its_tuning(
     assert told["tune"]["epochs"] == 1
 
 
-@pytest.mark.slow
 def test_a_comparison_that_is_killed_while_it_trains_ends_with_the_same_figures(
     log: ClickLog, trained: tuple[Path, Killed], tmp_path: Path
 ) -> None:
@@ -370,7 +366,6 @@ def test_a_comparison_that_is_killed_while_it_trains_ends_with_the_same_figures(
     ]
 
 
-@pytest.mark.slow
 def test_forms_from_the_log_have_the_same_control(
     log: ClickLog, trained: tuple[Path, Killed]
 ) -> None:

@@ -175,6 +175,7 @@ def test_raw_columns_become_the_same_rows(scored: tuple[Features, ByEngine]) -> 
     assert ids > 20_000 and (shared > 20) == bool(features.user.names)
 
 
+@pytest.mark.slow
 def test_several_threads_give_the_scores_of_one() -> None:
     features = SHAPES["all"]
     one, several = _backend(features), _backend(features, 3)

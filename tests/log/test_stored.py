@@ -113,6 +113,7 @@ def test_what_is_gathered_and_added_up_stays_within_memory(
         assert len(sizes) > 1 and max(sizes) * MERGING <= 1.2 * SMALL
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=40)
 def test_counts_are_those_of_plain_python(data: st.DataObject) -> None:
@@ -165,6 +166,7 @@ def bucket_by_hand(value: int | str) -> int:
     return found >> 56
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(-(1 << 63), (1 << 63) - 1)) | st.lists(st.text()),
     st.integers(0, 3),
@@ -180,6 +182,7 @@ def test_the_bucket_of_an_id_is_the_same_anywhere(
     assert bucket_of(chunks).tolist() == [bucket_by_hand(x) for x in values[skipped:]]
 
 
+@pytest.mark.slow
 def test_every_letter_of_a_long_id_counts() -> None:
     values = ["x" * place + "y" + "x" * (5000 - place) for place in range(0, 5000, 100)]
     assert bucket_of(pa.chunked_array([values])).tolist() == [bucket_by_hand(x) for x in values]

@@ -80,6 +80,7 @@ def test_what_is_most_likely_is_taken_where_there_is_room() -> None:
     assert [found[name].bits for name in tables] == [(6, 3), (2, 0)]
 
 
+@pytest.mark.slow
 def test_within_the_bytes_the_most_likely_bits_of_all_are_taken() -> None:
     tables = {name: table(layer(name)) for name in ("a", "bc")}
     chances = [likely(6, 1.3), likely(5, 2.0), likely(6, 5.0), likely(3, 1.1)]

@@ -303,6 +303,7 @@ def test_forms_are_nested_and_their_sizes_are_true(made: Artifact) -> None:
         assert made.within(str(size + 1)).ranks == made.within(str(size)).ranks
 
 
+@pytest.mark.slow
 def test_codes_of_a_smaller_form_are_the_same_bytes_of_the_file(made: Artifact) -> None:
     whole = mapped(made.tensors_file)
     read = []
@@ -339,6 +340,7 @@ def test_each_form_scores_as_the_cut_model(
     assert len({scores.tobytes() for scores in every}) == 4
 
 
+@pytest.mark.slow
 def test_an_exported_program_takes_the_weights_of_a_smaller_form(
     made: Artifact, synth_log: ClickLog
 ) -> None:
@@ -355,6 +357,7 @@ def test_an_exported_program_takes_the_weights_of_a_smaller_form(
         assert torch.allclose(program.logits((batch.dense, batch.sparse)), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_budget_below_the_smallest_form_is_refused_with_what_sets_it(made: Artifact) -> None:
     least = made.origin.cuts[-1].bytes
     with pytest.raises(BadSettings) as refused:

@@ -71,6 +71,7 @@ def test_large_tables_are_in_tiers_and_as_large_as_planned(made: Artifact) -> No
     )
 
 
+@pytest.mark.slow
 def test_rows_that_are_gathered_are_those_of_the_whole(made: Artifact) -> None:
     for tiered in (
         m for m in made.model().modules() if isinstance(getattr(m, "kind", None), Tiers)

@@ -115,6 +115,7 @@ def test_other_products_are_close(original: Artifact, synth_log: ClickLog, preci
     np.testing.assert_allclose(found, probabilities(original, synth_log), rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 def test_one_user_with_many_items_scores_as_the_rows_written_out(
     original: Artifact, synth_log: ClickLog
 ) -> None:

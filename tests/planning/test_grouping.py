@@ -33,6 +33,8 @@ from embedcomp.train.settings import TrainSettings
 from tests.artifacts import scored_alike
 from tests.cases import DIM, B, dlrm
 
+pytestmark = pytest.mark.slow  # all share models that take long to make
+
 WIDTH, RANK = 8, 2
 SOURCE = ModelSource(model="dcnv2", settings={"width": WIDTH, "hidden": [8], "cross_layers": 1})
 APART = "user_id"  # the table whose rows lie in a space of their own
@@ -107,7 +109,6 @@ def decoders(model: nn.Module, plan: Plan) -> set[int]:
     return {id(bags(model)[name].decode.stored) for name in names(plan)}
 
 
-@pytest.mark.slow
 def test_tables_share_a_decoder_where_that_pays(planning: recipes.Planning, plan: Plan) -> None:
     alone = planning.plan(asked(("low_rank",)))
     assert plan.loss < 0.8 * alone.loss and plan.bytes_after <= plan.budget_bytes
@@ -117,7 +118,6 @@ def test_tables_share_a_decoder_where_that_pays(planning: recipes.Planning, plan
     assert {s["most"] for s in shared} == {max(s["rank"] for s in shared)} == {RANK}
 
 
-@pytest.mark.slow
 def test_a_bound_on_the_loss_is_met_in_fewer_bytes(planning: recipes.Planning, plan: Plan) -> None:
     known: Known = {}
 
@@ -131,7 +131,6 @@ def test_a_bound_on_the_loss_is_met_in_fewer_bytes(planning: recipes.Planning, p
     assert sizes[0] <= 1.02 * plan.bytes_after and sizes[0] < sizes[1]
 
 
-@pytest.mark.slow
 def test_nothing_is_shared_where_that_does_not_pay(planning: recipes.Planning) -> None:
     generous = asked(BOTH, budget="1x")
     assert groups(planning.plan(generous)) == []
@@ -158,7 +157,6 @@ def test_the_decoder_is_counted_once(plan: Plan, made: Artifact) -> None:
     assert model_bytes(model)["tables"] == sum(apart) - decoder * len(others)
 
 
-@pytest.mark.slow
 def test_the_file_holds_the_decoder_once(plan: Plan, made: Artifact) -> None:
     with safe_open(made.tensors_file, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -188,7 +186,6 @@ def test_scores_are_the_models(
     assert scored_alike(synth_log, made, engine, monkeypatch).std() > 1e-3
 
 
-@pytest.mark.slow
 def test_an_old_plan_is_carried_out_on_new_weights(
     synth_log: ClickLog, synth_features: Features, made: Artifact, plan: Plan, folder: Path
 ) -> None:
@@ -207,7 +204,6 @@ def test_an_old_plan_is_carried_out_on_new_weights(
     assert drift.now > 0
 
 
-@pytest.mark.slow
 def test_tuning_trains_the_one_decoder_and_it_is_saved_once(
     synth_log: ClickLog, original: Artifact, plan: Plan, folder: Path
 ) -> None:
@@ -299,7 +295,6 @@ def test_tables_share_only_with_what_is_decoded_alike() -> None:
         embedcomp.restore_(model)
 
 
-@pytest.mark.slow
 def test_a_group_is_planned_for_a_users_model_in_place() -> None:
     torch.manual_seed(0)
     case = dlrm()

@@ -263,6 +263,7 @@ def most_in_codebooks(name, choice):
     return 4 * 256 * small.DIM * len(kind.ends) if isinstance(kind, Tiered) else 0
 
 
+@pytest.mark.slow
 def test_readers_are_as_narrow_as_what_is_chosen_for_the_tables():
     low_rank = methods.get("low_rank").Settings
     counting = lowered()
@@ -287,6 +288,7 @@ def test_no_candidate_is_spared_where_time_counts(costing):
     assert set(candidates("low_rank", found.layers[FIRST].spec)) <= tried
 
 
+@pytest.mark.slow
 def test_what_is_slow_is_left_out(costing):
     slow = costing({"row_int8 rows": 1.0, "float32 rows": 1.0})
     fast = planned(slow, "1us@64", names=("half", "row_int8"))
@@ -328,6 +330,7 @@ def test_both_limits_are_kept_to(costing):
         assert loss >= alone[share, "1ms@64"] * (1 - 1e-3)
 
 
+@pytest.mark.slow
 def test_a_bound_that_nothing_keeps_to_names_the_fastest(costing):
     model = costing({"float32 rows": 1.0, "float16 rows": 0.25, "calls": 5.0})
     with pytest.raises(LatencyTooSmall) as told:
@@ -392,6 +395,7 @@ def tried(model, budget, longer, names=QUICK, original=1.0, error=0.02):
 DEAR = {"float32 products": 0.01, "bfloat16 products": 0.004, "row_int4 rows": 0.05, "calls": 5.0}
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_measured_within_its_budget_is_taken(costing):
     model = costing(DEAR)
     (found,) = tried(model, "60us@64", 1.0)
@@ -403,6 +407,7 @@ def test_a_plan_that_is_measured_within_its_budget_is_taken(costing):
     assert found.in_time and not found.missed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longer", [1.35, 1.5])
 def test_a_plan_that_takes_longer_than_predicted_is_made_again(costing, longer):
     model = costing(DEAR)
@@ -416,6 +421,7 @@ def test_a_plan_that_takes_longer_than_predicted_is_made_again(costing, longer):
     assert in_time.best(found) is last
 
 
+@pytest.mark.slow
 def test_a_share_of_the_originals_time_is_one_of_its_measured_time(costing):
     model = costing(DEAR)
     (found,) = tried(model, "1.6x@64", 1.5, original=1.5)  # all is slower by as much

@@ -120,17 +120,20 @@ def test_the_model_keeps_to_its_budget_and_to_what_the_plan_said(share):
     assert few.bytes_after > 0.7 * few.budget_bytes
 
 
+@pytest.mark.slow
 def test_more_bytes_never_predict_more_loss():
     losses = [planned(share).loss for share in SHARES]
     assert losses == sorted(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.08])
 @pytest.mark.parametrize("name", ["low_rank", "svd"])
 def test_a_mix_is_predicted_to_lose_no_more_than_a_method_alone(share, name):
     assert planned(share).loss <= planned(share, (name,)).loss
 
 
+@pytest.mark.slow
 def test_a_mix_goes_on_from_the_plan_of_a_method_alone():
     """Where no other start leads as far."""
     names = ("low_rank", "drop_rare", "half")
@@ -162,6 +165,7 @@ def search(request):
     return Search(layers, request.param, *rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", solvers.names())
 def test_every_solver_plans_within_bytes_and_within_a_loss(search, solver):
     search.solver = solvers.get("exact")
@@ -183,6 +187,7 @@ def test_the_smallest_plan_of_a_solver_is_within_its_own_bytes(search, solver):
     assert search.best(LeastLoss(smallest // 2)) is None
 
 
+@pytest.mark.slow
 def test_a_plan_says_which_solver_chose_it():
     model, found, measured = small.measured()
     given = {"solver": "welore", "known": KNOWN}
@@ -370,6 +375,7 @@ def test_what_is_known_about_the_layers_serves_further_plans(monkeypatch):
     assert again == alone and not asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [True, False])
 def test_the_smallest_plan_is_that_of_all_candidates(stored, monkeypatch):
     """Narrowed readers have a method's smallest candidates, and all if those cannot be stored."""
@@ -396,6 +402,7 @@ def test_the_smallest_plan_is_that_of_all_candidates(stored, monkeypatch):
     assert chosen["first.linear"].method == "svd", "what a wrong search would miss"
 
 
+@pytest.mark.slow
 def test_a_plan_ends_among_all_candidates_whatever_was_likely(monkeypatch):
     """What is tried of narrowed readers in between may miss the best of them."""
     model, found, measured = small.measured()

@@ -51,6 +51,7 @@ def test_nothing_is_built_for_what_the_engine_runs(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_the_key_is_of_the_program_torch_and_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

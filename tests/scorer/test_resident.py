@@ -58,6 +58,7 @@ def held_by(program: Program) -> int:
 needs_engine = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
 
+@pytest.mark.slow
 @needs_engine
 def test_all_that_a_program_keeps_is_counted_to_a_layer() -> None:
     batch, model = small.batch(0), compressed()
@@ -87,6 +88,7 @@ def test_rows_of_every_kind_are_as_resident_as_predicted(kind: Kind) -> None:
     assert 0 <= more <= (2 * 4 * 256 * 16 if isinstance(kind, Tiered) else 0)
 
 
+@pytest.mark.slow
 def test_torch_reads_tables_as_they_are_stored_and_decoded_weights() -> None:
     batch, model = small.batch(0), compressed()
     made = stand_alone(model, lambda m, x: m(*x), (batch.dense, batch.sparse))

@@ -193,6 +193,7 @@ def test_scores_are_the_models_whatever_swap_each_layer_has(tmp_path: Path) -> N
     assert not left
 
 
+@pytest.mark.slow
 @every_case
 def test_the_engine_runs_what_it_can(
     make: Callable[[], Case], stored: Callable[..., Stored]
@@ -230,6 +231,7 @@ def test_other_products_are_close(
         np.testing.assert_allclose(scorer.score(inputs), wanted, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_products_are_those_that_were_asked_for_when_it_was_saved(
     tmp_path: Path, precision: str
@@ -395,6 +397,7 @@ class Sharp(nn.Module):
         return self.out(x / 3 - x.mean(1, keepdim=True) / spread).squeeze(1)
 
 
+@pytest.mark.slow
 def test_what_is_easily_traced_wrongly(tmp_path: Path) -> None:
     torch.manual_seed(0)
     case = Case(Sharp().eval(), lambda s: tabular().inputs(s)["ids"][:, 0], lambda m, x: m(x))
@@ -415,6 +418,7 @@ class Sorting(nn.Module):
         return self.out(self.table(ids).relu_().sort(1).values).squeeze(1)
 
 
+@pytest.mark.slow
 def test_the_reason_for_torch_is_what_the_engine_lacks(tmp_path: Path) -> None:
     case = Case(Sorting().eval(), lambda s: torch.arange(B) % ROWS, lambda m, x: m(x))
     scorer = saved(case, tmp_path)
@@ -488,6 +492,7 @@ class AttendsInPlace(Attends):
         return x.mul_(2.0) + x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Attends, AttendsInPlace])
 def test_the_engine_attends(kind: type[Attends], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -503,6 +508,7 @@ class OverRows(Attends):
         return self.out(torch.softmax(self.table(ids[:, 0]), 0)).squeeze(1)
 
 
+@pytest.mark.slow
 def test_a_softmax_over_the_rows_of_a_batch_is_left_to_torch(tmp_path: Path) -> None:
     case = Case(OverRows().eval(), lambda s: tabular().inputs(s)["ids"], lambda m, x: m(x))
     scorer = saved(case, tmp_path)

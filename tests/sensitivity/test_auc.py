@@ -48,6 +48,7 @@ def test_two_scores_have_a_known_answer():
     assert found.auc_loss(loss) == pytest.approx(0.2397500611, rel=1e-4)  # Phi(-1 / sqrt 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auc_loss", [1e-5, 1e-3, 0.05, 0.2])
 def test_the_way_back_is_the_way_there(auc_loss):
     found = noisy(*scored(rows=20_000))
@@ -61,6 +62,7 @@ def test_more_noise_costs_more():
     assert falls == sorted(falls) and falls[-1] == pytest.approx(found.auc - 0.5, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auc_loss", [0.0, -0.1, 0.4])
 def test_what_no_noise_brings_about_is_refused(auc_loss):
     with pytest.raises(BadSettings, match=r"must be above 0 and below 0\.2\d+: the original's AUC"):

@@ -255,6 +255,7 @@ def test_errors_know_what_of_them_are_values() -> None:
     assert Refused(grpc.StatusCode.NOT_FOUND, "there is none").plain is None
 
 
+@pytest.mark.slow
 def test_values_are_logged_where_that_is_asked_for_and_only_the_first_ones(
     running: Callable[..., ScoringServer], lines: Lines
 ) -> None:

@@ -36,6 +36,7 @@ def arrays(draw: st.DrawFn) -> pa.Array:
     return pa.array(draw(st.lists(st.none() | TYPES[kind], max_size=20)), kind)
 
 
+@pytest.mark.slow
 @UNTIMED
 @given(arrays(), st.data())
 def test_every_array_comes_back_as_it_was_sent_and_so_does_a_slice_of_it(

@@ -26,6 +26,8 @@ from embedcomp.serving.doors.typed import SERVICE
 from embedcomp.serving.labels import FILE
 from embedcomp.support.metrics import SCORES
 
+pytestmark = pytest.mark.slow  # all share models that take long to make
+
 promql = pytest.importorskip("promql_parser", reason="extra dev: promql-parser")
 OF_TARGET = {"namespace", "pod", "le"}  # Prometheus' own labels of a pod, and of a bucket
 EVERY = [pytest.param(expression, id=name) for name, expression in expressions()]
@@ -90,7 +92,6 @@ def _said_by(metrics: str) -> dict[str, set[str]]:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("expression", EVERY)
 def test_a_server_counts_what_is_asked_for(expression: str, counted: dict[str, set[str]]) -> None:

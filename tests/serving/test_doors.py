@@ -551,6 +551,7 @@ def test_predictions_that_do_not_fit_are_an_invalid_argument(
         assert code == CODE.INVALID_ARGUMENT and said in details, details
 
 
+@pytest.mark.slow
 def test_what_a_users_own_model_does_not_take_is_refused(own: Any) -> None:
     door, inputs = own
     dense, sparse = _parts(inputs)

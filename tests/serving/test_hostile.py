@@ -68,6 +68,7 @@ def test_mutated_messages_are_answered_and_do_no_harm(
     assert MESSAGES / 2 < refused < MESSAGES
 
 
+@pytest.mark.slow
 def test_a_fault_is_found(tmp_path: Path) -> None:
     """The run itself fails where a server does not do as it should."""
     process = subprocess.Popen(["sleep", "60"], text=True)
@@ -577,6 +578,7 @@ def test_clients_that_never_read_their_answers_stop_nobody(
     assert _settles_at(before, lambda: process.descriptors)
 
 
+@pytest.mark.slow
 def test_a_tls_hello_that_never_ends_stops_nobody(tmp_path: Path) -> None:
     authority, file = trustme.CA(), tmp_path / "pem"
     authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(file)

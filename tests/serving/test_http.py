@@ -136,6 +136,7 @@ def test_curl_gets_them_too(server: ScoringServer, home: Path, rows: dict[str, p
     assert json.loads(done.stdout)["outputs"][0]["data"] == wanted(home, 2, rows)
 
 
+@pytest.mark.slow
 def test_columns_may_be_nested(
     server: ScoringServer, home: Path, rows: dict[str, pa.Array]
 ) -> None:
@@ -147,6 +148,7 @@ def test_columns_may_be_nested(
     assert status == 200 and said["outputs"][0]["data"] == wanted(home, 2, rows)
 
 
+@pytest.mark.slow
 def test_what_a_server_and_a_model_are(server: ScoringServer) -> None:
     assert asked(server, "/v2/health/live") == (200, {"live": True})
     assert asked(server, "/v2/health/ready") == (200, {"ready": True})
@@ -247,6 +249,7 @@ def test_a_body_above_the_limit_is_not_read(server: ScoringServer) -> None:
     assert b"429" in answer.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_connections_are_bounded_and_half_open_ones_do_no_harm(server: ScoringServer) -> None:
     assert server.metrics_port is not None
     where = HOST, server.metrics_port

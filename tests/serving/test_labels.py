@@ -79,6 +79,7 @@ def test_the_stable_version_answers_and_newer_ones_wait_to_be_named(clicks: Path
     assert current(repository) == 5
 
 
+@pytest.mark.slow
 def test_going_back_is_one_call_also_where_there_are_labels(clicks: Path) -> None:
     label(clicks, "stable = 3\ncanary = 2\ncanary_share = 0.5")
     repository = opened(clicks)

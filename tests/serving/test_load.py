@@ -450,6 +450,7 @@ def test_pictures_that_cannot_be_drawn_are_told_before_the_run(
     assert "draws pictures by bokeh, which is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_of_calls_that_all_failed_is_drawn(tmp_path: Path) -> None:
     failed = Latencies()
     failed.add(0.5)

@@ -97,6 +97,7 @@ def _message(random: np.random.Generator) -> bytes:
     return request.SerializeToString()
 
 
+@pytest.mark.slow
 def test_the_engine_reads_what_a_client_sends(both: Both) -> None:
     random = np.random.default_rng(0)
     for _ in range(300):
@@ -136,6 +137,7 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FEATURES.names[1:2], "other"])
 def test_a_thread_keeps_little_of_a_message_of_many_strings(both: Both, name: str) -> None:
     if not Path("/proc/self/statm").exists() or "libasan" in os.environ.get("LD_PRELOAD", ""):

@@ -52,6 +52,7 @@ def test_scores_are_those_of_the_engine(
         np.testing.assert_allclose(other.score(bags), one.score(bags), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_that_fbgemm_does_not_read_are_the_engines(tmp_path: Path) -> None:
     made = model("column_int8")
     made.tables.embedding_bags["t_one"] = model("row_int4").tables.embedding_bags["t_one"]

@@ -75,6 +75,7 @@ def test_rows_over_tls_are_those_in_plain_text(made: Artifact, serve: Serve, fil
     np.testing.assert_array_equal(over_tls, plain)
 
 
+@pytest.mark.slow
 def test_who_is_not_known_gets_no_rows(
     made: Artifact, serve: Serve, files: Files, theirs: Files
 ) -> None:

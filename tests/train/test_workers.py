@@ -24,7 +24,7 @@ from tests.train.test_teacher import Teacher
 from tests.train.test_train import small_model
 from tests.train.two_workers import in_two_workers
 
-pytestmark = pytest.mark.xdist_group("two workers")
+pytestmark = [pytest.mark.xdist_group("two workers"), pytest.mark.slow]
 
 ONE_EPOCH = TrainSettings(epochs=1, precision="float32", embedding_l2=50.0, batch_rows=350)
 CASES = {
@@ -82,7 +82,6 @@ def trained(
     return {case: [told[case] for told in found] for case in found[0]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["adam", "rowwise_adagrad", "taught"])
 def test_workers_end_with_the_model_of_one_process_that_has_their_batches_together(
     synth_log: ClickLog,
