@@ -32,7 +32,8 @@ test: $(STAMP)
 
 # What takes longer than tests of `make test`, or differs from them in sizes or combinations of parts.
 matrix: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "(matrix or slow) and not ray"
+	$(BIN)/python -m pytest -n auto -m "matrix and not ray"
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "slow and not matrix and not ray"
 	$(BIN)/python -m pytest tests/pipelines -m "ray and (matrix or slow)"
 
 # All tests, and what scores once more under AddressSanitizer and UBSan.

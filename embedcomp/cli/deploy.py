@@ -74,12 +74,21 @@ def status(address: Address, model: Model = None, json: Json = None) -> None:
     """Print shards and fronts: where they are, what they hold, and whether they answer."""
     with _deployment(address) as deployment:
         found = deployment.status(model)
-    table = Table("model", "what", "address", "slots", "versions", "alive", "why")
+    table = Table("model", "what", "address", "metrics", "slots", "versions", "alive", "why")
     for one in found["servers"]:
         versions = " ".join(map(str, one["versions"]))
         where, slots = one["address"] or one["host"] or "-", one["slots"] or ""
         alive = "yes" if one["alive"] else "no"
-        table.add_row(one["model"], one["what"], where, slots, versions, alive, one["why"])
+        table.add_row(
+            one["model"],
+            one["what"],
+            where,
+            one["metrics"] or "",
+            slots,
+            versions,
+            alive,
+            one["why"],
+        )
     show(found, [table], json)
 
 

@@ -82,10 +82,12 @@ class Shard(Kept):
 
     def told(self) -> Told:
         server = self._server
+        metrics = None if server is None else server.metrics_port
         return Told(
             host=self._at,
             pid=os.getpid(),
             address=None if server is None else f"{self._host}:{server.port}",
+            metrics=None if metrics is None else f"{self._host}:{metrics}",
             why=self._why,
             path=str(self._path),
             versions=() if server is None else tuple(sorted(server.held.loaded, reverse=True)),

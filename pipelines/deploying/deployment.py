@@ -328,6 +328,7 @@ def _status(name: Name, told: Told | Silent) -> dict[str, Any]:
         "host": here and here.host,
         "pid": here and here.pid,
         "address": here and here.address,
+        "metrics": here and here.metrics,
         "slots": in_words(name.slots) if isinstance(name, ShardName) else None,
         "versions": list(here.versions) if here else [],
         "generation": name.generation if isinstance(name, ShardName) else here and here.generation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedcomp.errors import BadSettings
 from embedcomp.serving.settings import ServerSettings
@@ -48,22 +48,27 @@ class DeploySettings:
 
 
 def of_shards(fronts: ServerSettings, host: str) -> ShardSettings:
-    """How shards are served at an address to fronts.
+    """How shards are served at an address to fronts, with metrics where those have some.
 
     Raises:
         BadSettings: rows are to go over TLS, and there is no certificate for shards to show.
     """
+    plain = ShardSettings(
+        host=host,
+        port=0,
+        metrics_port=None if fronts.metrics_port is None else 0,
+        lookups=fronts.lookups,
+        insecure=fronts.insecure,
+    )
     if fronts.shard_tls_ca is None:
-        return ShardSettings(host=host, port=0, lookups=fronts.lookups, insecure=fronts.insecure)
+        return plain
     if fronts.tls_cert is None:
         raise BadSettings(
             "shard_tls_ca has rows travel over TLS, and shards show what fronts show to clients; "
             "give tls_cert and tls_key too"
         )
-    return ShardSettings(
-        host=host,
-        port=0,
-        lookups=fronts.lookups,
+    return replace(
+        plain,
         tls_cert=fronts.tls_cert,
         tls_key=fronts.tls_key,
         tls_client_ca=None if fronts.shard_tls_cert is None else fronts.shard_tls_ca,

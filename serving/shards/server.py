@@ -164,6 +164,8 @@ class ShardMetrics:
 class ShardServer:
     """Serves slots at an address from the moment it is made, a thread a connection.
 
+    metrics_port: of /metrics, if there is one.
+
     Raises:
         BadSettings: a certificate cannot be read.
         CannotListen: the address is taken.
@@ -177,6 +179,15 @@ class ShardServer:
         self.port: int = self._listening.getsockname()[1]
         self._tls = None if settings.tls_cert is None else Certificates(settings)
         self.held, self.metrics = held, ShardMetrics(held)
+        self.metrics_port: int | None = None
+        if settings.metrics_port is not None:
+            try:
+                http, _ = start_http_server(
+                    settings.metrics_port, settings.host, registry=self.metrics.registry
+                )
+            except OSError as error:
+                raise CannotListen(settings.host, settings.metrics_port) from error
+            self.metrics_port = http.server_port
         self._answering: set[int] = set()  # connections with a message that has no answer yet
         self._closed = False
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
@@ -337,14 +348,8 @@ def serve_shard(
     settings.refuse_open_door()
     held = Versions(path, slots, settings.lookups)
     server = ShardServer(held, settings)
-    if settings.metrics_port is not None:
-        try:
-            http, _ = start_http_server(
-                settings.metrics_port, settings.host, registry=server.metrics.registry
-            )
-        except OSError as error:
-            raise CannotListen(settings.host, settings.metrics_port) from error
-        tell(f"metrics on {settings.host}:{http.server_port}")
+    if server.metrics_port is not None:
+        tell(f"metrics on {settings.host}:{server.metrics_port}")
     tell(
         f"slots {in_words(slots)} of {held.model} version {max(held.loaded)} on "
         f"{settings.host}:{server.port}"

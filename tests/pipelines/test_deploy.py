@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ FLAGS = [
     "--poll-seconds",
     "0.3",
 ]
-FLAGS += ["--shard-deadline-ms", "2000"]
+FLAGS += ["--metrics-port", "0", "--shard-deadline-ms", "2000"]
 
 
 def command(*words: object) -> str:
@@ -145,6 +146,9 @@ def test_a_deployed_model_scores_as_one_process_whatever_becomes_of_its_shards(
     assert json.loads((tmp_path / "status.json").read_text())["servers"] == servers()
     with Client(front()) as client:
         np.testing.assert_array_equal(client.predict(given), wanted[1])
+        for one in shards():
+            with urlopen(f"http://{one['metrics']}/metrics") as metrics:
+                assert 'embedcomp_shard_requests_total{code="ok"} ' in metrics.read().decode()
 
         killed = shards()[1]
         os.kill(killed["pid"], signal.SIGKILL)
