@@ -18,6 +18,10 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_X86_KERNELS
 #include <immintrin.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace {
@@ -251,6 +255,7 @@ struct Kernels {
   void (*trellis)(const float* values, int64_t steps, const int32_t* column, int64_t columns,
                   const int32_t* bits, const float* matters, const float* words, uint8_t window,
                   float* costs, uint8_t* windows);
+  void (*rest)();  // gives back what products took of this thread's registers
 };
 
 #if defined(__GNUC__)
@@ -287,6 +292,23 @@ namespace avx512_bf16 {
 #include "kernels.inc"
 }
 #pragma GCC pop_options
+
+#if __GNUC__ >= 11 && defined(__linux__)
+#define HAS_TILES
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx512vnni,amx-tile,amx-bf16,amx-int8,prefer-vector-width=512")
+namespace avx512_tiles {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+
+// Whether this process may use the matrix unit's registers, which Linux has to be asked for.
+bool may_use_tiles() {
+  constexpr long kAskFor = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, kAskFor, kTileData) == 0;
+}
+#endif
 #endif
 
 // The kernels that this CPU can run, the best first.
@@ -297,9 +319,12 @@ const std::vector<const Kernels*>& all_kernels() {
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-        __builtin_cpu_supports("avx512vnni"))
-      able.push_back(&avx512_bf16::kernels);
+    const bool brain = wide && __builtin_cpu_supports("avx512bf16") &&
+                       __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+#ifdef HAS_TILES
+    if (brain && may_use_tiles()) able.push_back(&avx512_tiles::kernels);
+#endif
+    if (brain) able.push_back(&avx512_bf16::kernels);
     if (wide) able.push_back(&avx512::kernels);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       able.push_back(&avx2::kernels);
@@ -351,6 +376,8 @@ class Run {
     scratch_ = item_ + block * (p_.item_width + (shared_ ? 0 : p_.user_width));
     dots_ = scratch_ + 2 * block * p_.scratch + 64;
   }
+
+  ~Run() { kernels_.rest(); }
 
   static int64_t memory(const Program& p, int64_t block) {
     return block * (p.item_width + p.user_width + 2 * p.scratch) + p.dots + 256;
@@ -775,7 +802,11 @@ void embedcomp_to_brain(const float* x, int64_t n, int64_t width, uint32_t* out)
 }
 
 // So many vector products of a Format, for how fast they can be.
-float embedcomp_multiply(int32_t format, int64_t n) { return chosen().multiply[format](n); }
+float embedcomp_multiply(int32_t format, int64_t n) {
+  const float found = chosen().multiply[format](n);
+  chosen().rest();
+  return found;
+}
 
 // Use the kernels of another kind of CPU, 0 the best, for tests; returns how many there are.
 int32_t embedcomp_kernels(int32_t which) {
