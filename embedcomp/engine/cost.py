@@ -17,8 +17,9 @@ from embedcomp.errors import BadSettings
 from embedcomp.storage.kind import Reads
 from embedcomp.support.files import replacing
 
-FORMAT = 2  # of a cost model's file; another one where work is counted in another way
+FORMAT = 3  # of a cost model's file; another one where work is counted in another way
 TILES = (6, 3, 1)  # rows of a tile, as in kernels.inc
+SQUARE = 16  # rows, words and numbers of what a CPU's matrix unit multiplies at a time
 LINE = 64  # bytes that memory gives at once
 FAR, DISTANT = 1 << 20, 1 << 25  # bytes of a table beyond which caches near the core do not hold it
 SLOW = {
@@ -117,6 +118,8 @@ def linear(
     if form != "float32":
         found[f"{form} inputs"] += rows * times * inputs
         found[f"{form} rounded"] += rows * times
+        for block in _blocks(rows):
+            found += _squares(form, block * times, words, vectors)
     return found + brought(rows, pieces, times * inputs)
 
 
@@ -157,6 +160,9 @@ def dots(
     found[f"{form} steps"] += rows * tiles * words
     found["tiles"] += rows * tiles
     found["runs"] += rows * runs
+    if form != "float32":
+        one = _squares(form, vectors, words, -(-others // LANES))
+        found += {kind: rows * number for kind, number in one.items()}
     return found
 
 
@@ -181,6 +187,16 @@ def brought(rows: int, pieces: int, width: int) -> Counts:
 def _blocks(rows: int) -> Iterator[int]:
     for first in range(0, rows, BLOCK):
         yield min(BLOCK, rows - first)
+
+
+def _squares(form: str, rows: int, words: int, vectors: int) -> Counts:
+    """Sums of rows by vectors as a matrix unit makes them, and what it multiplies for each.
+
+    They are counted beside tiles of vectors, which other CPUs go by: what a machine does not do
+    turns out to take no time there.
+    """
+    squares = -(-rows // SQUARE) * vectors
+    return Counts({f"{form} squares": squares, f"{form} cubes": squares * -(-words // SQUARE)})
 
 
 def _groups(rows: int) -> int:

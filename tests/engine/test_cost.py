@@ -47,6 +47,10 @@ def multiplied(rows, inputs, outputs, form, times):
                         done[f"{form} loads"] += wide
                         done[f"{form} products"] += wide * tile
                     row += tile
+            if form != "float32":
+                for _ in range(0, vectors, 16):
+                    done[f"{form} squares"] += wide
+                    done[f"{form} cubes"] += wide * ceil(words, 16)
     if form != "float32":  # rows are rounded before
         done[f"{form} rounded"] = rows * times
         done[f"{form} inputs"] = rows * times * inputs
@@ -167,6 +171,12 @@ def test_vectors_that_no_layer_rounded_are_rounded_for_their_products():
         # an odd number cannot lie in pairs: both sides are rounded by the product itself
         assert found["bfloat16 inputs"] == (rows * 2 * n * width if width % 2 else 0)
         assert found["bfloat16 products"] == rows * 2 * words * 6  # two tiles of six vectors
+        assert found["bfloat16 squares"] == found["bfloat16 cubes"] == rows  # one of each
+
+
+def test_products_of_many_pairs_are_counted_by_squares_too():
+    found = cost.dots(3, vectors=27, others=40, width=70, tiles=1, runs=1, form="bfloat16")
+    assert found["bfloat16 squares"] == 3 * 2 * 3 and found["bfloat16 cubes"] == 3 * 2 * 3 * 3
 
 
 def test_functions_are_counted_a_number_and_slow_ones_apart():

@@ -110,6 +110,46 @@ def test_an_output_without_weights_is_its_bias(kernels: None) -> None:
     assert (found == bias.sum()).all()
 
 
+BARE = ((1, 100, 64), (16, 32, 64), (33, 70, 128), (17, 130, 200))  # rows, inputs, outputs
+
+
+@in_pairs(kernels=KERNELS, shape=BARE, bias=(False, True), precision=("bfloat16", "int8"))
+def test_a_product_that_nothing_follows(
+    kernels: None, shape: tuple[int, int, int], bias: bool, precision: str
+) -> None:
+    rows, inputs, outputs = shape
+    x, w, b = numbers(rows, inputs), numbers(outputs, inputs, seed=1), numbers(outputs, seed=2)
+    layer = Node(
+        op="linear", at=inputs, width=outputs, x=((0, inputs),), name="w",
+        bias="b" if bias else None, inputs=inputs, outputs=outputs,
+    )  # fmt: skip
+    found = run(summed(dense(inputs), layer), {"w": w, "b": b}, x, precision=precision)
+    x, w = (torch.from_numpy(a).bfloat16().float().numpy() for a in (x, w))
+    wanted = (x.astype(np.float64) @ w.T + b * bias).sum(1)
+    off = 0.05 * inputs**0.5 * outputs**0.5 if precision == "int8" else 2e-3
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=off)
+
+
+@in_pairs(kernels=KERNELS, precision=native.FORMATS, inputs=(16, 70, 130))
+def test_a_row_has_the_same_score_whatever_is_beside_it(
+    kernels: None, precision: str, inputs: int
+) -> None:
+    x, w, b = numbers(49, inputs), numbers(200, inputs, seed=1), numbers(200, seed=2)
+    layer = Node(
+        op="linear", at=inputs, width=200, x=((0, inputs),), name="w", bias="b",
+        inputs=inputs, outputs=200,
+    )  # fmt: skip
+    relu = Node(op="unary", name="relu", at=inputs + 200, width=200, x=((inputs, 200),))
+    graph, tensors = summed(dense(inputs), layer, relu), {"w": w, "b": b}
+    together = run(graph, tensors, x, precision=precision)
+    for rows in (1, 2, 5, 17):
+        apart = [
+            run(graph, tensors, x[first : first + rows], precision=precision)
+            for first in range(0, len(x), rows)
+        ]
+        np.testing.assert_array_equal(np.concatenate(apart), together)
+
+
 VECTORS = ((3, 3, 8), (7, 5, 16), (27, 27, 64), (20, 33, 5))  # of either side, and their width
 
 
