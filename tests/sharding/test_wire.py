@@ -307,3 +307,30 @@ def test_a_damaged_version_does_not_keep_a_shard_from_coming_back(
     assert list(Versions(made.folder.parent, [0]).loaded) == [1]
     with pytest.raises(BadArtifact, match="its checksum differs"):
         Versions(slots.parents[1], [0])
+
+
+@pytest.mark.slow
+def test_workers_of_one_server_ask_the_same_shards(
+    clicks: tuple[Artifact, Artifact], start: Start
+) -> None:
+    whole, made = clicks
+    shards = [start(made.folder, f"{shard}/2") for shard in range(2)]
+    serve = [
+        *(sys.executable, "-m", "embedcomp", "serve", str(made.folder), "--port", "0"),
+        *("--workers", "2", "--shards", ",".join(shards), "--shard-deadline-ms", "5000"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        serve, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r" on (127.0.0.1:\d+)$", server.stdout.readline().strip())
+            assert found is not None
+            given = pa.RecordBatch.from_pydict(columns(20))
+            wanted = Scorer(whole).score(given)
+            for _ in range(8):  # connections, which the kernel spreads over the workers
+                with Client(found[1]) as client:
+                    np.testing.assert_allclose(client.predict(given), wanted, rtol=0, atol=1e-6)
+        finally:
+            server.terminate()
