@@ -76,6 +76,7 @@ def test_as_many_rows_are_measured_and_held_out_as_is_said(
     assert len(recipes.held_out(original, synth_log, settings)) == pytest.approx(400, abs=5)
 
 
+@pytest.mark.slow
 def test_a_model_like_another_has_its_tensors(original: Artifact) -> None:
     model = original.model()
     twin = original.model(model)
@@ -143,6 +144,7 @@ def test_a_tuned_model_is_served_as_it_was_tuned(
     assert not (tmp_path / "small/.checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_each_save_is_a_new_version_and_the_newest_is_opened(
     original: Artifact, tmp_path: Path
 ) -> None:

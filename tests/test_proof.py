@@ -346,6 +346,7 @@ def test_a_copy_of_the_log_elsewhere_is_the_same_log(
     assert verify(original, ClickLog(str(tmp_path / "log"))).holds
 
 
+@pytest.mark.slow
 def test_verify_ends_with_0_or_1_and_a_table_or_json(
     original: Artifact,
     small: Artifact,

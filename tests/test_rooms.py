@@ -23,6 +23,7 @@ WITHOUT = {
 }
 
 
+@pytest.mark.slow
 def test_a_room_imports_only_what_its_line_says() -> None:
     allowed = _allowed()
     arrows = _arrows()
@@ -40,6 +41,7 @@ def test_the_table_has_no_arrow_that_is_not_there() -> None:
                 assert (room, other) in arrows, f"{room} does not import {other}"
 
 
+@pytest.mark.slow
 def test_there_is_no_circle_of_rooms() -> None:
     _refuse_circle(_arrows())
 

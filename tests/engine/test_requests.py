@@ -151,6 +151,7 @@ def _wanted(features: Features, columns: Mapping[str, pa.Array], rows: int) -> t
     return np.concatenate(ids), np.concatenate(lengths)
 
 
+@pytest.mark.slow
 def test_raw_columns_become_the_same_rows(scored: tuple[Features, ByEngine]) -> None:
     features, backend = scored
     requests, ids, shared = backend.requests(features), 0, 0

@@ -369,6 +369,7 @@ def test_a_budget_below_the_smallest_form_is_refused_with_what_sets_it(made: Art
     assert sizes[found[1]] == max(sizes[planned.layer] for planned in made.plan.layers)
 
 
+@pytest.mark.slow
 def test_what_has_no_ordered_ranks_cannot_be_cut(made: Artifact) -> None:
     original = Artifact.open(made.folder.parent.parent / "model")
     assert original.within("1x").ranks == {}
@@ -402,6 +403,7 @@ def test_its_decoder_is_not_folded_into_its_reader() -> None:
     assert can_fold(block, plain, {"f"}) and not can_fold(block, table, {"f"})
 
 
+@pytest.mark.slow
 def test_dead_ranks_leave_the_plan_too(made: Artifact) -> None:
     model, plan = made.model(), made.plan
     assert plan is not None

@@ -37,7 +37,7 @@ from tests.pipelines.conftest import JOB, ROOT
 from tests.train.joined import train_joined
 from tests.train.killed import without_seconds
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 T = TypeVar("T")
 STEPS = ("count", "train", "measure", "plan", "control", "compress", "evaluate")

@@ -343,6 +343,7 @@ def test_a_bound_that_nothing_keeps_to_names_the_fastest(costing):
     assert planned(model, "85us@64", names=("half",)).microseconds == pytest.approx(85)
 
 
+@pytest.mark.slow
 def test_two_limits_that_exclude_each_other_are_told_apart(costing):
     model = costing({"float16 rows": 1.0})  # what is small is slow
     with pytest.raises(LimitsTooSmall, match=r"keeps to both .* raise either budget") as told:
@@ -434,6 +435,7 @@ def test_a_share_of_the_originals_time_is_one_of_its_measured_time(costing):
     assert last.loss == planned(model, f"{1.6 * 1.7 / 1.2}x@64").loss
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_missed_is_said_to_be(costing):
     model = costing({"float32 rows": 1.0, "float16 rows": 0.25, "calls": 5.0})
     found = tried(model, "100us@64", 1.25, names=("half",))  # the fastest is predicted to take 85
@@ -472,6 +474,7 @@ def test_times_are_compared_turn_by_turn():
     assert found.error == pytest.approx((0.5 - 0.475) / 2 / 0.5)
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_was_measured(costing):
     (made,) = tried(costing(DEAR), "60us@64", 1.0)
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made

@@ -140,6 +140,7 @@ def test_a_mix_goes_on_from_the_plan_of_a_method_alone():
     assert planned(0.14, names).loss <= planned(0.14, ("low_rank",)).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.08])
 def test_a_plan_within_the_loss_of_another_is_about_as_small(share):
     model, found, measured = small.measured()
@@ -198,6 +199,7 @@ def test_a_plan_says_which_solver_chose_it():
     assert len(storages) <= 2  # one for the tables, one for what reads them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.08])
 def test_the_predicted_loss_is_about_the_real_one(share):
     model, compressed = applied(share)

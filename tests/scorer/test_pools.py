@@ -138,6 +138,7 @@ def test_a_pool_that_was_trained_scores_the_same_when_it_is_frozen(tmp_path: Pat
         assert torch.equal(score(model, inputs), trained) and not torch.equal(trained, before)
 
 
+@pytest.mark.slow
 def test_a_table_without_formulas_is_described_as_it_always_was(tmp_path: Path) -> None:
     batch = small.batch(0)
     made = embedcomp.save(

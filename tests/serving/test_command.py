@@ -46,6 +46,9 @@ OTHERS = ServerSettings(
     shards=("one:1", "two:2"),
     shard_deadline_ms=7.0,
     shard_down="default",
+    shard_tls_ca=Path("shards-ca.pem"),
+    shard_tls_cert=Path("front.pem"),
+    shard_tls_key=Path("front-key.pem"),
     trace=True,
 )
 

@@ -582,6 +582,7 @@ def test_strings_cannot_be_sent_by_torchrecs_protocol(clicks: Door) -> None:
     assert code == CODE.INVALID_ARGUMENT and "'city': is of strings" in details
 
 
+@pytest.mark.slow
 def test_an_id_beyond_its_table_is_named(own: Any) -> None:
     door, inputs = own
     arrays = _own_arrays(inputs)

@@ -165,6 +165,7 @@ def served(clicks: Path) -> Iterator[tuple[Repository, ScoringServer, grpc.Chann
         yield repository, server, channel
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_the_canary_answers_its_share_of_keys_and_the_same_ones_each_time(
     served: tuple[Repository, ScoringServer, grpc.Channel], clicks: Path, rows: pa.RecordBatch

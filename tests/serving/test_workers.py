@@ -176,6 +176,7 @@ def test_a_call_that_changes_versions_changes_them_everywhere(
     assert {answer.version for answer in running.answers(message_of(items))} == {1}
 
 
+@pytest.mark.slow
 def test_all_end_together_on_sigterm(running: Running) -> None:
     workers = running.workers()
     running.process.terminate()

@@ -101,6 +101,7 @@ def _looks_up(rank: int, folder: Path) -> None:
             torch.save(told, folder / f"{pooling.name}.{rank}.pt")
 
 
+@pytest.mark.slow
 def test_tables_are_whole_again_on_every_worker_in_one_file_that_none_can_change(
     tmp_path: Path,
 ) -> None:
@@ -215,6 +216,7 @@ def _restores(rank: int, count: int, folder: Path, moment: int, batch: int) -> N
     _with_tables(work, folder)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_gone_on_from_by_any_number_of_workers(tmp_path: Path) -> None:
     """Half of an epoch is 3 of 6 steps of two workers, 6 of one alone, and 1 of 3 of four."""
     in_workers(2, _saves, 2, tmp_path, 1, 3)

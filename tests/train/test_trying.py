@@ -177,6 +177,7 @@ def test_of_equal_plans_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     assert halved(monkeypatch, refused, 1)[0].name == "a"  # carrying it out says why
 
 
+@pytest.mark.slow
 def test_a_short_run_is_a_part_of_the_whole_one(
     synth_log: ClickLog,
     original: Artifact,
@@ -236,6 +237,7 @@ def two(planning: recipes.Planning, original: Artifact) -> dict[str, Plan]:
     return {name: replace(plan, name=name) for name, plan in plans.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_log", [False, True])
 @pytest.mark.parametrize("first", ["poor", "good"])
 def test_the_better_plan_is_chosen(
@@ -384,6 +386,7 @@ def _choose(rank: int, port: int, path: str, original: str, folder: str) -> None
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_carried_out_is_not_chosen(
     synth_log: ClickLog,
     original: Artifact,
