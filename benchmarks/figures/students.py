@@ -55,8 +55,8 @@ def said(record: Record) -> Iterator[float]:
 
 
 def chosen(record: Record) -> Iterator[float]:
-    """Hidden layers of the student whose shape is chosen; validation AUC at 100x of that, of the one
-    shape and directly; what the first loses to the control on the test split."""
+    """Hidden layers of the student whose shape is chosen; validation AUC at 100x of that, of the
+    one shape and directly; what the first loses to the control on the test split."""
     found = {name: seeds[0] for name, seeds in record["results"].items()}
     names = "100x-auto", "100x-0.7", "100x-direct"
     aucs = [found[name]["auc"] for name in names]
