@@ -67,7 +67,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return made.eval()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [QUICK, FOLDED])
 def test_a_plan_is_carried_out_and_served_with_equal_scores(
     model: nn.Module, method: str, tmp_path: Path

@@ -484,6 +484,7 @@ def test_a_plan_says_what_was_measured(costing):
     assert str(render(made).title).endswith(wanted) and render(made).caption is None
 
 
+@pytest.mark.slow
 def test_a_plan_keeps_what_it_was_planned_for(costing):
     made = planned(costing({"float32 rows": 1.0}), "100us@64", 0.5)
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).microseconds == made.microseconds

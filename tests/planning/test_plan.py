@@ -209,6 +209,7 @@ def test_the_predicted_loss_is_about_the_real_one(share):
     assert 0.4 < planned(share).loss / real < 2.5
 
 
+@pytest.mark.slow
 @every_share
 def test_an_empty_model_takes_the_tensors_of_the_compressed_one(share):
     model, compressed = applied(share)

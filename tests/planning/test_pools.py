@@ -86,6 +86,7 @@ def stored(model: nn.Module, plan: Plan) -> set[int]:
     return {id(model.get_submodule(name).stored) for name in names}
 
 
+@pytest.mark.slow
 def test_a_pool_takes_most_of_what_tables_may_take(plan: Plan) -> None:
     (names,) = groups(plan)
     pooled = [p for p in plan.layers if p.layer in names]

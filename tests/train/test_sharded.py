@@ -129,6 +129,7 @@ def _writes_back(rank: int, folder: Path) -> None:
         bag.weight.data.zero_()  # its own alone
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_see_one_folder_are_refused_before_training(tmp_path: Path) -> None:
     in_workers(2, _is_apart, tmp_path)
     for rank in (0, 1):
