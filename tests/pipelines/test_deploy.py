@@ -192,7 +192,7 @@ def test_what_cannot_be_deployed_is_told_and_leaves_nothing(
         command(whole, *FLAGS)
     with pytest.raises(EmbedcompError, match="absent is not a model or artifact"):
         command(tmp_path / "absent", *FLAGS)
-    with pytest.raises(EmbedcompError, match="answers everyone in plain text; give --insecure"):
+    with pytest.raises(EmbedcompError, match="answers everyone in plain text; give --tls-cert"):
         command(folder, "--cpus", 0.1)
     with pytest.raises(EmbedcompError, match=r"no host of the cluster has 99 CPUs"):
         command(folder, *FLAGS, "--cpus", 99)
