@@ -93,6 +93,16 @@ def test_an_end_between_messages_is_told_from_one_within(
         ours.receive(soon())
 
 
+def test_an_end_within_a_head_is_within_a_message(
+    pair: tuple[Connection, socket.socket],
+) -> None:
+    ours, other = pair
+    other.sendall(HEAD.pack(Kind.ANSWER, 0)[:3])
+    other.shutdown(socket.SHUT_WR)
+    with pytest.raises(WrongPeer, match="in the middle"):
+        ours.receive(soon())
+
+
 def test_what_is_no_answer_is_none(pair: tuple[Connection, socket.socket]) -> None:
     ours, other = pair
     other.sendall(HEAD.pack(Kind.REFUSED, 2) + b"no" + HEAD.pack(Kind.POOL, 0) + b"HTTP/1.1 400")
@@ -256,4 +266,5 @@ def test_a_closed_replica_keeps_no_stream(pair: tuple[Connection, socket.socket]
     replica.close()
     other.sendall(HEAD.pack(Kind.ANSWER, 2) + b"ok")
     assert replica.receive(ours, soon()).to_pybytes() == b"ok"  # a call in flight has its answer
+    other.settimeout(LONG_S)
     assert not other.recv(1)
