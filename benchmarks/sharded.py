@@ -217,7 +217,7 @@ class Slots:
         self._held = HeldSlots(cutting, version, slots)
 
     def pool(self, message: bytes) -> bytes:
-        return self._held.pool(np.frombuffer(message, "<u4")).tobytes()
+        return self._held.pool(message).tobytes()
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from embedcomp.storage import kinds
 from embedcomp.storage.kind import Located
 from embedcomp.support.mapped import mapped, mapped_with_metadata
 
+NO_MESSAGE = "the message is not what a front sends, or ends too early"
+
 
 class WrongMessage(EmbedcompError):
     """A message that asks for rows which are not here, or that is none."""
@@ -63,17 +65,19 @@ class HeldSlots:
             rows = {self._names.index(name): rows for name, rows in self._by_fbgemm.items()}
             self._pooled.have(Fbgemm(rows), self.slots)
 
-    def pool(self, message: np.ndarray) -> np.ndarray:
+    def pool(self, message: Any) -> np.ndarray:
         """The answer to a message (kernels/slots.h), float32: by part and bag, width + 1 numbers.
 
         Args:
-            message: uint32 words.
+            message: a buffer of 32-bit words.
 
         Raises:
             OtherVersion, WrongMessage: it asks for what is not here, or is none.
         """
+        if memoryview(message).nbytes % 4:
+            raise WrongMessage(NO_MESSAGE)
         try:
-            return self._pooled.pool(message)
+            return self._pooled.pool(np.frombuffer(message, "<u4"))
         except NotPooled as error:
             raise self._wrong(error.code, error.bad) from None
 
@@ -90,7 +94,7 @@ class HeldSlots:
             return WrongMessage(
                 f"slot {bad[1]} is asked for, but this shard holds {in_words(self.slots)}"
             )
-        return WrongMessage("the message is not what a front sends, or ends too early")
+        return WrongMessage(NO_MESSAGE)
 
     def _open(self, slot: int) -> None:
         file = self.cutting.opened(slot_file(slot))

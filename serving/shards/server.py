@@ -218,7 +218,13 @@ class ShardServer:
 
     def _talk(self, taken: socket.socket) -> None:
         """Answer what is asked over one connection, until it ends."""
-        connection = Connection(taken if self._tls is None else self._tls.wrapped(taken))
+        try:
+            connection = Connection(taken if self._tls is None else self._tls.wrapped(taken))
+        except OSError as error:  # who came may be gone already
+            logger.info("a connection ended: %s", error)
+            taken.close()
+            self._places.release()
+            return
         try:
             with ExitStack() as stream:
                 self._answer_all(connection, stream)
@@ -266,9 +272,7 @@ class ShardServer:
     def _pooled(self, slots: HeldSlots, body: pa.Buffer) -> np.ndarray:
         began = time.perf_counter()
         try:
-            if body.size % 4:
-                raise WrongMessage("the message is not what a front sends, or ends too early")
-            found = slots.pool(np.frombuffer(body, "<u4"))
+            found = slots.pool(body)
         except WrongMessage as error:
             code = "other_version" if isinstance(error, OtherVersion) else "wrong"
             self.metrics.requests.labels(code).inc()

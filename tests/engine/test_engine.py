@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,6 +129,27 @@ def test_a_product_that_nothing_follows(
     wanted = (x.astype(np.float64) @ w.T + b * bias).sum(1)
     off = 0.05 * inputs**0.5 * outputs**0.5 if precision == "int8" else 2e-3
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=off)
+
+
+@in_pairs(kernels=KERNELS, widths=((64, 70, 33), (70, 64, 130, 16)), rows=(1, 20))
+def test_layers_of_several_widths_follow_each_other(
+    kernels: None, widths: tuple[int, ...], rows: int
+) -> None:
+    at, layers, tensors, made = widths[0], [], {}, numbers(rows, widths[0])
+    x, before = made, (0, widths[0])
+    for number, (inputs, outputs) in enumerate(pairwise(widths)):
+        w = tensors[f"w{number}"] = numbers(outputs, inputs, seed=number + 1)
+        layers.append(
+            Node(
+                op="linear", at=at, width=outputs, x=(before,), name=f"w{number}",
+                inputs=inputs, outputs=outputs,
+            )
+        )  # fmt: skip
+        before, at = (at, outputs), at + outputs
+        made, w = (torch.from_numpy(a).bfloat16().float().numpy() for a in (made, w))
+        made = made @ w.T
+    found = run(summed(dense(widths[0]), *layers), tensors, x, precision="bfloat16")
+    np.testing.assert_allclose(found, made.sum(1), rtol=0.01, atol=0.01 * np.abs(made).sum(1).max())
 
 
 @in_pairs(kernels=KERNELS, precision=native.FORMATS, inputs=(16, 70, 130))

@@ -181,7 +181,7 @@ class InProcess:
         return [
             None
             if message is None or shard in self._down
-            else pa.py_buffer(self.held[shard].pool(np.frombuffer(message, "<u4")))
+            else pa.py_buffer(self.held[shard].pool(message))
             for shard, message in enumerate(messages)
         ]
 

@@ -135,14 +135,6 @@ def test_closing_wakes_who_waits(pair: tuple[Connection, socket.socket]) -> None
 needs_engine = pytest.mark.skipif(native.library() is None, reason="the engine was not compiled")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Cut tables."""
-    folder = tmp_path_factory.mktemp("cut")
-    whole = cases.save(cases.model("row_int8"), folder / "whole", cases.inputs(4))
-    return cases.cut(whole, folder / "cut")
-
-
 @pytest.fixture
 def shard(made: Artifact) -> Iterator[ShardServer]:
     server = ShardServer(Versions(made.folder, range(256)), ShardSettings(port=0))

@@ -28,13 +28,6 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the engine was
 Serve = Callable[..., ShardServer]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("cut")
-    whole = cases.save(cases.model("row_int8"), folder / "whole", cases.inputs(4))
-    return cases.cut(whole, folder / "cut")
-
-
 @pytest.fixture
 def serve(made: Artifact) -> Iterator[Serve]:
     """Serves all slots with some settings."""
