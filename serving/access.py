@@ -56,6 +56,8 @@ def context(ca: Path, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     Raises:
         BadSettings: a file cannot be read, or does not hold what it should, as PEM.
     """
+    for file in (ca, cert, key):
+        _pem(file)
     try:
         made = ssl.create_default_context(cafile=ca)
     except (ssl.SSLError, OSError) as error:

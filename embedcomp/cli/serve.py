@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedcomp.cli.options import Json, OfLog, Precision, ServedWithin, Target, from_fields, show
+from embedcomp.errors import BadSettings
 from embedcomp.recipes.settings import validated
 from embedcomp.serving.settings import AccessSettings, ServerSettings
 
@@ -33,6 +34,8 @@ def serve(
         from embedcomp.serving.shards.rows import finds
 
         opened = partial(opened, shards=finds(settings))
+    elif settings.shard_tls_ca is not None:
+        raise BadSettings("shard_tls_ca is of shards, and none are named; give --shards too")
     if settings.workers > 1:
         from embedcomp.serving.workers import serve_by_workers
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from embedcomp.artifact.artifact import Artifact
+from embedcomp.cli.main import app
 from embedcomp.errors import BadSettings
 from embedcomp.kernels import native
 from embedcomp.pipelines.deploying.settings import of_shards
@@ -121,6 +123,8 @@ def test_what_does_not_go_together_is_told(tmp_path: Path, files: Files) -> None
     with pytest.raises(BadSettings, match="give --tls-cert and --tls-key"):
         ShardSettings(host="0.0.0.0").refuse_open_door()
     ShardSettings(host="0.0.0.0", **files.shown()).refuse_open_door()
+    told = CliRunner().invoke(app, ["serve", str(tmp_path), "--shard-tls-ca", str(files.ca)])
+    assert isinstance(told.exception, BadSettings) and "give --shards too" in str(told.exception)
 
 
 def test_deployed_shards_show_what_fronts_show(files: Files, theirs: Files) -> None:
@@ -149,6 +153,8 @@ def test_a_file_that_is_no_certificate_is_told_at_once(
     (tmp_path / "none").write_text("nothing")
     with pytest.raises(BadSettings, match="holds no certificate"):
         front(made, shard, shard_tls_ca=tmp_path / "none")
+    with pytest.raises(BadSettings, match=r"missing cannot be read"):
+        front(made, shard, shard_tls_ca=tmp_path / "missing")
     with pytest.raises(BadSettings, match="no certificate and its key"):
         front(
             made,
